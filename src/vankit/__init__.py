@@ -1,0 +1,1 @@
+from vankit.models import van

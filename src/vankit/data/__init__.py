@@ -1,0 +1,1 @@
+"""Images in: safe decoding, and the datasets of every task."""

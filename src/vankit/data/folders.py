@@ -1,0 +1,91 @@
+"""Labelled images for classification: a folder per class, timm's dataset readers, or the generated `shapes`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from timm.data import create_dataset
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+
+from vankit.data.images import IMAGE_SUFFIXES, load_image
+from vankit.data.shapes import Shapes
+
+Transform = Callable[[Image.Image], Any]
+
+_SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
+_READERS = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
+_SHAPES_LENGTH = {"train": 12_000, "val": 1_000}
+
+
+def open_dataset(data: str | Path, split: str, transform: Transform, size: int = 64, seed: int = 0) -> Dataset[Any]:
+    """Open one split of a labelled image set.
+
+    Args:
+        data: an ImageFolder directory (`DATA/train/CLASS/*.jpg`, `DATA/val/CLASS/*.jpg`; for `val` also
+            `DATA/CLASS/*.jpg`), the word `shapes`, or a name that timm's create_dataset reads: `hfds/NAME` (Hugging
+            Face), `wds/FOLDER` (WebDataset shards), `tfds/NAME`, `torch/NAME`.
+        split: 'train' or 'val'.
+        transform: PIL RGB image → sample.
+        size: side in pixels of generated `shapes`.
+        seed: of generated `shapes`.
+
+    Returns:
+        A dataset of (sample, label) with the class names as `classes` (a list of str).
+
+    Raises:
+        FileNotFoundError: there is no such directory or split.
+        ValueError: the directory is no ImageFolder.
+    """
+    name = str(data)
+    if name == "shapes":
+        return Shapes(split, _SHAPES_LENGTH[split], size, seed, transform)
+    if name.startswith(_READERS):
+        return _reader_dataset(name, split, transform)
+    root = Path(data)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"no dataset at {data}: expected a directory with {split}/CLASS/*.jpg, the word 'shapes', "
+            f"or a name that starts with {', '.join(_READERS)}"
+        )
+    return _folder_dataset(root, split, transform)
+
+
+def _folder_dataset(root: Path, split: str, transform: Transform) -> ImageFolder:
+    folder = next((root / name for name in _SPLITS[split] if (root / name).is_dir()), None)
+    if folder is None and split == "val" and not any((root / name).is_dir() for name in _SPLITS["train"]):
+        folder = root
+    if folder is None:
+        raise FileNotFoundError(f"no {split} split in {root}: expected one of {', '.join(_SPLITS[split])} in it")
+    try:
+        return ImageFolder(
+            str(folder), transform, loader=load_image, is_valid_file=lambda p: Path(p).suffix.lower() in IMAGE_SUFFIXES
+        )
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is no ImageFolder: expected {folder}/CLASS/*.jpg; {error}") from None
+
+
+def _reader_dataset(name: str, split: str, transform: Transform) -> Dataset[Any]:
+    reader, _, rest = name.partition("/")
+    shards = reader == "wds"
+    dataset = create_dataset(
+        "wds/shards" if shards else name,
+        root=rest if shards else None,
+        split={"train": "train", "val": "validation"}[split],
+        is_training=split == "train",
+        transform=transform,
+    )
+    dataset.classes = _class_names(dataset)
+    return dataset
+
+
+def _class_names(dataset: Any) -> list[str]:
+    reader = dataset.reader
+    if mapping := getattr(reader, "class_to_idx", None):
+        return [name for name, _ in sorted(mapping.items(), key=lambda item: item[1])]
+    feature = getattr(getattr(reader, "dataset", None), "features", {}).get("label")
+    names = getattr(feature, "names", None)
+    if names is None:
+        raise ValueError("the dataset names no classes: expected a ClassLabel column `label` or a class map")
+    return list(names)

@@ -1,0 +1,498 @@
+"""The Visual Attention Network (Guo et al., arXiv 2202.09741), registered with timm as `van_b0` to `van_b6`."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, Final
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, trunc_normal_
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import MATCH_PREV_GROUP
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from vankit.models import hub, weights
+from vankit.ops import large_kernel_attention
+
+__all__ = ["VAN", "LargeKernelAttention"]  # register_model adds the entry points
+
+torch.fx.wrap("large_kernel_attention")  # one node to torch.fx: inside, sizes decide which taps are computed
+
+
+class LargeKernelAttention(nn.Module):
+    """LKA(x) = x * conv1x1(dw_d(dw(x))), paper section 3.1.
+
+    Args:
+        dim: channels C; input and output are (B, C, H, W).
+        dilation: factor on every dilation, see `vankit.ops.large_kernel_attention`'s `stride_dilation`.
+    """
+
+    dilation: Final[int]
+
+    def __init__(self, dim: int, dilation: int = 1, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        conv = partial(nn.Conv2d, dim, dim, device=device, dtype=dtype)
+        self.dilation = dilation
+        self.dw = conv(5, padding=2 * dilation, dilation=dilation, groups=dim)
+        self.dw_d = conv(7, padding=9 * dilation, dilation=3 * dilation, groups=dim)
+        self.pw = conv(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return large_kernel_attention(
+            x,
+            self.dw.weight,
+            self.dw.bias,
+            self.dw_d.weight,
+            self.dw_d.bias,
+            self.pw.weight,
+            self.pw.bias,
+            dilation=3,
+            stride_dilation=self.dilation,
+        )
+
+
+class Attention(nn.Module):
+    """1x1 → GELU → LKA → 1x1, plus its own shortcut (paper figure 3d)."""
+
+    def __init__(self, dim: int, dilation: int, **factory: Any) -> None:
+        super().__init__()
+        self.proj_1 = nn.Conv2d(dim, dim, 1, **factory)
+        self.lka = LargeKernelAttention(dim, dilation, **factory)
+        self.proj_2 = nn.Conv2d(dim, dim, 1, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.proj_2(self.lka(F.gelu(self.proj_1(x))))
+
+
+class Mlp(nn.Module):
+    """1x1 → depth-wise 3x3 → GELU → 1x1 (paper figure 3d, the convolutional feed-forward)."""
+
+    def __init__(self, dim: int, hidden: int, dilation: int, **factory: Any) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden, 1, **factory)
+        self.dw = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation, groups=hidden, **factory)
+        self.fc2 = nn.Conv2d(hidden, dim, 1, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.dw(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """x + ls1 * Attention(BN(x)), then x + ls2 * Mlp(BN(x)), each branch under drop path."""
+
+    def __init__(
+        self, dim: int, mlp_ratio: float, drop_path: float, layer_scale: float, dilation: int, **factory: Any
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(dim, **factory)
+        self.attn = Attention(dim, dilation, **factory)
+        self.layer_scale_1 = nn.Parameter(torch.full((dim,), layer_scale, **factory))
+        self.norm2 = nn.BatchNorm2d(dim, **factory)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dilation, **factory)
+        self.layer_scale_2 = nn.Parameter(torch.full((dim,), layer_scale, **factory))
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.attn(self.norm1(x)))
+        return x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patch embedding: a strided convolution and a BatchNorm."""
+
+    def __init__(self, in_chans: int, dim: int, kernel_size: int, stride: int, dilation: int, **factory: Any) -> None:
+        super().__init__()
+        padding = dilation * (kernel_size // 2)
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride, padding, dilation, **factory)
+        self.norm = nn.BatchNorm2d(dim, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x))
+
+
+class Stage(nn.Module):
+    """Patch embedding, blocks, LayerNorm: (B, in_chans, H, W) → (B, dim, ⌈H/stride⌉, ⌈W/stride⌉)."""
+
+    def __init__(self, patch_embed: PatchEmbed, blocks: Sequence[Block], norm: LayerNorm2d) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.patch_embed = patch_embed
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            for block in self.blocks:
+                x = _recompute(block, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(x)
+
+
+def _recompute(block: nn.Module, x: Tensor) -> Tensor:
+    """block(x), its activations computed again in the backward pass instead of stored."""
+    if torch.compiler.is_compiling():  # takes no contexts, and a compiled graph updates the buffers once by itself
+        return checkpoint(block, x, use_reentrant=False)
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _buffers_kept(block)))
+
+
+@contextmanager
+def _buffers_kept(block: nn.Module) -> Iterator[None]:
+    """Recomputation must not count a batch in the running statistics a second time."""
+    kept = [(m, name, buffer) for m in block.modules() for name, buffer in m.named_buffers(recurse=False)]
+    try:
+        for module, name, buffer in kept:
+            setattr(module, name, buffer.clone())
+        yield
+    finally:
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
+
+
+class VAN(nn.Module):
+    """Visual Attention Network (arXiv 2202.09741) under timm's model contract.
+
+    Input is (B, in_chans, H, W) of any size from 1x1 up; the four stages `stage1` … `stage4` have strides 4, 8, 16
+    and 32 (sizes are rounded up).
+
+    Args:
+        in_chans: input channels.
+        num_classes: outputs of the linear head; 0 for pooled features.
+        global_pool: 'avg', or '' for unpooled (B, C, H, W) features (with num_classes=0).
+        output_stride: 8, 16 or 32. Below 32 the last stages keep their resolution and dilate their kernels instead,
+            so the same weights compute the same features on a denser grid.
+        embed_dims: channels per stage.
+        depths: blocks per stage.
+        mlp_ratios: hidden width of the MLP over the stage's width.
+        drop_rate: dropout before the head, 0 to 1.
+        drop_path_rate: stochastic depth of the last block, 0 to 1; it rises linearly from 0 over the blocks.
+        layer_scale_init: initial layer scale.
+
+    Raises:
+        ValueError: output_stride is not 8, 16 or 32, or there are classes but no pooling.
+    """
+
+    stage1: nn.Module
+    stage2: nn.Module
+    stage3: nn.Module
+    stage4: nn.Module
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        output_stride: int = 32,
+        embed_dims: Sequence[int] = (32, 64, 160, 256),
+        depths: Sequence[int] = (3, 3, 5, 2),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init: float = 1e-2,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride is {output_stride}, but VAN offers 8, 16 and 32")
+        _check_head(num_classes, global_pool)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.drop_rate = drop_rate
+        self.num_features = embed_dims[-1]
+        feature_info: list[dict[str, Any]] = []
+
+        drop_paths: Iterator[Any] = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
+        chans, reduction, dilation = in_chans, 1, 1
+        for i, (dim, depth, ratio) in enumerate(zip(embed_dims, depths, mlp_ratios, strict=True)):
+            kernel_size, stride = (7, 4) if i == 0 else (3, 2)
+            before = dilation
+            if reduction * stride > output_stride:
+                dilation, stride = dilation * stride, 1
+            reduction *= stride
+            stage = Stage(
+                PatchEmbed(chans, dim, kernel_size, stride, before, **factory),
+                [Block(dim, ratio, next(drop_paths), layer_scale_init, dilation, **factory) for _ in range(depth)],
+                LayerNorm2d(dim, eps=1e-6, **factory),
+            )
+            # transformers' TimmBackbone finds stages as direct children, so they are not in a Sequential
+            self.add_module(f"stage{i + 1}", stage)
+            feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stage{i + 1}"})
+            chans = dim
+
+        self.feature_info = feature_info  # not annotated on self: TorchScript would read the annotation
+        self.head = ClassifierHead(
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory
+        )
+        self.head_hidden_size = self.head.num_features
+        self.apply(_init_weights)
+
+    def _stages(self) -> list[nn.Module]:
+        return [stage for name, stage in self.named_children() if name.startswith("stage")]
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameter names that optimizers should not decay although the caller may decay vectors: the layer scales."""
+        return {name for name, _ in self.named_parameters() if "layer_scale" in name}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that order the parameters from input to output, for layer-wise learning-rate decay.
+
+        Args:
+            coarse: one group a stage instead of one a block.
+        """
+        if coarse:
+            return {"stem": r"^stage1\.patch_embed", "blocks": r"^stage(\d+)"}
+        return {
+            "stem": r"^stage1\.patch_embed",
+            "blocks": [
+                (r"^stage(\d+)\.patch_embed", (-1,)),
+                (r"^stage(\d+)\.blocks\.(\d+)", None),
+                (r"^stage(\d+)\.norm", MATCH_PREV_GROUP),
+            ],
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of storing them."""
+        for stage in self._stages():
+            if isinstance(stage, Stage):  # not pruned
+                stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The linear head, (B, C) → (B, num_classes), or Identity."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one.
+
+        Args:
+            num_classes: outputs of the new head; 0 for none.
+            global_pool: 'avg' or ''; None keeps the present pooling.
+
+        Raises:
+            ValueError: there would be classes but no pooling.
+        """
+        _check_head(num_classes, self.head.global_pool.pool_type if global_pool is None else global_pool)
+        like = next(self.parameters())  # the old head may have no parameter to take these from
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool, in_features=self.num_features, device=like.device, dtype=like.dtype)
+        self.head_hidden_size = self.head.num_features
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Stage outputs, after the stage's LayerNorm.
+
+        Args:
+            x: images, (B, in_chans, H, W).
+            indices: the last n stages if int, all if None, else the stages listed (0 to 3, negative from the end).
+            norm: accepted for timm's contract; every stage ends with its norm already.
+            stop_early: do not run stages beyond the last one asked for.
+            output_fmt: only 'NCHW'.
+            intermediates_only: return the list alone.
+
+        Returns:
+            The list of (B, C, H, W) stage outputs, or (final features, list).
+
+        Raises:
+            ValueError: output_fmt is not 'NCHW'.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is {output_fmt!r}, but VAN's stages are 'NCHW'")
+        stages = self._stages()
+        take_indices, max_index = feature_take_indices(len(stages), indices)
+        intermediates = []
+        for i, stage in enumerate(stages[: max_index + 1] if stop_early else stages):
+            x = stage(x)
+            if i in take_indices:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages that the given intermediates do not need, and with them (or on request) the head.
+
+        Args:
+            indices: as in `forward_intermediates`.
+            prune_norm: accepted for timm's contract; a stage's norm belongs to the stage.
+            prune_head: drop pooling and the linear head even if all stages stay.
+
+        Returns:
+            The indices of the stages kept as intermediates.
+        """
+        stages = self._stages()
+        take_indices, max_index = feature_take_indices(len(stages), indices)
+        pruned = max_index < len(stages) - 1
+        for i in range(max_index + 1, len(stages)):
+            setattr(self, f"stage{i + 1}", nn.Identity())
+        if pruned:
+            self.num_features = self.feature_info[max_index]["num_chs"]
+        if pruned or prune_head:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    @torch.jit.ignore
+    def load_pretrained(self, path: str) -> None:
+        """timm's hook for `pretrained=True` and `pretrained_cfg_overlay=dict(file=path)`: any public format."""
+        weights.load_checkpoint(self, path)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) → the last stage's output, (B, C, ⌈H/32⌉, ⌈W/32⌉)."""
+        x = self.stage1(x)  # (B, C1, H/4, W/4)
+        x = self.stage2(x)  # (B, C2, H/8, W/8)
+        x = self.stage3(x)  # (B, C3, H/16, W/16)
+        return self.stage4(x)  # (B, C4, H/32, W/32)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features (B, C, h, w) → logits (B, num_classes), or pooled features (B, C) with `pre_logits`."""
+        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _check_head(num_classes: int, global_pool: str) -> None:
+    if num_classes > 0 and not global_pool:
+        raise ValueError(
+            f"global_pool is '' with num_classes={num_classes}: a linear head needs pooled features; "
+            "expected global_pool='avg', or num_classes=0"
+        )
+
+
+def _init_weights(module: nn.Module) -> None:
+    """The published initialisation: He fan-out over groups for convolutions, truncated normal for the head."""
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+        assert module.bias is not None  # every convolution here has one
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+# (embed dims, depths, MLP ratios): paper table 2 for B0 to B6
+VARIANTS: dict[str, dict[str, tuple[int, ...]]] = {
+    name: {"embed_dims": dims, "depths": depths, "mlp_ratios": (8, 8, 4, 4)}
+    for name, dims, depths in (
+        ("van_b0", (32, 64, 160, 256), (3, 3, 5, 2)),
+        ("van_b1", (64, 128, 320, 512), (2, 2, 4, 2)),
+        ("van_b2", (64, 128, 320, 512), (3, 3, 12, 3)),
+        ("van_b3", (64, 128, 320, 512), (3, 5, 27, 3)),
+        ("van_b4", (64, 128, 320, 512), (3, 6, 40, 3)),
+        ("van_b5", (96, 192, 480, 768), (3, 3, 24, 3)),
+        ("van_b6", (96, 192, 384, 768), (6, 6, 90, 6)),
+    )
+}
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    """timm's description of a set of weights; preprocessing is that of the published checkpoints."""
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "first_conv": "stage1.patch_embed.proj",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2202.09741",
+        "paper_name": "Visual Attention Network",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "van_b0.in1k": _cfg(
+            hf_hub_id="Visual-Attention-Network/VAN-Tiny-original", hf_hub_filename="van_tiny_754.pth.tar"
+        ),
+        "van_b1.in1k": _cfg(
+            hf_hub_id="Visual-Attention-Network/VAN-Small-original", hf_hub_filename="van_small_811.pth.tar"
+        ),
+        "van_b2.in1k": _cfg(
+            hf_hub_id="Visual-Attention-Network/VAN-Base-original", hf_hub_filename="van_base_828.pth.tar"
+        ),
+        "van_b3.in1k": _cfg(
+            hf_hub_id="Visual-Attention-Network/VAN-Large-original", hf_hub_filename="van_large_839.pth.tar"
+        ),
+        "van_b4": _cfg(),
+        "van_b5": _cfg(),
+        "van_b6": _cfg(),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> VAN:
+    if pretrained:
+        # timm resets custom_load when a caller names a file of his own, and cannot fetch into a custom loader
+        kwargs["pretrained_cfg_overlay"] = hub.resolve(
+            variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"), kwargs.get("cache_dir")
+        )
+    if kwargs.get("features_only"):
+        kwargs["num_classes"] = 0  # timm drops the head only after it has loaded the weights
+    return build_model_with_cfg(
+        VAN, variant, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3)}, **{**VARIANTS[variant], **kwargs}
+    )
+
+
+@register_model
+def van_b0(pretrained: bool = False, **kwargs: Any) -> VAN:
+    """VAN-B0 (tiny): 4.1 M parameters."""
+    return _create("van_b0", pretrained, **kwargs)
+
+
+@register_model
+def van_b1(pretrained: bool = False, **kwargs: Any) -> VAN:
+    """VAN-B1 (small): 13.9 M parameters."""
+    return _create("van_b1", pretrained, **kwargs)
+
+
+@register_model
+def van_b2(pretrained: bool = False, **kwargs: Any) -> VAN:
+    """VAN-B2 (base): 26.6 M parameters."""
+    return _create("van_b2", pretrained, **kwargs)
+
+
+@register_model
+def van_b3(pretrained: bool = False, **kwargs: Any) -> VAN:
+    """VAN-B3 (large): 44.8 M parameters."""
+    return _create("van_b3", pretrained, **kwargs)
+
+
+@register_model
+def van_b4(pretrained: bool = False, **kwargs: Any) -> VAN:
+    """VAN-B4: 60.3 M parameters."""
+    return _create("van_b4", pretrained, **kwargs)
+
+
+@register_model
+def van_b5(pretrained: bool = False, **kwargs: Any) -> VAN:
+    """VAN-B5: 90.0 M parameters."""
+    return _create("van_b5", pretrained, **kwargs)
+
+
+@register_model
+def van_b6(pretrained: bool = False, **kwargs: Any) -> VAN:
+    """VAN-B6: 199.8 M parameters."""
+    return _create("van_b6", pretrained, **kwargs)

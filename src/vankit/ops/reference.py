@@ -1,0 +1,54 @@
+"""Large kernel attention in plain PyTorch: the definition every faster implementation is tested against."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
+    """Depth-wise convolution that keeps the spatial size.
+
+    Args:
+        x: input, (B, C, H, W).
+        weight: (C, 1, k, k), k odd.
+        bias: (C,) or None.
+        dilation: distance between kernel taps in pixels.
+
+    Returns:
+        (B, C, H, W).
+    """
+    if not (torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling()):
+        weight = _reachable_taps(weight, x.shape[-2], x.shape[-1], dilation)
+    padding = [dilation * (weight.shape[-2] // 2), dilation * (weight.shape[-1] // 2)]
+    return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=weight.shape[0])
+
+
+def _reachable_taps(weight: Tensor, height: int, width: int, dilation: int) -> Tensor:
+    """The kernel without the outer taps that meet nothing but padding on a map of this size: exact, and far cheaper.
+
+    On 4x4 maps a 7x7 kernel with dilation 3 has 9 taps that can touch the map, on 2x2 maps one. Left out where a size
+    may be symbolic, since the choice depends on it.
+    """
+    for axis, size in ((-2, height), (-1, width)):
+        k = weight.shape[axis]
+        reach = min(k // 2, max(size - 1, 0) // dilation)
+        weight = weight.narrow(axis, k // 2 - reach, 2 * reach + 1)
+    return weight
+
+
+def large_kernel_attention(
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor | None,
+    dw_d_weight: Tensor,
+    dw_d_bias: Tensor | None,
+    pw_weight: Tensor,
+    pw_bias: Tensor | None,
+    dilation: int = 3,
+    stride_dilation: int = 1,
+) -> Tensor:
+    """See `vankit.ops.large_kernel_attention`."""
+    attn = depthwise(x, dw_weight, dw_bias, stride_dilation)
+    attn = depthwise(attn, dw_d_weight, dw_d_bias, dilation * stride_dilation)
+    attn = F.conv2d(attn, pw_weight, pw_bias)
+    return torch.mul(x, attn)

@@ -1,0 +1,117 @@
+"""Image classification: the network, its loss, its optimiser and its measures as a LightningModule."""
+
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from vankit.recipes import TrainConfig
+
+
+class Classifier(LightningModule):
+    """A timm model under training.
+
+    Args:
+        model: a network (B, 3, H, W) → (B, classes).
+        num_classes: outputs of its head.
+        config: the run's settings.
+        total_batch: images per update over all processes, for the learning rate.
+    """
+
+    def __init__(self, model: torch.nn.Module, num_classes: int, config: TrainConfig, total_batch: int) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.lr = config.lr * total_batch / config.lr_batch
+        self.mixup = None
+        if config.mixup or config.cutmix:
+            self.mixup = Mixup(
+                config.mixup,
+                config.cutmix,
+                switch_prob=config.mixup_switch_prob,
+                label_smoothing=config.smoothing,
+                num_classes=num_classes,
+            )
+        self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
+        self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.config.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        return self.model(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch  # (B, 3, H, W), (B,)
+        smoothing = self.config.smoothing
+        if self.mixup is not None and len(images) % 2 == 0:
+            images, labels = self.mixup(images.clone(), labels)  # labels (B, classes), smoothed already
+            smoothing = 0.0
+        loss = F.cross_entropy(self(images).float(), labels, label_smoothing=smoothing)
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images).float()
+        self.top1(logits, labels)
+        self.top5(logits, labels)
+        self.log("val_loss", F.cross_entropy(logits, labels), on_epoch=True, sync_dist=True)
+        self.log("val_top1", self.top1, on_epoch=True, prog_bar=True)
+        self.log("val_top5", self.top5, on_epoch=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        config = self.config
+        decay = config.layer_decay if config.layer_decay < 1 else None
+        optimizer = create_optimizer_v2(
+            self.model, "adamw", lr=self.lr, weight_decay=config.weight_decay, layer_decay=decay
+        )
+        epochs = config.epochs + config.cooldown_epochs
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            "cosine",
+            num_epochs=config.epochs,
+            cooldown_epochs=config.cooldown_epochs,
+            min_lr=config.min_lr,
+            warmup_lr=config.warmup_lr,
+            warmup_epochs=config.warmup_epochs,
+            step_on_epochs=False,
+            updates_per_epoch=max(1, int(self.trainer.estimated_stepping_batches) // epochs),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step_update(self.global_step)
+
+
+def build_classifier(model: str, num_classes: int, config: TrainConfig, **overlay: Any) -> torch.nn.Module:
+    """The network that a config describes, in its memory format.
+
+    Args:
+        model: a timm model name.
+        num_classes: outputs of the head.
+        config: the run's settings.
+        overlay: entries of timm's pretrained_cfg, such as `file`.
+    """
+    network = timm.create_model(
+        model,
+        pretrained=config.pretrained or bool(overlay),
+        num_classes=num_classes,
+        drop_path_rate=config.drop_path_rate,
+        drop_rate=config.drop_rate,
+        pretrained_cfg_overlay=overlay or None,
+    )
+    network.set_grad_checkpointing(config.grad_checkpointing)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if config.compile:
+        network.compile()
+    return network
+
+

@@ -1,0 +1,232 @@
+"""Training: a config, a model and data go in; a Lightning Trainer runs; weights, logs and the state to resume come out."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from timm.data import create_transform
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
+
+from vankit.data.folders import open_dataset
+from vankit.models import weights
+from vankit.recipes import TrainConfig
+from vankit.tasks.classify import Classifier, build_classifier
+
+MEAN_STD = (0.5, 0.5, 0.5)  # VAN's published preprocessing
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run left.
+
+    Attributes:
+        top1: best validation accuracy, 0 to 1.
+        best, last: vankit checkpoints of the best and the last epoch.
+        seconds: wall time of the training loop, validation included.
+    """
+
+    top1: float
+    best: Path
+    last: Path
+    seconds: float
+
+
+def train(
+    data: str | Path,
+    model: str = "van_b0",
+    config: TrainConfig | None = None,
+    out: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+) -> TrainResult:
+    """Train a classifier.
+
+    Under torchrun every process calls this with the same arguments; one process alone trains alone.
+
+    Args:
+        data: see `vankit.data.folders.open_dataset`; needs a train and a val split.
+        model: a timm model name, such as van_b0.
+        config: settings; `recipes.in1k(model)` if None.
+        out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and tensorboard/;
+            `runs/MODEL` if None.
+        checkpoint: weights of any public format to start from.
+        resume: continue the run in `out` from its last finished epoch.
+
+    Returns:
+        Best accuracy and the files.
+
+    Raises:
+        FileNotFoundError: data, checkpoint, or with `resume` the run is missing.
+        ValueError: the data is no labelled image set, the train and val classes differ, or `out` already holds a run.
+    """
+    config = config or TrainConfig()
+    out = Path(out) if out is not None else Path("runs") / model
+    state = _resume_state(out, resume)
+    seed_everything(config.seed, workers=True, verbose=False)
+    train_loader, val_loader, classes = _loaders(data, config)
+    overlay = {"file": str(checkpoint)} if checkpoint else {}
+    network = build_classifier(model, len(classes), config, **overlay)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    task = Classifier(network, len(classes), config, config.batch_size * world * config.accumulate)
+
+    keep = KeepWeights(out, _metadata(model, classes, config))
+    trainer = _trainer(config, out, keep)
+    if trainer.is_global_zero:
+        out.mkdir(parents=True, exist_ok=True)
+        record = {"data": str(data), "model": model, "classes": classes, **dataclasses.asdict(config)}
+        (out / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    start = time.perf_counter()
+    trainer.fit(task, train_loader, val_loader, ckpt_path=state, weights_only=True)
+    return TrainResult(keep.best, out / "best.safetensors", out / "last.safetensors", time.perf_counter() - start)
+
+
+def _resume_state(out: Path, resume: bool) -> Path | None:
+    state = out / "resume.ckpt"
+    if resume and not state.is_file():
+        raise FileNotFoundError(f"nothing to resume in {out}: expected {state}; leave out --resume to start a run")
+    if not resume and state.is_file():
+        raise ValueError(f"{out} already holds a run: pass --resume to continue it, or another --out")
+    return state if resume else None
+
+
+def _trainer(config: TrainConfig, out: Path, keep: "KeepWeights") -> Trainer:
+    """One Lightning Trainer: on the processes torchrun started if any, else on one accelerator or the CPU."""
+    callbacks: list[Callback] = [keep]
+    if config.ema_decay:
+        # after `keep`: callbacks run in order, and this one swaps the averaged weights back out
+        callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
+    callbacks.append(ModelCheckpoint(out, "resume", save_top_k=1, enable_version_counter=False))
+    if bar := sys.stdout.isatty():
+        callbacks.append(RichProgressBar())
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    # Lightning advises on loader processes and logging intervals; the config has decided both
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
+    return Trainer(
+        max_epochs=config.epochs + config.cooldown_epochs,
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
+        precision=config.precision,  # type: ignore[arg-type]
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip_grad or None,
+        logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="", version="tensorboard")],
+        callbacks=callbacks,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=20,
+    )
+
+
+class KeepWeights(Callback):
+    """Writes last.safetensors after every validation and best.safetensors after the best, and prints a line of it.
+
+    Args:
+        out: folder.
+        metadata: see `vankit.models.weights.Checkpoint`.
+    """
+
+    def __init__(self, out: Path, metadata: dict[str, Any]) -> None:
+        self.out = out
+        self.metadata = metadata
+        self.best = -1.0
+        self.start = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        top1 = float(pl_module.top1.compute())  # on every process: it gathers
+        top5 = float(pl_module.top5.compute())
+        improved, self.best = top1 > self.best, max(top1, self.best)
+        if not trainer.is_global_zero:
+            return
+        epoch = trainer.current_epoch + 1
+        metadata = {**self.metadata, "epoch": epoch, "top1": round(top1, 5), "top5": round(top5, 5)}
+        state = pl_module.model.state_dict()
+        for name in ("last", "best") if improved else ("last",):
+            weights.write_checkpoint(state, self.out / f"{name}.safetensors", metadata=metadata)
+        loss = float(trainer.callback_metrics.get("train_loss_step", float("nan")))
+        print(
+            f"epoch {epoch}/{trainer.max_epochs}  loss {loss:.3f}  top-1 {top1:.2%}  top-5 {top5:.2%}  "
+            f"best {self.best:.2%}  {time.perf_counter() - self.start:.0f} s",
+            flush=True,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+def _metadata(model: str, classes: list[str], config: TrainConfig) -> dict[str, Any]:
+    return {
+        "model": model.split(".")[0],
+        "classes": classes,
+        "preprocessing": {
+            "input_size": [3, config.img_size, config.img_size],
+            "mean": list(MEAN_STD),
+            "std": list(MEAN_STD),
+            "crop_pct": config.crop_pct,
+            "interpolation": "bicubic",
+        },
+    }
+
+
+def _loaders(data: str | Path, config: TrainConfig) -> tuple[DataLoader[Any], DataLoader[Any], list[str]]:
+    common: dict[str, Any] = {"input_size": config.img_size, "mean": MEAN_STD, "std": MEAN_STD}
+    augment = create_transform(
+        **common,
+        is_training=True,
+        scale=(config.min_scale, 1.0),
+        auto_augment=None if config.auto_augment in ("", "none") else config.auto_augment,
+        color_jitter=config.color_jitter or None,
+        re_prob=config.random_erasing,
+        interpolation="bicubic",
+    )
+    centre = create_transform(**common, crop_pct=config.crop_pct, interpolation="bicubic")
+    train_set = open_dataset(data, "train", augment, config.img_size, config.seed)
+    val_set = open_dataset(data, "val", centre, config.img_size, config.seed)
+    classes = list(train_set.classes)
+    if classes != list(val_set.classes):
+        only = sorted(set(classes) ^ set(val_set.classes))
+        raise ValueError(f"train and val have different classes: {', '.join(only[:10])}")
+    return _loader(train_set, config, shuffle=True), _loader(val_set, config, shuffle=False), classes
+
+
+def _loader(dataset: Dataset[Any], config: TrainConfig, shuffle: bool) -> DataLoader[Any]:
+    """Batches of this process's share; validation shares are disjoint, so that no image counts twice."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    stream = isinstance(dataset, IterableDataset)
+    sampler = None
+    if world > 1 and not stream:
+        if shuffle:
+            sampler = DistributedSampler(dataset, world, rank, seed=config.seed, drop_last=True)
+        else:
+            dataset = Subset(dataset, range(rank, len(dataset), world))  # type: ignore[arg-type]
+    return DataLoader(
+        dataset,
+        batch_size=config.batch_size,
+        sampler=sampler,
+        shuffle=shuffle and sampler is None and not stream,
+        drop_last=shuffle,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

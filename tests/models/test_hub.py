@@ -1,0 +1,364 @@
+"""Fetching checkpoints, against a hub on loopback that breaks off, lies and forgets."""
+
+import hashlib
+import http.server
+import io
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import vankit  # noqa: F401  (registers the models)
+from vankit.models import hub
+
+REPO, FILE = "Visual-Attention-Network/VAN-Tiny-original", "van_tiny_754.pth.tar"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class FakeHub:
+    """Files as the Hugging Face hub serves them, and a log of what was asked.
+
+    Attributes:
+        files: content by path, '<repo>/<file>'.
+        stated: sha256 that the hub states where it is not the content's.
+        cuts: bytes after which the next GETs break off, one entry a GET.
+        requests: (method, Range header or '') of every request.
+        sent: content bytes sent.
+    """
+
+    endpoint: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    stated: dict[str, str] = field(default_factory=dict)
+    cuts: list[int] = field(default_factory=list)
+    reset: bool = False
+    ranges: bool = True
+    status: int = 200
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    sent: int = 0
+
+    def add(self, content: bytes, name: str = f"{REPO}/{FILE}") -> bytes:
+        self.files[name] = content
+        return content
+
+    def gets(self) -> list[str]:
+        return [range_ for method, range_ in self.requests if method == "GET"]
+
+
+def _handler(state: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
+            wanted = self.headers.get("Range", "")
+            state.requests.append((self.command, wanted))
+            repo, _, name = self.path.lstrip("/").partition("/resolve/main/")
+            content = state.files.get(f"{repo}/{name}")
+            if content is None or state.status != 200:
+                self.send_response(404 if content is None else state.status)
+                self.send_header("X-Error-Code", "EntryNotFound" if content is None else "")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and state.ranges else 0
+            sha256 = state.stated.get(f"{repo}/{name}") or hashlib.sha256(content).hexdigest()
+            self.send_response(206 if start else 200)
+            self.send_header("ETag", f'"{sha256}"')
+            self.send_header("X-Linked-Etag", f'"{sha256}"')
+            self.send_header("X-Linked-Size", str(len(content)))
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", str(len(content) - start))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.end_headers()
+            if body:
+                self.send(content[start:])
+
+        def send(self, content: bytes) -> None:
+            if state.cuts:
+                content = content[: state.cuts.pop(0)]
+                self.close_connection = True
+            self.wfile.write(content)
+            state.sent += len(content)
+            if self.close_connection and state.reset:
+                self.wfile.flush()
+                time.sleep(0.05)  # a reset discards what the peer has not read yet
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                self.connection.close()
+
+    return Handler
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A running fake hub; waits between retries are skipped."""
+    state = FakeHub()
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(state))
+    running.daemon_threads = True
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    state.endpoint = f"http://127.0.0.1:{running.server_port}"
+    monkeypatch.setattr("huggingface_hub.file_download.time", _NoWaiting())
+    yield state
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+class _NoWaiting:
+    def __getattr__(self, name: str) -> Any:
+        return (lambda _: None) if name == "sleep" else getattr(time, name)
+
+
+@pytest.fixture
+def closed() -> str:
+    """An endpoint where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def content(size: int = 3_000_000) -> bytes:
+    return np.random.default_rng(0).bytes(size)
+
+
+def leftovers(cache: Path) -> list[str]:
+    return [path.name for path in cache.rglob("*.incomplete")]
+
+
+def test_download_then_cache(server: FakeHub, tmp_path: Path, closed: str) -> None:
+    data = server.add(content())
+    path = hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint)
+    assert path.name == FILE and path.read_bytes() == data
+    assert server.gets() == [""]
+    asked = len(server.requests)
+    assert hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint) == path
+    assert hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=closed) == path
+    assert hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=closed, local_files_only=True) == path
+    assert len(server.requests) == asked
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_broken_connection_is_resumed(server: FakeHub, tmp_path: Path, reset: bool) -> None:
+    data = server.add(content())
+    server.cuts, server.reset = [1_500_000, 400_000], reset
+    path = hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint)
+    assert path.read_bytes() == data
+    first, *later = server.gets()
+    assert first == "" and later == ["bytes=1500000-", "bytes=1900000-"]
+    assert server.sent == len(data)
+
+
+def test_partial_file_outlives_the_call(server: FakeHub, tmp_path: Path) -> None:
+    data = server.add(content())
+    server.cuts = [1_000_000] + [0] * 20
+    with pytest.raises(hub.DownloadError, match=FILE):
+        hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint)
+    [partial] = leftovers(tmp_path)
+    assert next(tmp_path.rglob(partial)).read_bytes() == data[:1_000_000]
+
+    server.cuts, before = [], len(server.requests)
+    assert hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint).read_bytes() == data
+    assert [range_ for method, range_ in server.requests[before:] if method == "GET"] == ["bytes=1000000-"]
+    assert server.sent == len(data)
+    assert leftovers(tmp_path) == []
+
+
+def test_endless_breaking_ends(server: FakeHub, tmp_path: Path) -> None:
+    server.add(content())
+    server.cuts = [0] * 100
+    with pytest.raises(hub.DownloadError):
+        hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint)
+    assert len(server.gets()) < 15
+
+
+def test_server_without_ranges_starts_over(server: FakeHub, tmp_path: Path) -> None:
+    data = server.add(content())
+    server.cuts, server.ranges = [1_000_000], False
+    assert hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint).read_bytes() == data
+
+
+@pytest.mark.parametrize("left", ["other bytes", "too long"])
+def test_bad_partial_file_is_discarded(server: FakeHub, tmp_path: Path, left: str) -> None:
+    data = server.add(content())
+    server.cuts = [1_000_000] + [0] * 20
+    with pytest.raises(hub.DownloadError):
+        hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint)
+    partial = next(tmp_path.rglob("*.incomplete"))
+    partial.write_bytes(bytes(1_000_000 if left == "other bytes" else len(data) + 1))
+    server.cuts = []
+    assert hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint).read_bytes() == data
+
+
+def test_wrong_content_is_refused(server: FakeHub, tmp_path: Path) -> None:
+    data = server.add(content(1000))
+    stated = hashlib.sha256(data + b"!").hexdigest()
+    server.stated[f"{REPO}/{FILE}"] = stated
+    with pytest.raises(hub.DownloadError, match=f"states sha256 {stated}.*{hashlib.sha256(data).hexdigest()}"):
+        hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint)
+    assert len(server.gets()) == 2
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == data]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_damaged_cache_is_fetched_again(
+    server: FakeHub, tmp_path: Path, damage: str, closed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = server.add(content(100_000))
+    path = hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint)
+    bad = data[:-1] if damage == "truncated" else data[:-1] + bytes([data[-1] ^ 1])
+    path.resolve().write_bytes(bad)
+    again = hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint)
+    assert again == path and again.read_bytes() == data
+    assert len(server.gets()) == 2
+    assert "damaged in the cache" in caplog.text
+
+    path.resolve().write_bytes(bad)
+    with pytest.raises(hub.DownloadError):  # offline: an error, and not the damaged file
+        hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=closed)
+
+
+def test_small_file_without_sha256(server: FakeHub, tmp_path: Path) -> None:
+    data = server.add(b"{}", f"{REPO}/config.json")
+    server.stated[f"{REPO}/config.json"] = "0" * 40  # git's sha1, as the hub states it for files in git itself
+    path = hub.fetch(REPO, "config.json", cache_dir=tmp_path, endpoint=server.endpoint)
+    assert path.read_bytes() == data
+
+
+def test_no_network_fails_fast_and_says_what_to_do(tmp_path: Path, closed: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(hub.DownloadError) as caught:
+        hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=closed + "/")
+    assert time.monotonic() - start < 3
+    assert isinstance(caught.value, OSError)
+    for part in (
+        f"could not fetch {FILE} of {REPO} from {closed}: ",
+        "refused",
+        f"https://huggingface.co/{REPO}",
+        "--checkpoint FILE",
+        "vankit.load_checkpoint(model, path)",
+        "pretrained_cfg_overlay=dict(file=path)",
+        "HF_ENDPOINT",
+        "HF_HOME",
+        "van_b0.cifar10",
+    ):
+        assert part in str(caught.value)
+
+
+def test_silent_host_fails_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_DEADLINE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        with pytest.raises(hub.DownloadError, match=r"no answer within 0\.2 s"):
+            hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - start < 3
+
+
+def test_absent_file_and_broken_hub(server: FakeHub, tmp_path: Path) -> None:
+    with pytest.raises(hub.DownloadError, match=f"could not fetch none.pth of {REPO}.*: .*404"):
+        hub.fetch(REPO, "none.pth", cache_dir=tmp_path, endpoint=server.endpoint)
+    server.add(content(10))
+    server.status = 503
+    with pytest.raises(hub.DownloadError, match="503"):
+        hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint)
+    with pytest.raises(hub.DownloadError, match="local_files_only"):
+        hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=server.endpoint, local_files_only=True)
+    assert server.gets() == []
+
+
+def test_malformed_repo_id(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a/b/c/d"):
+        hub.fetch("a/b/c/d", FILE, cache_dir=tmp_path, endpoint="http://127.0.0.1:9")
+
+
+# through timm
+
+
+@pytest.fixture
+def published(server: FakeHub, golden_state_dict: Any, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """The fake hub with van_b0's official file, named by HF_ENDPOINT."""
+    file = io.BytesIO()
+    torch.save({"state_dict": golden_state_dict("van_b0")}, file)
+    server.add(file.getvalue())
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    return server
+
+
+@pytest.mark.parametrize("name", ["van_b0", "van_b0.in1k"])
+def test_create_model_pretrained(
+    name: str, published: FakeHub, tmp_path: Path, golden_outputs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = timm.create_model(name, pretrained=True).eval()
+    x = torch.from_numpy(np.random.default_rng(2).standard_normal((1, 3, 161, 227)).astype(np.float32))
+    with torch.inference_mode():
+        assert np.abs(model(x).double().numpy() - golden_outputs("van_b0")["logits_b"]).max() < 2e-6
+    assert model.pretrained_cfg["hf_hub_id"] == REPO
+    assert Path(model.pretrained_cfg["file"]).is_relative_to(tmp_path)
+    assert model.pretrained_cfg["tag"] == "in1k" and model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    timm.create_model(name, pretrained=True, num_classes=10)
+    assert published.gets() == [""]
+
+
+def test_create_model_honours_cache_dir_and_features_only(published: FakeHub, tmp_path: Path) -> None:
+    model = timm.create_model("van_b0", pretrained=True, features_only=True, cache_dir=tmp_path)
+    assert model.feature_info.channels() == [32, 64, 160, 256]
+    assert len(list(tmp_path.rglob(FILE))) == 1
+
+
+def test_create_model_offline(tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", closed)
+    with pytest.raises(hub.DownloadError, match=FILE):
+        timm.create_model("van_b0", pretrained=True, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["van_b4", "van_b5", "van_b6"])
+def test_variants_without_public_weights(variant: str) -> None:
+    with pytest.raises(ValueError, match=rf"{variant} has no public weights.*van_b3\.in1k.*dict\(file=path\)"):
+        timm.create_model(variant, pretrained=True)
+
+
+def test_source_named_in_the_overlay_outranks_the_registry() -> None:
+    assert hub.resolve("van_b4", None, {"file": "x.pth"})["file"] == "x.pth"
+    url = hub.resolve("van_b0", None, {"url": "https://example.org/x.pth", "mean": (0, 0, 0)})
+    assert url["custom_load"] and url["hf_hub_id"] is None and url["mean"] == (0, 0, 0)
+    own = {"state_dict": {"a": 1}}
+    assert hub.resolve("van_b0", None, own).items() >= own.items()
+    assert not hub.resolve("van_b0", None, own).get("custom_load")
+    timm_hub = {"hf_hub_id": "me/van", "source": "hf-hub", "architecture": "van_b0"}
+    assert hub.resolve("van_b0", timm_hub, None) == {}
+
+
+def test_revision_after_an_at_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(hub, "fetch", lambda *args, **kwargs: calls.append((args, kwargs)) or Path("x"))
+    hub.resolve("van_b4", None, {"hf_hub_id": "me/van@v2", "hf_hub_filename": "b4.pth"})
+    assert calls == [(("me/van", "b4.pth"), {"revision": "v2", "cache_dir": None})]
+
+
+def test_state_dict_passed_directly(golden_state_dict: Any, caplog: pytest.LogCaptureFixture) -> None:
+    own = timm.create_model("van_b0").state_dict()
+    overlay = {"state_dict": own}
+    with caplog.at_level(logging.WARNING):
+        model = timm.create_model("van_b0", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert torch.equal(model.head.fc.weight, own["head.fc.weight"])
+    assert caplog.records == []
