@@ -14,11 +14,6 @@ from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes long and adds little; deselect with -m 'not slow'")
-
-
 # official name, MMPretrain name, transformers name, shape
 NameRow = tuple[str, str, str, list[int]]
 

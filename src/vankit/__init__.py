@@ -1,1 +1,91 @@
-from vankit.models import van
+"""The Visual Attention Network and its operator, large kernel attention. Importing this registers van_b0 … with timm."""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from vankit.models.hub import DownloadError
+from vankit.models.van import VAN, LargeKernelAttention
+from vankit.models.weights import (
+    Checkpoint,
+    convert,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
+from vankit.ops import large_kernel_attention
+
+if TYPE_CHECKING:
+    from vankit.data.images import ImageError
+    from vankit.demo import demo
+    from vankit.predict import Label, Prediction, Predictor, inference_model, predict
+    from vankit.recipes import TrainConfig, recipe
+    from vankit.study import complexity
+    from vankit.train import train
+    from vankit.validate import ClassificationReport, validate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VAN",
+    "Checkpoint",
+    "ClassificationReport",
+    "DownloadError",
+    "ImageError",
+    "Label",
+    "LargeKernelAttention",
+    "Prediction",
+    "Predictor",
+    "TrainConfig",
+    "complexity",
+    "convert",
+    "demo",
+    "inference_model",
+    "large_kernel_attention",
+    "load_checkpoint",
+    "predict",
+    "read_checkpoint",
+    "recipe",
+    "save_checkpoint",
+    "train",
+    "validate",
+]
+
+# Loaded on first use: Lightning, torchmetrics and the dataset readers take seconds to import
+_LATER = {
+    "ClassificationReport": "validate",
+    "ImageError": "data.images",
+    "Label": "predict",
+    "Prediction": "predict",
+    "Predictor": "predict",
+    "TrainConfig": "recipes",
+    "complexity": "study",
+    "demo": "demo",
+    "inference_model": "predict",
+    "predict": "predict",
+    "recipe": "recipes",
+    "train": "train",
+    "validate": "validate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'vankit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"vankit.{_LATER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps `vankit.train` the function: Python binds a submodule of the same name here when it is first imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _LATER and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

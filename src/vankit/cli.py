@@ -4,13 +4,21 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
 
-from vankit import recipes
+from vankit import __version__, recipes
 
-app = App(name="vankit", help="The Visual Attention Network: train, validate, predict, convert.", help_format="plaintext")
+app = App(
+    name="vankit",
+    help="The Visual Attention Network: train it, measure it, use it.",
+    version=__version__,
+    help_format="plaintext",
+    default_parameter=Parameter(negative=()),
+)
 
 # Every setting of TrainConfig as an option that is None unless given, so that a recipe's value stays
 Settings = dataclasses.make_dataclass(
@@ -19,6 +27,32 @@ Settings = dataclasses.make_dataclass(
     namespace={"__module__": __name__},  # cyclopts does not look into classes of unknown modules
 )
 Settings.__doc__ = recipes.TrainConfig.__doc__
+
+
+@app.command
+def models(*, size: int = 224) -> None:
+    """List the variants with their parameters, cost and published accuracy.
+
+    Args:
+        size: side in pixels of the square image that the cost is counted for.
+    """
+    from vankit.models.van import VARIANTS
+    from vankit.study import ACCURACY, complexity
+
+    table = Table(
+        title=f"VAN at {size} px", caption="accuracy: ImageNet-1k at 224 px, as published for the public weights"
+    )
+    table.add_column("model")
+    for heading in (
+        "parameters", "GMACs\nconv, matmul", "GMACs\n+ bias, norm, product", "top-1 %", "top-5 %", "weights",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right")
+    for name in VARIANTS:
+        cost = complexity(name, size)
+        top1, top5 = (f"{x:.2f}" for x in ACCURACY[name]) if name in ACCURACY else ("", "")
+        row = (f"{cost.params:,}", f"{cost.macs / 1e9:.3f}", f"{cost.macs_all / 1e9:.3f}", top1, top5)
+        table.add_row(name, *row, "public" if name in ACCURACY else "none")
+    _console().print(table)
 
 
 @app.command
@@ -54,11 +88,141 @@ def train(
     print(f"best top-1 {result.top1:.2%} after {result.seconds:.0f} s: {result.best}")
 
 
-def main(argv: list[str] | None = None) -> Any:
+@app.command
+def validate(
+    data: str,
+    *,
+    model: str | None = None,
+    checkpoint: Path | None = None,
+    output: Path | None = None,
+    picture: Path | None = None,
+    batch_size: int = 64,
+    workers: int = 2,
+    device: str = "auto",
+    seed: int = 0,
+) -> None:
+    """Measure a classifier: top-1, top-5, a table per class, the confusion matrix.
+
+    Args:
+        data: as for train; the val split is used.
+        model: such as van_b2 or van_b0.cifar10; the checkpoint's if left out.
+        checkpoint: weights in any public format; the model's public ones if left out.
+        output: JSON file for all figures.
+        picture: image file for the confusion matrix, such as confusion.png.
+        batch_size: images per forward pass.
+        workers: processes that load images.
+        device: cpu, cuda, or auto.
+        seed: of the generated shapes.
+    """
+    from vankit.validate import validate as run
+
+    report = run(
+        data, model, checkpoint, output, picture, workers=workers, seed=seed, batch_size=batch_size, device=device
+    )
+    table = Table(title=f"{data}: {report.count:,} images")
+    table.add_column("class")
+    for heading in ("images", "recall %", "precision %"):
+        table.add_column(heading, justify="right")
+    for row in report.per_class():
+        recall, precision = ("" if row[key] is None else f"{row[key]:.1%}" for key in ("recall", "precision"))
+        table.add_row(row["class"], str(row["images"]), recall, precision)
+    _console().print(table)
+    print(f"top-1 {report.top1:.2%}  top-5 {report.top5:.2%}  images {report.count}  left out {len(report.skipped)}")
+
+
+@app.command
+def predict(
+    images: list[str],
+    /,
+    *,
+    model: str | None = None,
+    checkpoint: Path | None = None,
+    output: Path | None = None,
+    top_k: int = 5,
+    batch_size: int = 16,
+    device: str = "auto",
+    max_pixels: int = 100_000_000,
+) -> int:
+    """Label photographs.
+
+    The exit status is 1 if any image could not be read; the others are answered all the same.
+
+    Args:
+        images: files, folders (searched through) and quoted glob patterns.
+        model: such as van_b2, or van_b0.cifar10, which needs no network; the checkpoint's if left out, else van_b0.
+        checkpoint: weights in any public format; the model's public ones if left out.
+        output: .csv, .jsonl or .parquet file for the rows, written as they come.
+        top_k: labels per image.
+        batch_size: images per forward pass.
+        device: cpu, cuda, or auto.
+        max_pixels: largest image that is decoded, in pixels.
+    """
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from vankit.predict import iter_predictions
+
+    options = {"top_k": top_k, "batch_size": batch_size, "device": device, "max_pixels": max_pixels}
+    failed = count = 0
+    columns = (SpinnerColumn(), TextColumn("predicting"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=output is None) as progress:
+        task = progress.add_task("predicting", total=None)
+        for row in iter_predictions(images, model, checkpoint, output, **options):  # type: ignore[arg-type]
+            count += 1
+            failed += row.error is not None
+            progress.advance(task)
+            if row.error is not None:
+                print(f"{row.source}: {row.error}", file=sys.stderr)
+            elif output is None:
+                print(row.source)
+                for label in row.labels:
+                    print(f"  {label.score:6.1%}  {label.name}")
+    if output is not None:
+        print(f"{count} images, {failed} failed: {output}")
+    return int(failed > 0)
+
+
+@app.command
+def convert(source: Path, target: Path, /, *, to: Literal["vankit", "official", "mmpretrain", "hf"] = "vankit") -> None:
+    """Convert a checkpoint between the public formats; the tensors stay bit-exact.
+
+    Args:
+        source: checkpoint of any of the formats; which one is found out from the file.
+        target: file to write.
+        to: vankit (safetensors), official (VAN-Classification), mmpretrain, or hf (transformers; a name that ends in
+            .safetensors gives safetensors, any other a pickle of tensors).
+    """
+    from vankit import convert as run
+
+    found = run(source, target, to)
+    print(f"{source} ({found}) → {target} ({to})")
+
+
+@app.command
+def demo(*, out: Path = Path("runs/demo")) -> None:
+    """Train van_b0 on generated pictures in two minutes, validate it, predict, and leave a picture of the results.
+
+    Args:
+        out: folder for the run.
+    """
+    from vankit.demo import demo as run
+
+    result = run(out)
+    print(f"top-1 {result.report.top1:.2%} on {result.report.count:,} new images")
+    print(f"pictures: {result.picture}, {result.confusion}")
+    print(f"next: vankit predict photo.jpg --checkpoint {result.checkpoint}")
+
+
+def _console() -> Console:
+    """Wide enough for whole rows where the output is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def main(argv: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one line and status 1."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        return app(argv)
+        status = app(argv, result_action="return_value")
     except (ValueError, OSError, ImportError) as error:
         print(f"vankit: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    raise SystemExit(status or 0)

@@ -14,7 +14,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 

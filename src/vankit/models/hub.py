@@ -6,20 +6,23 @@ import os
 import queue
 import re
 import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import timm
 from huggingface_hub import (
     HfFileMetadata,
     constants,
     get_hf_file_metadata,
+    get_session,
     hf_hub_download,
     hf_hub_url,
     try_to_load_from_cache,
 )
-from huggingface_hub.file_download import http_get, repo_folder_name
-from huggingface_hub.utils import WeakFileLock, build_hf_headers
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status, tqdm
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._hub import hf_split
 
@@ -27,7 +30,9 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_TIMEOUT = 5.0  # seconds until the hub must have answered a request for a file's metadata,
 _DEADLINE = 8.0  # and for all of them: a host behind a silent firewall costs a timeout for each of its addresses
-_ATTEMPTS = 5
+_READ_TIMEOUT = 10.0  # seconds without a byte
+_ATTEMPTS = 6
+_PAUSE = 1.0  # seconds after an attempt that brought no byte
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SOURCES = ("source", "state_dict", "file", "hf_hub_id", "url")
 
@@ -89,7 +94,7 @@ def _cached(repo_id: str, filename: str, revision: str | None, cache: Path) -> P
     path = Path(found)
     if not path.is_symlink():  # a file system without links: the cache does not keep the sha256
         return path
-    blob = path.parent / os.readlink(path)  # named by its sha256; it may be a link into a store with other names
+    blob = path.parent / path.readlink()  # named by its sha256; it may be a link into a store with other names
     if not _SHA256.fullmatch(blob.name) or _sha256(blob) == blob.name:
         return path
     logger.warning("%s is damaged in the cache (its sha256 differs): fetching it again", path)
@@ -144,19 +149,44 @@ def _download(url: str, sha256: str, size: int | None, cache: Path, folder: str)
 
 
 def _transfer(url: str, partial: Path, size: int | None) -> None:
-    """Append to `partial` what it lacks; huggingface_hub's own partial files do not outlive its calls."""
-    headers = build_hf_headers(library_name="vankit")
+    """Append to `partial` what it lacks, and go on after a broken connection.
+
+    huggingface_hub's own transfer deletes its partial file when a call fails and loses up to 10 MB at each break.
+    """
     for attempt in range(_ATTEMPTS):
         with partial.open("ab") as file:
             if size is not None and file.tell() > size:
                 file.truncate(0)
             start = file.seek(0, os.SEEK_END)
             try:
-                return http_get(url, file, resume_size=start, headers=headers, expected_size=size)
+                return _append(url, file, start, size)
+            except HfHubHTTPError:  # an answer, and it will not change
+                raise
             except Exception as error:
-                if attempt == _ATTEMPTS - 1 or file.tell() <= start:
+                if attempt == _ATTEMPTS - 1:
                     raise
-                logger.warning("the download of %s broke off (%s): continuing at byte %d", url, error, file.tell())
+                logger.warning("the download of %s broke off at byte %d (%s): continuing", url, file.tell(), error)
+                if file.tell() <= start:
+                    time.sleep(_PAUSE)
+
+
+def _append(url: str, file: BinaryIO, start: int, size: int | None) -> None:
+    if start == size:
+        return
+    headers = build_hf_headers(library_name="vankit") | {"Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with get_session().stream("GET", url, headers=headers, timeout=_READ_TIMEOUT) as response:
+        hf_raise_for_status(response)
+        if response.status_code != 206:  # a server that knows no ranges sends all of it
+            file.truncate(0)
+            start = 0
+        with tqdm(total=size, initial=start, unit="B", unit_scale=True, desc=url.rpartition("/")[2]) as bar:
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+                bar.update(len(chunk))
+    if size is not None and file.tell() != size:
+        raise OSError(f"received {file.tell()} of {size} bytes")
 
 
 def _advice(repo_id: str, filename: str, endpoint: str, error: Exception) -> str:

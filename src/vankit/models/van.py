@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn as nn
@@ -178,10 +178,11 @@ class VAN(nn.Module):
         ValueError: output_stride is not 8, 16 or 32, or there are classes but no pooling.
     """
 
-    stage1: nn.Module
-    stage2: nn.Module
-    stage3: nn.Module
-    stage4: nn.Module
+    if TYPE_CHECKING:  # not seen at run time: TorchScript would take the annotations for the stages' types
+        stage1: nn.Module
+        stage2: nn.Module
+        stage3: nn.Module
+        stage4: nn.Module
 
     def __init__(
         self,

@@ -68,12 +68,14 @@ class Checkpoint:
     Attributes:
         state_dict: tensors under vankit's names.
         format: the format of the file it came from, one of `FORMATS`.
+        path: that file.
         metadata: what a vankit file says of itself: `model` (str), `classes` (list of str), `preprocessing` (dict with
             input_size, mean, std, crop_pct, interpolation) and whatever else its writer added; empty for other formats.
     """
 
     state_dict: dict[str, Tensor]
     format: str
+    path: Path
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -197,7 +199,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: pass the path of a .safetensors, .pth, .pth.tar or .bin file")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: pass the path of a .safetensors, .pth, .pth.tar or .bin file"
+        )
     tensors, metadata = _read_tensors(path)
     try:
         fmt = identify(tensors)
@@ -207,14 +211,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with path.open("rb") as file:
-        start = file.read(9)
     try:
-        if start[8:9] == b"{":  # safetensors: eight bytes of length, then a JSON header
+        if _is_safetensors(path):
             with safetensors.safe_open(path, "pt") as file:
-                metadata = {key: _parse(value) for key, value in (file.metadata() or {}).items()}
-                metadata.pop("format", None)  # safetensors' own word for PyTorch, not the writer's
-                return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+                return {name: file.get_tensor(name) for name in file.keys()}, read_metadata(path)  # noqa: SIM118
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its text advises weights_only=False, which would run the code
@@ -225,7 +225,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} was refused: it holds pickled objects beside tensors, which could run code when loaded. "
             f"Expected tensors and plain values; ask its author for a safetensors file. Found: {unsafe[1]}"
         ) from None
-    except Exception as error:  # noqa: BLE001  (torch's unpickler lets any error of a damaged file through)
+    except Exception as error:
         reason = str(error).partition(". This is an internal miniz error")[0] or type(error).__name__
         raise ValueError(f"{path} is not a readable checkpoint (truncated download?): {reason}") from None
     for key in ("state_dict", "model"):
@@ -237,12 +237,34 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return clean_state_dict(dict(content)), {}
 
 
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"  # eight bytes of length, then a JSON header
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What a vankit file says of itself (see `Checkpoint.metadata`), without reading its tensors."""
+    if not _is_safetensors(Path(path)):
+        return {}
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = {key: _parse(value) for key, value in (file.metadata() or {}).items()}
+    metadata.pop("format", None)  # safetensors' own word for PyTorch, not the writer's
+    return metadata
+
+
 def _parse(value: str) -> Any:
     """vankit stores lists and dicts in safetensors' string-only metadata as JSON; other writers store plain text."""
     try:
         return json.loads(value)
     except ValueError:
         return value
+
+
+def save_checkpoint(
+    model: nn.Module, path: str | Path, to: str = "vankit", metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Save a VAN; see `write_checkpoint` for the arguments."""
+    write_checkpoint(model.state_dict(), path, to, metadata)
 
 
 def write_checkpoint(
@@ -291,7 +313,7 @@ def convert(source: str | Path, target: str | Path, to: str = "vankit") -> str:
     return checkpoint.format
 
 
-def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
+def load_checkpoint(model: nn.Module, source: str | Path | Checkpoint) -> Checkpoint:
     """Load a checkpoint file of any public format into a VAN.
 
     A head with another number of classes is left as the model has it, and a first convolution for another number of
@@ -299,7 +321,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
 
     Args:
         model: a `vankit.VAN`.
-        path: see `read_checkpoint`.
+        source: a path, see `read_checkpoint`, or what it returned.
 
     Returns:
         The checkpoint, with its metadata.
@@ -307,7 +329,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError, ValueError: see `read_checkpoint`; or the file holds another variant.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+    path = checkpoint.path
     own = model.state_dict()
     tensors = dict(checkpoint.state_dict)
     head, stem = "head.fc.weight", "stage1.patch_embed.proj.weight"
@@ -332,7 +355,9 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> Checkpoint:
         wrong = [k for k in own if own[k].shape != tensors[k].shape]
         if wrong:
             k = wrong[0]
-            raise ValueError(f"{k} is {tuple(tensors[k].shape)}, the model's is {tuple(own[k].shape)}; another variant?")
+            raise ValueError(
+                f"{k} is {tuple(tensors[k].shape)}, the model's is {tuple(own[k].shape)}; another variant?"
+            )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     model.load_state_dict(tensors)

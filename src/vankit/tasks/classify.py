@@ -113,5 +113,3 @@ def build_classifier(model: str, num_classes: int, config: TrainConfig, **overla
     if config.compile:
         network.compile()
     return network
-
-

@@ -1,0 +1,81 @@
+"""The whole journey on generated pictures: train, validate, predict, and a picture of the results."""
+
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+
+from PIL import Image
+
+from vankit.data.shapes import Shapes
+from vankit.predict import Predictor
+from vankit.recipes import short
+from vankit.train import train
+from vankit.validate import ClassificationReport, validate
+
+EPOCHS = 2
+PICTURES = 32
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found.
+
+    Attributes:
+        report: measures on the val split of `shapes`.
+        checkpoint: the trained weights.
+        picture: some validation images with their predicted labels.
+        confusion: the confusion matrix as a picture.
+    """
+
+    report: ClassificationReport
+    checkpoint: Path
+    picture: Path
+    confusion: Path
+
+
+def demo(out: str | PathLike[str] = "runs/demo", epochs: int = EPOCHS) -> DemoResult:
+    """Train van_b0 on `shapes` at 64 px, validate it, predict, and draw the results.
+
+    Args:
+        out: folder for the run.
+        epochs: passes over the 12,000 training images.
+
+    Raises:
+        ValueError: `out` already holds a run.
+    """
+    out = Path(out)
+    config = replace(short("van_b0"), epochs=epochs, warmup_epochs=0)
+    result = train("shapes", "van_b0", config, out)
+    report = validate("shapes", checkpoint=result.best, output=out / "report.json", picture=out / "confusion.png")
+    images = Shapes("val", PICTURES, config.img_size, config.seed)
+    predictor = Predictor(checkpoint=result.best)
+    pictures = []
+    for image, label in images:
+        best = predictor(image).labels[0]
+        pictures.append((image, f"{best.name} {best.score:.0%}", best.index == label))
+    picture = out / "predictions.png"
+    draw_grid(picture, pictures, f"van_b0 on shapes: top-1 {report.top1:.1%} of {report.count:,} images")
+    return DemoResult(report, result.best, picture, out / "confusion.png")
+
+
+def draw_grid(path: str | PathLike[str], pictures: list[tuple[Image.Image, str, bool]], title: str) -> None:
+    """Write a picture of images with a caption each, green where right and red where wrong.
+
+    Args:
+        path: output image file.
+        pictures: (image, caption, right).
+        title: heading.
+    """
+    from matplotlib.figure import Figure
+
+    columns = 8
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(columns * 1.5, rows * 1.75 + 0.5), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, (image, caption, right) in zip(grid.flat, pictures, strict=False):
+        axes.imshow(image)
+        axes.set_title(caption, fontsize=9, color="tab:green" if right else "tab:red")
+    figure.savefig(path, dpi=120)

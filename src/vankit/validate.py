@@ -1,0 +1,205 @@
+"""Validation: a trained network's measures on a labelled image set."""
+
+import json
+import logging
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+from timm.data import ImageNetInfo
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from vankit.data.folders import open_dataset
+from vankit.data.images import ImageError
+from vankit.predict import Predictor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClassificationReport:
+    """Measures on a labelled image set.
+
+    Attributes:
+        classes: names of the data's classes.
+        confusion: (classes, classes) counts; rows are true classes, columns predicted ones. A network with further
+            classes has one more column, for all of those.
+        top5_correct: images whose class is among the five best.
+        skipped: images that could not be read, as (path, reason).
+    """
+
+    classes: list[str]
+    confusion: NDArray[np.int64]
+    top5_correct: int
+    skipped: list[tuple[str, str]]
+
+    @property
+    def count(self) -> int:
+        """Images measured."""
+        return int(self.confusion.sum())
+
+    @property
+    def top1(self) -> float:
+        """Part of the images whose best class is right, 0 to 1."""
+        return float(np.trace(self.confusion) / self.count)
+
+    @property
+    def top5(self) -> float:
+        """Part of the images whose class is among the five best, 0 to 1."""
+        return self.top5_correct / self.count
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Per class: name, images, recall (accuracy within the class) and precision, 0 to 1; None without images."""
+        hits = np.diag(self.confusion)
+        rows = []
+        for i, name in enumerate(self.classes):
+            images, predicted = int(self.confusion[i].sum()), int(self.confusion[:, i].sum())
+            recall = float(hits[i] / images) if images else None
+            precision = float(hits[i] / predicted) if predicted else None
+            rows.append({"class": name, "images": images, "recall": recall, "precision": precision})
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON-able values."""
+        return {
+            "top1": self.top1,
+            "top5": self.top5,
+            "images": self.count,
+            "classes": self.per_class(),
+            "confusion": self.confusion.tolist(),
+            "skipped": [{"image": path, "error": reason} for path, reason in self.skipped],
+        }
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Write the confusion matrix as a picture, rows normalised to their class's images."""
+        from matplotlib.figure import Figure
+
+        rows = self.confusion[:, : len(self.classes)]
+        share = rows / np.maximum(self.confusion.sum(1, keepdims=True), 1)
+        n = len(self.classes)
+        side = min(4 + 0.35 * n, 24)
+        figure = Figure(figsize=(side + 1, side), layout="constrained")
+        axes = figure.subplots()
+        picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        figure.colorbar(picture, label="part of the true class", shrink=0.8)
+        axes.set(xlabel="predicted", ylabel="true", title=f"top-1 {self.top1:.1%} of {self.count:,} images")
+        if n <= 60:
+            axes.set_xticks(range(n), self.classes, rotation=90)
+            axes.set_yticks(range(n), self.classes)
+        if n <= 20:
+            for i, j in np.ndindex(n, n):
+                colour = "white" if share[i, j] > 0.5 else "black"
+                axes.text(j, i, f"{rows[i, j]}", ha="center", va="center", color=colour, fontsize=8)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+
+
+def validate(
+    data: str | PathLike[str],
+    model: str | nn.Module | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    output: str | PathLike[str] | None = None,
+    picture: str | PathLike[str] | None = None,
+    *,
+    workers: int = 2,
+    seed: int = 0,
+    **options: Any,
+) -> ClassificationReport:
+    """Measure a classifier on the val split of a labelled image set.
+
+    Data and network are matched by class name (also by WordNet id for ImageNet's); a network without names is matched
+    by order where the counts agree. An image that cannot be read is left out and reported.
+
+    Args:
+        data: see `vankit.data.folders.open_dataset`.
+        model, checkpoint: see `vankit.Predictor`.
+        output: JSON file for the report.
+        picture: image file for the confusion matrix, such as confusion.png.
+        workers: processes that load images.
+        seed: of generated `shapes`; the one they were trained with.
+        options: further arguments of `vankit.Predictor`.
+
+    Raises:
+        FileNotFoundError, ValueError: data or weights cannot be used, or their classes do not match.
+    """
+    predictor = Predictor(model, checkpoint, **options)
+    transform = predictor.preprocessing.transform()
+    dataset = open_dataset(data, "val", transform, predictor.preprocessing.input_size[-1], seed)
+    names: list[str] = list(dataset.classes)  # type: ignore[attr-defined]
+    index = _class_index(names, predictor.classes)
+    if not isinstance(dataset, IterableDataset):
+        dataset = _Tolerant(dataset)
+    loader = DataLoader(dataset, predictor.batch_size, num_workers=workers, collate_fn=_collate)
+    report = _measure(predictor, loader, names, index)
+    for path, reason in report.skipped:
+        logger.warning("left out %s: %s", path, reason)
+    if not report.count:
+        raise ValueError(f"no image of {data} could be read; the first: {report.skipped[0][1]}")
+    if output is not None:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    if picture is not None:
+        report.plot(picture)
+    return report
+
+
+def _measure(
+    predictor: Predictor, loader: DataLoader[Any], names: list[str], index: NDArray[np.int64]
+) -> ClassificationReport:
+    n = len(names)
+    column = np.full(len(predictor.classes), n)  # the network's class → the data's, n for classes the data lacks
+    column[index] = np.arange(n)
+    confusion = np.zeros((n, n + (len(predictor.classes) > n)), dtype=np.int64)
+    top5_correct, skipped = 0, []
+    for images, labels, errors in track(loader, "validating", transient=True):
+        skipped += errors
+        if not len(labels):
+            continue
+        best = np.argsort(-predictor.logits(images), axis=1, kind="stable")[:, :5]
+        np.add.at(confusion, (labels, column[best[:, 0]]), 1)
+        top5_correct += int((best == index[labels][:, None]).any(1).sum())
+    return ClassificationReport(names, confusion, top5_correct, skipped)
+
+
+class _Tolerant(Dataset[Any]):
+    """A dataset whose unreadable images come as their error."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> Any:
+        try:
+            return self.dataset[i]
+        except ImageError as error:
+            return (self.dataset.samples[i][0], str(error)), None
+
+
+def _collate(samples: list[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64], list[tuple[str, str]]]:
+    good = [(image, label) for image, label in samples if label is not None]
+    errors = [error for error, label in samples if label is None]
+    images = np.stack([np.asarray(image) for image, _ in good]) if good else np.empty((0, 3, 0, 0), np.float32)
+    return images, np.array([label for _, label in good], dtype=np.int64), errors
+
+
+def _class_index(names: list[str], known: list[str]) -> NDArray[np.int64]:
+    """The network's index of each of the data's classes."""
+    places = {name: i for i, name in enumerate(known)}
+    if len(known) == 1000:
+        places |= {name: i for i, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    missing = [name for name in names if name not in places]
+    if not missing:
+        return np.array([places[name] for name in names])
+    if len(names) == len(known) and known == [str(i) for i in range(len(known))]:
+        return np.arange(len(names))
+    raise ValueError(
+        f"the network does not know {len(missing)} of the data's {len(names)} classes ({', '.join(missing[:5])}); it "
+        f"knows {', '.join(known[:5])}{', …' if len(known) > 5 else ''}: pass a checkpoint trained on these classes"
+    )
