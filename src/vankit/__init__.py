@@ -1,4 +1,4 @@
-"""The Visual Attention Network and its operator, large kernel attention. Importing this registers van_b0 … with timm."""
+"""The Visual Attention Network and large kernel attention. Importing this registers van_b0 to van_b6 with timm."""
 
 import importlib
 import sys

@@ -17,7 +17,6 @@ app = App(
     help="The Visual Attention Network: train it, measure it, use it.",
     version=__version__,
     help_format="plaintext",
-    default_parameter=Parameter(negative=()),
 )
 
 # Every setting of TrainConfig as an option that is None unless given, so that a recipe's value stays

@@ -9,7 +9,6 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,6 +18,7 @@ from torch import nn
 from vankit.data.images import MAX_PIXELS, find_images, load_image
 from vankit.data.tables import open_table
 from vankit.models import weights
+from vankit.models.van import create_model
 
 # MMPretrain's names of the four published classifiers
 ALIASES = {
@@ -251,11 +251,11 @@ def _load(
             model = model or metadata.get("model")
             if model is None:
                 raise ValueError(f"{checkpoint} does not name its model: pass it, such as --model van_b0")
-            network = timm.create_model(ALIASES.get(model, model), num_classes=found.num_classes or None)
+            network = create_model(ALIASES.get(model, model), num_classes=found.num_classes or None)
             weights.load_checkpoint(network, found)
         else:
             name = model or "van_b0"
-            network = timm.create_model(ALIASES.get(name, name), pretrained=pretrained)
+            network = create_model(ALIASES.get(name, name), pretrained=pretrained)
             file = network.pretrained_cfg.get("file")
             if pretrained and file:
                 metadata = weights.read_metadata(file)
@@ -347,7 +347,7 @@ def predict(
 def _row(prediction: Prediction) -> dict[str, Any]:
     labels = prediction.labels
     return {
-        "image": prediction.source,
+        "image": prediction.source.encode("utf-8", "backslashreplace").decode(),  # names that are no text
         "labels": [label.name for label in labels],
         "indices": [label.index for label in labels],
         "scores": [label.score for label in labels],

@@ -1,4 +1,4 @@
-"""Training: a config, a model and data go in; a Lightning Trainer runs; weights, logs and the state to resume come out."""
+"""Training: config, model and data go in; weights, logs and the state to resume come out."""
 
 import dataclasses
 import json

@@ -28,8 +28,25 @@ from PIL.ImageFile import ImageFile
 
 MAX_PIXELS = 100_000_000
 IMAGE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pfm", ".pgm", ".png", ".pnm")
-    + (".ppm", ".tif", ".tiff", ".webp")
+    (
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".j2k",
+        ".jfif",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pfm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
 )
 
 # (offset, magic bytes, decoder). The classes are called directly rather than through Image.open for two reasons:

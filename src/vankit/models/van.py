@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -404,6 +406,22 @@ VARIANTS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """`timm.create_model`, with an error that helps where the name is wrong.
+
+    Raises:
+        ValueError: timm knows no such model or weights.
+    """
+    if ":" not in name and not timm.is_model(name):
+        raise ValueError(f"unknown model {name!r}: expected one of {', '.join(VARIANTS)}, or another timm model")
+    try:
+        return timm.create_model(name, **kwargs)
+    except RuntimeError as error:
+        if "pretrained" not in str(error).lower():
+            raise
+        raise ValueError(f"{name}: {error}") from None
+
+
 def _cfg(**kwargs: Any) -> dict[str, Any]:
     """timm's description of a set of weights; preprocessing is that of the published checkpoints."""
     return {
@@ -427,6 +445,13 @@ default_cfgs = generate_default_cfgs(
     {
         "van_b0.in1k": _cfg(
             hf_hub_id="Visual-Attention-Network/VAN-Tiny-original", hf_hub_filename="van_tiny_754.pth.tar"
+        ),
+        "van_b0.cifar10": _cfg(
+            file=str(Path(__file__).with_name("van_b0.cifar10.safetensors")),
+            num_classes=10,
+            input_size=(3, 64, 64),
+            pool_size=(2, 2),
+            crop_pct=1.0,
         ),
         "van_b1.in1k": _cfg(
             hf_hub_id="Visual-Attention-Network/VAN-Small-original", hf_hub_filename="van_small_811.pth.tar"

@@ -205,7 +205,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     tensors, metadata = _read_tensors(path)
     try:
         fmt = identify(tensors)
-        return Checkpoint(rename(tensors, fmt, "vankit"), fmt, metadata if fmt == "vankit" else {})
+        return Checkpoint(rename(tensors, fmt, "vankit"), fmt, path, metadata if fmt == "vankit" else {})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

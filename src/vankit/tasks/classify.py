@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
@@ -12,6 +11,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from vankit.models.van import create_model
 from vankit.recipes import TrainConfig
 
 
@@ -99,7 +99,7 @@ def build_classifier(model: str, num_classes: int, config: TrainConfig, **overla
         config: the run's settings.
         overlay: entries of timm's pretrained_cfg, such as `file`.
     """
-    network = timm.create_model(
+    network = create_model(
         model,
         pretrained=config.pretrained or bool(overlay),
         num_classes=num_classes,

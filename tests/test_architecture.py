@@ -1,0 +1,74 @@
+"""The arrows of docs/architecture.md, read off the imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import vankit
+
+SOURCE = Path(vankit.__file__).parent
+
+# what each room may import of vankit; a room is the first part of the module's name below vankit
+ALLOWED = {
+    "ops": {"ops"},
+    "models": {"models", "ops"},
+    "data": {"data"},
+    "recipes": set(),
+    "tasks": {"tasks", "models", "ops", "recipes"},
+    "study": {"models"},
+    "predict": {"data", "models"},
+    "train": {"data", "models", "recipes", "tasks"},
+    "validate": {"data", "predict"},
+    "demo": {"data", "predict", "recipes", "train", "validate"},
+    "cli": {"", "data", "demo", "models", "predict", "recipes", "study", "train", "validate"},
+    "__main__": {"cli"},
+}
+OPTIONAL = {"pyarrow", "datasets", "webdataset", "transformers", "openvino", "onnx", "onnxruntime", "ray"}
+FORBIDDEN_NAMES = {"utils.py", "helpers.py", "misc.py", "common.py"}
+
+
+def modules() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            base = node.module or ""
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if room(p) != "__init__"], ids=str)
+def test_arrows(path: Path) -> None:
+    own = imported(ast.parse(path.read_text()))
+    rooms = {name.split(".")[1] for name in own if name.startswith("vankit.")}
+    known = {room(p) for p in modules()}
+    rooms = {r if r in known else "" for r in rooms}  # `from vankit import __version__` is the package itself
+    assert rooms <= ALLOWED[room(path)] | {room(path)}
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_optional_libraries_are_imported_where_they_are_used(path: Path) -> None:
+    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = set().union(*[imported(node) for node in top]) if top else set()
+    assert not {name.split(".")[0] for name in names} & OPTIONAL
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_size_and_name(path: Path) -> None:
+    assert path.name not in FORBIDDEN_NAMES
+    assert len(path.read_text().splitlines()) <= 560  # van.py, which reads in one piece, is the longest
+
+
+def test_every_room_is_listed() -> None:
+    assert {room(p) for p in modules()} - {"__init__"} == set(ALLOWED)

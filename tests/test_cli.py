@@ -1,0 +1,125 @@
+"""The command line as a user types it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+
+import vankit
+from vankit.cli import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "two.safetensors"
+    preprocessing = {
+        "input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0, "interpolation": "bicubic"
+    }  # fmt: skip
+    metadata = {"model": "van_b0", "classes": ["cat", "dog"], "preprocessing": preprocessing}
+    vankit.save_checkpoint(timm.create_model("van_b0", num_classes=2), path, metadata=metadata)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    return int(end.value.code or 0)
+
+
+@pytest.mark.parametrize("command", ["", "models", "train", "validate", "predict", "convert", "demo"])
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*command.split(), "--help") == 0
+    assert "Usage: vankit" in capsys.readouterr().out
+
+
+def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    run("train", "--help")
+    page = capsys.readouterr().out
+    for option in ("--lr", "--weight-decay", "--ema-decay", "--grad-checkpointing", "--precision", "--accumulate"):
+        assert option in page
+    assert "moving average" in page
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip() == vankit.__version__
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("models") == 0
+    page = capsys.readouterr().out
+    for text in ("van_b0", "4,105,800", "0.864", "0.880", "75.41", "93.02", "van_b6", "199,829,416", "38.710"):
+        assert text in page
+
+
+def test_predict_prints_labels(checkpoint: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict", photo, "--checkpoint", checkpoint) == 0
+    page = capsys.readouterr().out
+    assert str(photo) in page
+    assert "cat" in page
+    assert "%" in page
+
+
+def test_predict_reports_failures_and_goes_on(
+    checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"hello")
+    assert (
+        run("predict", tmp_path / "broken.jpg", photo, "--checkpoint", checkpoint, "--output", tmp_path / "o.jsonl")
+        == 1
+    )
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [bool(row["error"]) for row in rows] == [True, False]
+    page = capsys.readouterr()
+    assert "broken.jpg is not an image" in page.err
+    assert "2 images, 1 failed" in page.out
+
+
+def test_convert(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("convert", checkpoint, tmp_path / "w.pth", "--to", "mmpretrain") == 0
+    assert "(vankit)" in capsys.readouterr().out
+    assert vankit.read_checkpoint(tmp_path / "w.pth").format == "mmpretrain"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("predict", "x.jpg", "--checkpoint", "nowhere.pth"), "no checkpoint at nowhere.pth"),
+        (("validate", "nowhere", "--model", "van_b0.cifar10"), "no dataset at nowhere"),
+        (("train", "nowhere"), "no dataset at nowhere"),
+        (("train", "shapes", "--recipe", "in21k"), "unknown recipe 'in21k'"),
+        (("train", "shapes", "--epochs", "0"), "epochs is 0, expected 1 or more"),
+        (("predict", "x.jpg", "--model", "van_b7"), "van_b7"),
+        (("convert", "nowhere.pth", "x.pth"), "no checkpoint at nowhere.pth"),
+    ],
+)
+def test_mistakes_end_in_one_line(words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("vankit: ")
+    assert says in error
+    assert "Traceback" not in error
+
+
+def test_train_and_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        for name, level in (("a", 30), ("b", 220)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (32, 32), (level + i,) * 3).save(tmp_path / split / name / f"{i}.png")
+    options = ("--recipe", "short", "--epochs", "1", "--warmup-epochs", "0", "--img-size", "32", "--batch-size", "2")
+    assert run("train", tmp_path, *options, "--workers", "0", "--out", tmp_path / "run") == 0
+    assert "best top-1" in capsys.readouterr().out
+    best = tmp_path / "run" / "best.safetensors"
+    assert run("validate", tmp_path, "--checkpoint", best, "--output", tmp_path / "r.json", "--workers", "0") == 0
+    assert "top-1" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r.json").read_text())["images"] == 4
