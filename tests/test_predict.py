@@ -104,14 +104,10 @@ def test_stream_reads_as_needed(predictor: Predictor, photos: Path) -> None:
 
 def test_an_empty_folder_is_reported_after_the_rest(checkpoint: Path, photos: Path) -> None:
     (photos / "empty").mkdir()
-    rows = []
+    answers = iter_predictions([photos / "0.png", photos / "empty", photos / "1.png"], checkpoint=checkpoint)
+    seen: list[str] = []
     with pytest.raises(FileNotFoundError, match="no images in .*empty"):
-        rows.extend(iter_predictions([photos / "0.png", photos / "empty", photos / "1.png"], checkpoint=checkpoint))
-    seen = []
-    iterator = iter_predictions([photos / "0.png", photos / "empty", photos / "1.png"], checkpoint=checkpoint)
-    with pytest.raises(FileNotFoundError):
-        for row in iterator:
-            seen.append(row.source)
+        seen.extend(answer.source for answer in answers)
     assert seen == [str(photos / "0.png"), str(photos / "1.png")]
 
 

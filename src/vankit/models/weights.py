@@ -93,12 +93,12 @@ def name_table(depths: tuple[int, ...], head: bool = True) -> Iterator[tuple[str
         head: with the linear head.
     """
     for i, depth in enumerate(depths):
-        rows = list(_EMBED)
+        rows: list[tuple[str, ...]] = list(_EMBED)
         for b in range(depth):
             rows += [
                 tuple(f"{p}.{m}".replace("{b}", str(b)) for p, m in zip(_BLOCK_PREFIX, row, strict=True))
                 for row in _BLOCK
-            ]  # type: ignore[misc]
+            ]
         rows.append(_NORM)
         for row in rows:
             names = [name.format(s=i + 1, i=i) for name in row]
