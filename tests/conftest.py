@@ -3,15 +3,19 @@
 import gzip
 import json
 import math
+import os
+import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fake_hub import FILE, REPO, serve
 from torch import Tensor
 
+OWNER = REPO.partition("/")[0]
 GOLDEN = Path(__file__).parent / "golden"
 
 # official name, MMPretrain name, transformers name, shape
@@ -43,6 +47,54 @@ def golden_state_dict(golden_names: dict[str, list[NameRow]]) -> Callable[[str],
         return {official: _tensor(official, shape) for official, _, _, shape in golden_names[variant]}
 
     return make
+
+
+@pytest.fixture(scope="session")
+def public_files(
+    golden_state_dict: Callable[[str], dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Made-up official files of van_b0 and van_b2, by their path on the hub."""
+    folder = tmp_path_factory.mktemp("public")
+    files = {}
+    for variant, name in (("van_b0", f"{REPO}/{FILE}"), ("van_b2", f"{OWNER}/VAN-Base-original/van_base_828.pth.tar")):
+        files[name] = folder / Path(name).name
+        torch.save({"state_dict": golden_state_dict(variant)}, files[name])
+    return files
+
+
+@pytest.fixture
+def public_hub(
+    public_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, Path]]:
+    """`public_files`, served as the hub that HF_ENDPOINT names, with an empty cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    with serve() as hub:
+        for name, path in public_files.items():
+            hub.add(path.read_bytes(), name)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield public_files
+
+
+@pytest.fixture
+def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`shapes` with two batches to train on."""
+    monkeypatch.setattr("vankit.data.folders._SHAPES_LENGTH", {"train": 256, "val": 32})
+
+
+@pytest.fixture(scope="session")
+def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Factory: the folder of an image set of ../shared/data, unpacked; skips without it."""
+
+    def unpack(name: str) -> Path:
+        archive = Path(os.environ.get("VANKIT_DATA", Path(__file__).parents[2] / "shared" / "data")) / f"{name}.zip"
+        if not archive.is_file():
+            pytest.skip(f"no {archive}: set VANKIT_DATA to the folder of the image sets")
+        folder = tmp_path_factory.mktemp(name)
+        with zipfile.ZipFile(archive) as content:
+            content.extractall(folder)
+        return folder / name
+
+    return unpack
 
 
 def _tensor(name: str, shape: list[int]) -> Tensor:

@@ -22,7 +22,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_hub: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_hub: dict[str, Path]) -> Path:
     """photo.jpg, photos/, more/, flowers/ and a public checkpoint, as the pages suppose them."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -32,7 +32,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_hub: Path) ->
         path = tmp_path / place
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
-    (tmp_path / "van_tiny_754.pth.tar").symlink_to(public_hub)
+    for path in public_hub.values():
+        (tmp_path / path.name).symlink_to(path)
     return tmp_path
 
 

@@ -1,6 +1,7 @@
 """Predictions against the network called by hand, and images that fail among images that do not."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +195,25 @@ def test_aliases_name_the_published_models() -> None:
         assert alias.endswith("_3rdparty_in1k")
     network = Predictor("van-small_3rdparty_in1k", pretrained=False).network
     assert sum(p.numel() for p in network.parameters()) == 13_861_800
+
+
+@pytest.mark.data
+def test_photographs_as_they_come(shared_data: Callable[[str], Path]) -> None:
+    folder = shared_data("coco_panoptic_200") / "val2017"
+    answers = predict(folder, "van_b0.cifar10")
+    assert len(answers) == 100
+    assert all(answer.error is None and len(answer.labels) == 5 for answer in answers)
+
+
+def test_the_shipped_checkpoint_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    predictor = Predictor("van_b0.cifar10")
+    assert predictor.classes[:3] == ["airplane", "automobile", "bird"]
+    assert tuple(predictor.preprocessing.input_size) == (3, 64, 64)
+    assert predictor(np.zeros((50, 40, 3), np.uint8)).error is None
+
+
+def test_inference_model_fetches_public_weights(public_hub: object, photos: Path) -> None:
+    answer = inference_model("van-tiny_3rdparty_in1k", photos / "0.png")
+    assert answer["pred_scores"].shape == (1000,)
+    assert answer["pred_class"] == ImageNetInfo("imagenet-1k").label_descriptions()[answer["pred_label"]]

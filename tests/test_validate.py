@@ -1,6 +1,7 @@
 """Measures against torchmetrics and hand counts, on folders with known answers."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,16 @@ def test_classes_are_matched_by_name_id_or_order() -> None:
     assert _class_index(["x", "y"], ["0", "1"]).tolist() == [0, 1]
     with pytest.raises(ValueError, match=r"does not know 1 of the data's 2 classes \(z\)"):
         _class_index(["a", "z"], ["a", "b"])
+
+
+@pytest.mark.data
+def test_the_shipped_checkpoint_on_cifar10(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    """On a twentieth of the validation images: the accuracy it was published with, within four standard errors."""
+    for folder in (shared_data("cifar10") / "val").iterdir():
+        (tmp_path / "val" / folder.name).mkdir(parents=True)
+        for image in sorted(folder.iterdir())[:50]:
+            (tmp_path / "val" / folder.name / image.name).symlink_to(image)
+    stated = vankit.read_checkpoint(vankit.Predictor("van_b0.cifar10").network.pretrained_cfg["file"]).metadata["top1"]
+    report = validate(tmp_path, "van_b0.cifar10", workers=0)
+    assert report.count == 500
+    assert abs(report.top1 - stated) < 4 * (stated * (1 - stated) / 500) ** 0.5

@@ -1,0 +1,124 @@
+"""A Hugging Face hub on loopback that breaks off, lies and forgets."""
+
+import hashlib
+import http.server
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPO, FILE = "Visual-Attention-Network/VAN-Tiny-original", "van_tiny_754.pth.tar"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class FakeHub:
+    """Files as the Hugging Face hub serves them, and a log of what was asked.
+
+    Attributes:
+        files: content by path, '<repo>/<file>'.
+        stated: sha256 that the hub states where it is not the content's.
+        cuts: bytes after which the next GETs break off, one entry a GET.
+        reset: break off with a reset connection, once a partial file in this cache holds something.
+        ranges: honour the Range header.
+        status: answer to every request for a file there is.
+        redirect: send the content from another place, as the hub does.
+        requests: (method, Range header or '') of every request.
+        sent: content bytes sent.
+    """
+
+    endpoint: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    stated: dict[str, str] = field(default_factory=dict)
+    cuts: list[int] = field(default_factory=list)
+    reset: Path | None = None
+    ranges: bool = True
+    status: int = 200
+    redirect: bool = False
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    sent: int = 0
+
+    def add(self, content: bytes, name: str = f"{REPO}/{FILE}") -> bytes:
+        self.files[name] = content
+        return content
+
+    def gets(self) -> list[str]:
+        return [range_ for method, range_ in self.requests if method == "GET"]
+
+
+def _handler(state: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
+            wanted = self.headers.get("Range", "")
+            state.requests.append((self.command, wanted))
+            repo, _, name = self.path.removeprefix("/cdn").lstrip("/").partition("/resolve/main/")
+            content = state.files.get(f"{repo}/{name}")
+            if content is None or state.status != 200:
+                self.send_response(404 if content is None else state.status)
+                self.send_header("X-Error-Code", "EntryNotFound" if content is None else "")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and state.ranges else 0
+            sha256 = state.stated.get(f"{repo}/{name}") or hashlib.sha256(content).hexdigest()
+            away = state.redirect and not self.path.startswith("/cdn")
+            self.send_response(302 if away else 206 if start else 200)
+            if away:
+                self.send_header("Location", f"{state.endpoint.replace('127.0.0.1', 'localhost')}/cdn{self.path}")
+                content, start = b"", 0
+            self.send_header("ETag", f'"{sha256}"')
+            self.send_header("X-Linked-Etag", f'"{sha256}"')
+            self.send_header("X-Linked-Size", str(len(state.files[f"{repo}/{name}"])))
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", str(len(content) - start))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.end_headers()
+            if body:
+                self.send(content[start:])
+
+        def send(self, content: bytes) -> None:
+            if state.cuts:
+                content = content[: state.cuts.pop(0)]
+                self.close_connection = True
+            self.wfile.write(content)
+            state.sent += len(content)
+            if self.close_connection and state.reset:
+                # a reset discards what the peer has not read yet
+                while not any(path.stat().st_size for path in state.reset.rglob("*.incomplete")):
+                    time.sleep(0.01)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+
+    return Handler
+
+
+@contextmanager
+def serve() -> Iterator[FakeHub]:
+    """A running hub."""
+    state = FakeHub()
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(state))
+    running.daemon_threads = True
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    state.endpoint = f"http://127.0.0.1:{running.server_port}"
+    yield state
+    running.shutdown()
+    running.server_close()
+    thread.join()
