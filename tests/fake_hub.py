@@ -81,7 +81,7 @@ def _handler(state: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
             self.send_response(302 if away else 206 if start else 200)
             if away:
                 self.send_header("Location", f"{state.endpoint.replace('127.0.0.1', 'localhost')}/cdn{self.path}")
-                content, start = b"", 0
+                content, start = b"", 0  # the body is elsewhere
             self.send_header("ETag", f'"{sha256}"')
             self.send_header("X-Linked-Etag", f'"{sha256}"')
             self.send_header("X-Linked-Size", str(len(state.files[f"{repo}/{name}"])))
@@ -90,7 +90,7 @@ def _handler(state: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.end_headers()
-            if body:
+            if body and not away:
                 self.send(content[start:])
 
         def send(self, content: bytes) -> None:

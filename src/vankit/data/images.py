@@ -28,25 +28,8 @@ from PIL.ImageFile import ImageFile
 
 MAX_PIXELS = 100_000_000
 IMAGE_SUFFIXES = frozenset(
-    (
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".j2k",
-        ".jfif",
-        ".jp2",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pfm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    )
+    f".{name}"
+    for name in "avif bmp gif j2k jfif jp2 jpeg jpg pbm pfm pgm png pnm ppm tif tiff webp".split()  # noqa: SIM905
 )
 
 # (offset, magic bytes, decoder). The classes are called directly rather than through Image.open for two reasons:

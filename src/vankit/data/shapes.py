@@ -249,7 +249,7 @@ def _outlines() -> dict[str, NDArray[np.float64]]:
         "ring": np.concatenate([circle, 0.56 * circle[::-1]]),
         # The unit circle without a smaller one, centred to its right, that meets it 50 degrees above and below.
         "crescent": np.concatenate(
-            [_arc(1, 7 / 9 * np.pi, 20 / 9 * np.pi), [*_arc(0.803, 2 * np.pi + 0.304, np.pi - 0.304), 0.403, 0]]
+            [_arc(1, 7 / 9 * np.pi, 20 / 9 * np.pi), np.add(_arc(0.803, 2 * np.pi + 0.304, np.pi - 0.304), [0.403, 0])]
         ),
         "hourglass": [(-0.75, -1), (0.75, -1), (0.14, 0), (0.75, 1), (-0.75, 1), (-0.14, 0)],
         "heart": heart,
