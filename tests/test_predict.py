@@ -166,10 +166,13 @@ def test_random_weights_and_imagenet_names() -> None:
 
 
 def test_a_checkpoint_that_does_not_name_its_model(tmp_path: Path) -> None:
-    vankit.save_checkpoint(timm.create_model("van_b0", num_classes=2), tmp_path / "bare.pth", to="official")
-    with pytest.raises(ValueError, match="does not name its model"):
-        Predictor(checkpoint=tmp_path / "bare.pth")
-    assert Predictor("van_b0", tmp_path / "bare.pth").classes == ["0", "1"]
+    vankit.save_checkpoint(timm.create_model("van_b1", num_classes=2), tmp_path / "bare.pth", to="official")
+    predictor = Predictor(checkpoint=tmp_path / "bare.pth")
+    assert sum(p.numel() for p in predictor.network.parameters()) == 13_861_800 - 998 * 513
+    assert predictor.classes == ["0", "1"]
+    vankit.save_checkpoint(vankit.VAN(depths=(1, 1, 1, 1), num_classes=2), tmp_path / "own.pth", to="official")
+    with pytest.raises(ValueError, match=r"own\.pth is none of van_b0, .* pass the network itself"):
+        Predictor(checkpoint=tmp_path / "own.pth")
 
 
 @pytest.mark.parametrize("option", ["top_k", "batch_size"])

@@ -96,7 +96,9 @@ def test_resuming_continues_the_run(run: TrainResult, data: Path, tmp_path: Path
     last = read_checkpoint(resumed.last)
     assert last.metadata["epoch"] == 2
     steps = [int(row["step"]) for row in metrics(tmp_path) if row["val_top1"]]
-    assert steps == [7]  # the resumed process's log; 4 steps an epoch, counted on
+    assert steps == [7]  # 4 steps an epoch, counted on
+    with (tmp_path / "metrics-1.csv").open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file) if row["val_top1"]] == [3]
     assert last.state_dict["stage1.patch_embed.norm.num_batches_tracked"] == 8
     unbroken = read_checkpoint(run.last)
     assert set(last.state_dict) == set(unbroken.state_dict)
@@ -148,7 +150,7 @@ def test_different_classes_are_named(data: Path, tmp_path: Path) -> None:
 def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     """Both processes end with the same weights, and validation counts each of the six images once."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "vankit",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vankit",
         "train", str(data), "--recipe", "short", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "4",
         "--img-size", "32", "--workers", "0", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
@@ -156,6 +158,7 @@ def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("epoch 1/1") == 1
+    assert done.stdout.count("best top-1") == 1
     checkpoint = read_checkpoint(tmp_path / "run" / "best.safetensors")
     # 16 images in two shares of 8, batch 4: two steps, in each process
     assert checkpoint.state_dict["stage1.patch_embed.norm.num_batches_tracked"] == 2

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -84,7 +85,8 @@ def train(
     given = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None} if settings else {}
     config = dataclasses.replace(recipes.recipe(recipe, model), **given)
     result = run(data, model, config, out, checkpoint, resume)
-    print(f"best top-1 {result.top1:.2%} after {result.seconds:.0f} s: {result.best}")
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"best top-1 {result.top1:.2%} after {result.seconds:.0f} s: {result.best}")
 
 
 @app.command
@@ -165,7 +167,7 @@ def predict(
     columns = (SpinnerColumn(), TextColumn("predicting"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=output is None) as progress:
         task = progress.add_task("predicting", total=None)
-        for row in iter_predictions(images, model, checkpoint, output, **options):  # type: ignore[arg-type]
+        for row in iter_predictions(images, model, checkpoint, output, **options):
             count += 1
             failed += row.error is not None
             progress.advance(task)
@@ -219,6 +221,7 @@ def _console() -> Console:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one line and status 1."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it announces hardware and products
     try:
         status = app(argv, result_action="return_value")
     except (ValueError, OSError, ImportError) as error:

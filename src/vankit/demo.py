@@ -50,7 +50,8 @@ def demo(out: str | PathLike[str] = "runs/demo", epochs: int = EPOCHS) -> DemoRe
     images = Shapes("val", PICTURES, config.img_size, config.seed)
     predictor = Predictor(checkpoint=result.best)
     pictures = []
-    for image, label in images:
+    for i in range(PICTURES):
+        image, label = images[i]
         best = predictor(image).labels[0]
         pictures.append((image, f"{best.name} {best.score:.0%}", best.index == label))
     picture = out / "predictions.png"

@@ -18,7 +18,7 @@ from torch import nn
 from vankit.data.images import MAX_PIXELS, find_images, load_image
 from vankit.data.tables import open_table
 from vankit.models import weights
-from vankit.models.van import create_model
+from vankit.models.van import VARIANTS, create_model, variant_of
 
 # MMPretrain's names of the four published classifiers
 ALIASES = {
@@ -125,7 +125,7 @@ class Predictor:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         network, own_classes, self.preprocessing = _load(model, checkpoint, pretrained)
         self.device = torch.device(device)
-        self.network = network.eval().to(self.device, memory_format=torch.channels_last)
+        self.network = network.eval().to(memory_format=torch.channels_last).to(self.device)
         self.classes = list(classes) if classes is not None else own_classes
         self.top_k = min(top_k, len(self.classes))
         self.batch_size = batch_size
@@ -220,7 +220,7 @@ class Predictor:
 
     def _label(self, batch: list[_Prepared]) -> Iterator[Prediction]:
         ready = [x for _, x, _ in batch if x is not None]
-        scores = iter(_softmax(self.logits(np.stack(ready))) if ready else ())
+        scores: Iterator[NDArray[np.float32]] = iter(_softmax(self.logits(np.stack(ready))) if ready else ())
         for name, x, error in batch:
             if x is None:
                 yield Prediction(name, error=error)
@@ -237,9 +237,10 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _load(
     model: str | nn.Module | None, checkpoint: str | PathLike[str] | None, pretrained: bool
-) -> tuple[nn.Module, list[str], Preprocessing]:
+) -> tuple[Any, list[str], Preprocessing]:
     """The network with its class names and preprocessing."""
     metadata: dict[str, Any] = {}
+    network: Any
     if isinstance(model, nn.Module):
         network = model
         if checkpoint is not None:
@@ -248,9 +249,9 @@ def _load(
         if checkpoint is not None:
             found = weights.read_checkpoint(checkpoint)
             metadata = found.metadata
-            model = model or metadata.get("model")
+            model = model or metadata.get("model") or variant_of(found.state_dict)
             if model is None:
-                raise ValueError(f"{checkpoint} does not name its model: pass it, such as --model van_b0")
+                raise ValueError(f"{checkpoint} is none of {', '.join(VARIANTS)}: pass the network itself as model")
             network = create_model(ALIASES.get(model, model), num_classes=found.num_classes or None)
             weights.load_checkpoint(network, found)
         else:
@@ -270,7 +271,7 @@ def _load(
 
 def _class_names(count: int) -> list[str]:
     if count == 1000:
-        return ImageNetInfo("imagenet-1k").label_descriptions()
+        return list(ImageNetInfo("imagenet-1k").label_descriptions())
     return [str(i) for i in range(count)]
 
 

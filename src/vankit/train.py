@@ -22,6 +22,14 @@ from vankit.models import weights
 from vankit.recipes import TrainConfig
 from vankit.tasks.classify import Classifier, build_classifier
 
+# Lightning's advice on what the config and `out` have decided, and a deprecation in its own code
+_ADVICE = (
+    ".*does not have many workers",
+    ".*number of training batches.*smaller than the logging interval",
+    ".*directory .* exists and is not empty",
+    ".*LeafSpec.*is deprecated",
+)
+
 MEAN_STD = (0.5, 0.5, 0.5)  # VAN's published preprocessing
 
 
@@ -80,13 +88,15 @@ def train(
     task = Classifier(network, len(classes), config, config.batch_size * world * config.accumulate)
 
     keep = KeepWeights(out, _metadata(model, classes, config))
-    trainer = _trainer(config, out, keep)
-    if trainer.is_global_zero:
-        out.mkdir(parents=True, exist_ok=True)
-        record = {"data": str(data), "model": model, "classes": classes, **dataclasses.asdict(config)}
-        (out / "config.json").write_text(json.dumps(record, indent=2) + "\n")
     start = time.perf_counter()
-    trainer.fit(task, train_loader, val_loader, ckpt_path=state, weights_only=True)
+    with warnings.catch_warnings():
+        for message in _ADVICE:
+            warnings.filterwarnings("ignore", message=message)
+        trainer = _trainer(config, out, keep)
+        if trainer.is_global_zero:
+            record = {"data": str(data), "model": model, "classes": classes, **dataclasses.asdict(config)}
+            _prepare(out, record)
+        trainer.fit(task, train_loader, val_loader, ckpt_path=state, weights_only=True)
     return TrainResult(keep.best, out / "best.safetensors", out / "last.safetensors", time.perf_counter() - start)
 
 
@@ -97,6 +107,14 @@ def _resume_state(out: Path, resume: bool) -> Path | None:
     if not resume and state.is_file():
         raise ValueError(f"{out} already holds a run: pass --resume to continue it, or another --out")
     return state if resume else None
+
+
+def _prepare(out: Path, record: dict[str, Any]) -> None:
+    """Write down the settings; keep the log of a run that is resumed, which Lightning would overwrite."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    if (log := out / "metrics.csv").exists():
+        log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
 
 
 def _trainer(config: TrainConfig, out: Path, keep: "KeepWeights") -> Trainer:
@@ -110,10 +128,6 @@ def _trainer(config: TrainConfig, out: Path, keep: "KeepWeights") -> Trainer:
         callbacks.append(RichProgressBar())
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     world = int(os.environ.get("WORLD_SIZE", 1))
-    # Lightning advises on loader processes and logging intervals; the config has decided both
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
     return Trainer(
         max_epochs=config.epochs + config.cooldown_epochs,
         devices=local,
@@ -150,6 +164,7 @@ class KeepWeights(Callback):
         self.start = time.perf_counter()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
         top1 = float(pl_module.top1.compute())  # on every process: it gathers
         top5 = float(pl_module.top5.compute())
         improved, self.best = top1 > self.best, max(top1, self.best)
@@ -213,7 +228,7 @@ def _loader(dataset: Dataset[Any], config: TrainConfig, shuffle: bool) -> DataLo
     """Batches of this process's share; validation shares are disjoint, so that no image counts twice."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     stream = isinstance(dataset, IterableDataset)
-    sampler = None
+    sampler: DistributedSampler[Any] | None = None
     if world > 1 and not stream:
         if shuffle:
             sampler = DistributedSampler(dataset, world, rank, seed=config.seed, drop_last=True)

@@ -130,7 +130,7 @@ def validate(
     predictor = Predictor(model, checkpoint, **options)
     transform = predictor.preprocessing.transform()
     dataset = open_dataset(data, "val", transform, predictor.preprocessing.input_size[-1], seed)
-    names: list[str] = list(dataset.classes)  # type: ignore[attr-defined]
+    names: list[str] = list(dataset.classes)
     index = _class_index(names, predictor.classes)
     if not isinstance(dataset, IterableDataset):
         dataset = _Tolerant(dataset)

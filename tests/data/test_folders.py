@@ -81,14 +81,22 @@ def test_webdataset_shards(tmp_path: Path) -> None:
                     info = tarfile.TarInfo(f"{i:04d}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
-        splits[split] = {"num_samples": count, "filenames": [f"{split}-0000.tar"], "shard_lengths": [count]}
+        splits[split] = {
+            "name": split,
+            "num_samples": count,
+            "filenames": [f"{split}-0000.tar"],
+            "shard_lengths": [count],
+        }
     (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
-    (tmp_path / "class_map.txt").write_text("cat\ndog\n")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
     data = open_dataset(f"wds/{tmp_path}", "val", np.asarray)
     assert data.classes == ["cat", "dog"]
     rows = list(data)
     assert sorted(int(label) for _, label in rows) == [0, 0, 1, 1]
     assert rows[0][0].shape == (8, 8, 3)
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no classes\.txt in"):
+        open_dataset(f"wds/{tmp_path}", "val", np.asarray)
 
 
 def test_hugging_face_dataset(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_large_kernel_attention_module():
 
 def test_registration():
     assert set(PARAMETERS) <= set(timm.list_models("van_b*"))
-    assert timm.list_models("van_b*", pretrained=True) == [f"van_b{i}.in1k" for i in range(4)]
+    assert timm.list_models("van_b*", pretrained=True) == ["van_b0.cifar10", *(f"van_b{i}.in1k" for i in range(4))]
     assert all(timm.is_model(name) for name in PARAMETERS)
     assert timm.models.model_entrypoint("van_b0").__module__ == "vankit.models.van"
 

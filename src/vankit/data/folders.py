@@ -1,12 +1,12 @@
 """Labelled images for classification: a folder per class, timm's dataset readers, or the generated `shapes`."""
 
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from timm.data import create_dataset
-from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
 from vankit.data.images import IMAGE_SUFFIXES, load_image
@@ -19,13 +19,14 @@ _READERS = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
 _SHAPES_LENGTH = {"train": 12_000, "val": 1_000}
 
 
-def open_dataset(data: str | Path, split: str, transform: Transform, size: int = 64, seed: int = 0) -> Dataset[Any]:
+def open_dataset(data: str | PathLike[str], split: str, transform: Transform, size: int = 64, seed: int = 0) -> Any:
     """Open one split of a labelled image set.
 
     Args:
         data: an ImageFolder directory (`DATA/train/CLASS/*.jpg`, `DATA/val/CLASS/*.jpg`; for `val` also
             `DATA/CLASS/*.jpg`), the word `shapes`, or a name that timm's create_dataset reads: `hfds/NAME` (Hugging
-            Face), `wds/FOLDER` (WebDataset shards), `tfds/NAME`, `torch/NAME`.
+            Face), `wds/FOLDER` (WebDataset shards with integer `cls`, timm's `_info.json`, and the class names in
+            `classes.txt`, one a line), `tfds/NAME`, `torch/NAME`.
         split: 'train' or 'val'.
         transform: PIL RGB image → sample.
         size: side in pixels of generated `shapes`.
@@ -66,7 +67,7 @@ def _folder_dataset(root: Path, split: str, transform: Transform) -> ImageFolder
         raise ValueError(f"{folder} is no ImageFolder: expected {folder}/CLASS/*.jpg; {error}") from None
 
 
-def _reader_dataset(name: str, split: str, transform: Transform) -> Dataset[Any]:
+def _reader_dataset(name: str, split: str, transform: Transform) -> Any:
     reader, _, rest = name.partition("/")
     shards = reader == "wds"
     dataset = create_dataset(
@@ -76,8 +77,17 @@ def _reader_dataset(name: str, split: str, transform: Transform) -> Dataset[Any]
         is_training=split == "train",
         transform=transform,
     )
-    dataset.classes = _class_names(dataset)
+    dataset.classes = _shard_classes(Path(rest)) if shards else _class_names(dataset)
     return dataset
+
+
+def _shard_classes(folder: Path) -> list[str]:
+    try:
+        return (folder / "classes.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"no classes.txt in {folder}: expected the class names, one a line, in label order"
+        ) from None
 
 
 def _class_names(dataset: Any) -> list[str]:

@@ -22,7 +22,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status, tqdm  # type: ignore[attr-defined]
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status, tqdm
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._hub import hf_split
 

@@ -1,7 +1,7 @@
 """The Visual Attention Network (Guo et al., arXiv 2202.09741), registered with timm as `van_b0` to `van_b6`."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -392,7 +392,7 @@ def _init_weights(module: nn.Module) -> None:
 
 
 # (embed dims, depths, MLP ratios): paper table 2 for B0 to B6
-VARIANTS: dict[str, dict[str, tuple[int, ...]]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     name: {"embed_dims": dims, "depths": depths, "mlp_ratios": (8, 8, 4, 4)}
     for name, dims, depths in (
         ("van_b0", (32, 64, 160, 256), (3, 3, 5, 2)),
@@ -404,6 +404,16 @@ VARIANTS: dict[str, dict[str, tuple[int, ...]]] = {
         ("van_b6", (96, 192, 384, 768), (6, 6, 90, 6)),
     )
 }
+
+
+def variant_of(state_dict: Mapping[str, Tensor]) -> str | None:
+    """The variant, van_b0 to van_b6, whose depths and widths these tensors (under vankit's names) have, else None."""
+    depths = weights.block_counts(state_dict, "vankit")
+    dims = tuple(state_dict[f"stage{i}.norm.weight"].shape[0] for i in range(1, 5))
+    for name, table in VARIANTS.items():
+        if (table["depths"], table["embed_dims"]) == (depths, dims):
+            return name
+    return None
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:

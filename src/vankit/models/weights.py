@@ -12,6 +12,7 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def identify(names: Mapping[str, Any]) -> str:
     )
 
 
-def _depths(names: Mapping[str, Any], fmt: str) -> tuple[int, ...]:
+def block_counts(names: Mapping[str, Any], fmt: str) -> tuple[int, ...]:
     """Blocks per stage, counted from the names."""
     column = FORMATS.index(fmt)
     pattern = re.escape(_BLOCK_PREFIX[column]).replace(r"\{b\}", r"(?P<b>\d+)")
@@ -163,7 +164,7 @@ def rename(state_dict: Mapping[str, Tensor], source: str, target: str) -> dict[s
             raise ValueError(f"unknown checkpoint format {fmt!r}: expected one of {', '.join(FORMATS)}")
     a, b = FORMATS.index(source), FORMATS.index(target)
     head = any(f"{_HEAD[a]}{leaf}" in state_dict for leaf in (".weight", ".bias"))
-    table = {row[a]: row[b] for row in name_table(_depths(state_dict, source), head)}
+    table = {row[a]: row[b] for row in name_table(block_counts(state_dict, source), head)}
     unused = set(_HF_UNUSED) if source == "hf" else set()
     _check_names(set(table), set(state_dict) - unused)
     out = {new: state_dict[old] for old, new in table.items()}
@@ -183,7 +184,7 @@ def _check_names(expected: set[str], found: set[str]) -> None:
         raise ValueError(f"the checkpoint's tensors do not fit: {'; '.join(problems)}")
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     """Read a checkpoint of any public format, as data: no code in the file is run.
 
     Args:
@@ -242,7 +243,7 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"  # eight bytes of length, then a JSON header
 
 
-def read_metadata(path: str | Path) -> dict[str, Any]:
+def read_metadata(path: str | PathLike[str]) -> dict[str, Any]:
     """What a vankit file says of itself (see `Checkpoint.metadata`), without reading its tensors."""
     if not _is_safetensors(Path(path)):
         return {}
@@ -261,14 +262,17 @@ def _parse(value: str) -> Any:
 
 
 def save_checkpoint(
-    model: nn.Module, path: str | Path, to: str = "vankit", metadata: Mapping[str, Any] | None = None
+    model: nn.Module, path: str | PathLike[str], to: str = "vankit", metadata: Mapping[str, Any] | None = None
 ) -> None:
     """Save a VAN; see `write_checkpoint` for the arguments."""
     write_checkpoint(model.state_dict(), path, to, metadata)
 
 
 def write_checkpoint(
-    state_dict: Mapping[str, Tensor], path: str | Path, to: str = "vankit", metadata: Mapping[str, Any] | None = None
+    state_dict: Mapping[str, Tensor],
+    path: str | PathLike[str],
+    to: str = "vankit",
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write tensors in a public format, replacing `path` only once the new file is complete.
 
@@ -297,7 +301,7 @@ def write_checkpoint(
         partial.unlink(missing_ok=True)
 
 
-def convert(source: str | Path, target: str | Path, to: str = "vankit") -> str:
+def convert(source: str | PathLike[str], target: str | PathLike[str], to: str = "vankit") -> str:
     """Convert a checkpoint file between the public formats; tensors stay bit-exact.
 
     Args:
@@ -313,7 +317,7 @@ def convert(source: str | Path, target: str | Path, to: str = "vankit") -> str:
     return checkpoint.format
 
 
-def load_checkpoint(model: nn.Module, source: str | Path | Checkpoint) -> Checkpoint:
+def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) -> Checkpoint:
     """Load a checkpoint file of any public format into a VAN.
 
     A head with another number of classes is left as the model has it, and a first convolution for another number of

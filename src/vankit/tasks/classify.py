@@ -54,7 +54,7 @@ class Classifier(LightningModule):
             images, labels = self.mixup(images.clone(), labels)  # labels (B, classes), smoothed already
             smoothing = 0.0
         loss = F.cross_entropy(self(images).float(), labels, label_smoothing=smoothing)
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -66,7 +66,7 @@ class Classifier(LightningModule):
         self.log("val_top1", self.top1, on_epoch=True, prog_bar=True)
         self.log("val_top5", self.top5, on_epoch=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         config = self.config
         decay = config.layer_decay if config.layer_decay < 1 else None
         optimizer = create_optimizer_v2(
@@ -99,7 +99,7 @@ def build_classifier(model: str, num_classes: int, config: TrainConfig, **overla
         config: the run's settings.
         overlay: entries of timm's pretrained_cfg, such as `file`.
     """
-    network = create_model(
+    network: Any = create_model(
         model,
         pretrained=config.pretrained or bool(overlay),
         num_classes=num_classes,
@@ -110,6 +110,10 @@ def build_classifier(model: str, num_classes: int, config: TrainConfig, **overla
     network.set_grad_checkpointing(config.grad_checkpointing)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
+        for parameter in network.parameters():
+            if parameter.ndim == 4 and parameter.shape[1] == 1:
+                # one channel has the same bytes in both formats; DDP expects the strides that its gradients have
+                parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     if config.compile:
         network.compile()
     return network
