@@ -9,7 +9,7 @@ import vankit
 
 
 def test_demo_leaves_weights_and_pictures(tmp_path: Path, small_shapes: None) -> None:
-    result = vankit.demo(tmp_path, epochs=1)
+    result = vankit.demo(tmp_path)
     assert result.report.count == 32
     assert vankit.read_checkpoint(result.checkpoint).num_classes == 10
     for picture in (result.picture, result.confusion):

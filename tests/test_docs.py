@@ -49,7 +49,7 @@ def run_line(line: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page(page: Path, folder: Path, small_shapes: None) -> None:
-    scope: dict[str, object] = {}
+    scope: dict[str, object] = {"__name__": "__main__"}
     for language, text in blocks(page):
         if language == "python":
             exec(compile(text, f"{page.name} (python)", "exec"), scope)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
 from PIL import Image
 
 import vankit
@@ -70,7 +72,7 @@ def test_the_kept_weights_measure_as_reported(run: TrainResult, data: Path) -> N
 
 
 def test_a_run_is_not_overwritten(run: TrainResult, data: Path) -> None:
-    with pytest.raises(ValueError, match="already holds a run: pass --resume"):
+    with pytest.raises(ValueError, match="already holds a run: choose another folder"):
         train(data, "van_b0", TINY, run.best.parent)
 
 
@@ -102,6 +104,35 @@ def test_resuming_continues_the_run(run: TrainResult, data: Path, tmp_path: Path
     assert last.state_dict["stage1.patch_embed.norm.num_batches_tracked"] == 8
     unbroken = read_checkpoint(run.last)
     assert set(last.state_dict) == set(unbroken.state_dict)
+
+
+def test_a_longer_schedule_holds_from_the_resumption_on(data: Path, tmp_path: Path) -> None:
+    train(data, "van_b0", replace(TINY, epochs=1), tmp_path)
+    seen: list[float] = []
+
+    def watch(self: object, trainer: Trainer, *_: object) -> None:
+        seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["vankit.train"].KeepWeights, "on_train_batch_start", watch, raising=False)
+        train(data, "van_b0", replace(TINY, epochs=3), tmp_path, resume=True)
+    cosine = [TINY.min_lr + 0.5 * (1e-3 - TINY.min_lr) * (1 + math.cos(math.pi * t / 12)) for t in range(4, 12)]
+    assert seen[1:] == pytest.approx(cosine[1:])  # the first step has the optimiser's stored rate
+
+
+def test_another_run_is_not_resumed(run: TrainResult, data: Path) -> None:
+    with pytest.raises(ValueError, match="holds a run with model van_b0, not van_b1"):
+        train(data, "van_b1", TINY, run.best.parent, resume=True)
+
+
+def test_fewer_images_than_a_batch(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 16 images to train on and 6 to validate: expected at least"):
+        train(data, "van_b0", replace(TINY, batch_size=32), tmp_path)
+
+
+def test_other_networks_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resnet18 is no VAN"):
+        train(data, "resnet18", TINY, tmp_path)
 
 
 def test_the_state_to_resume_is_data(run: TrainResult) -> None:

@@ -104,7 +104,7 @@ def test_classes_are_matched_by_name_id_or_order() -> None:
     assert _class_index(["b", "a"], ["a", "b", "c"]).tolist() == [1, 0]
     imagenet = vankit.Predictor("van_b0", pretrained=False).classes
     assert _class_index(["n01443537", "n01440764"], imagenet).tolist() == [1, 0]
-    assert _class_index(["x", "y"], ["0", "1"]).tolist() == [0, 1]
+    assert _class_index(["0", "1", "10"], ["0", "1", "2"], named=False).tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match=r"does not know 1 of the data's 2 classes \(z\)"):
         _class_index(["a", "z"], ["a", "b"])
 

@@ -1,6 +1,7 @@
 """The `vankit` command: a thin layer over the Python API."""
 
 import dataclasses
+import io
 import logging
 import os
 import sys
@@ -220,6 +221,9 @@ def _console() -> Console:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one line and status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may be no text
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it announces hardware and products
     try:

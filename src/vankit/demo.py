@@ -12,7 +12,6 @@ from vankit.recipes import short
 from vankit.train import train
 from vankit.validate import ClassificationReport, validate
 
-EPOCHS = 2
 PICTURES = 32
 
 
@@ -33,18 +32,28 @@ class DemoResult:
     confusion: Path
 
 
-def demo(out: str | PathLike[str] = "runs/demo", epochs: int = EPOCHS) -> DemoResult:
+def demo(out: str | PathLike[str] = "runs/demo") -> DemoResult:
     """Train van_b0 on `shapes` at 64 px, validate it, predict, and draw the results.
 
     Args:
         out: folder for the run.
-        epochs: passes over the 12,000 training images.
 
     Raises:
         ValueError: `out` already holds a run.
     """
     out = Path(out)
-    config = replace(short("van_b0"), epochs=epochs, warmup_epochs=0)
+    # many small steps, and whole pictures without smoothing: one pass over 12,000 of them is enough
+    config = replace(
+        short("van_b0"),
+        epochs=1,
+        warmup_epochs=0,
+        batch_size=32,
+        lr=3e-3,
+        lr_batch=32,
+        min_scale=1.0,
+        smoothing=0.0,
+        workers=1,
+    )
     result = train("shapes", "van_b0", config, out)
     report = validate("shapes", checkpoint=result.best, output=out / "report.json", picture=out / "confusion.png")
     images = Shapes("val", PICTURES, config.img_size, config.seed)

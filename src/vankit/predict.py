@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import nn
 
-from vankit.data.images import MAX_PIXELS, find_images, load_image
+from vankit.data.images import MAX_PIXELS, find_images, load_image, to_rgb
 from vankit.data.tables import open_table
 from vankit.models import weights
 from vankit.models.van import VARIANTS, create_model, variant_of
@@ -100,7 +100,7 @@ class Predictor:
 
     Attributes:
         network: the model in eval mode.
-        classes: names by index.
+        classes: names by index; the indices as text where the weights name none (`named` is False).
         preprocessing: a `Preprocessing`.
 
     Raises:
@@ -126,7 +126,14 @@ class Predictor:
         network, own_classes, self.preprocessing = _load(model, checkpoint, pretrained)
         self.device = torch.device(device)
         self.network = network.eval().to(memory_format=torch.channels_last).to(self.device)
-        self.classes = list(classes) if classes is not None else own_classes
+        self.named = classes is not None or own_classes is not None
+        outputs = getattr(network, "num_classes", len(classes or ()))
+        self.classes = list(classes or own_classes or (str(i) for i in range(outputs)))
+        if not outputs or len(self.classes) != outputs:
+            raise ValueError(
+                f"the network has {outputs} outputs and there are {len(self.classes)} class names: expected as many "
+                "names as outputs, and at least one; pass classes=, or a checkpoint with a classification head"
+            )
         self.top_k = min(top_k, len(self.classes))
         self.batch_size = batch_size
         self.max_pixels = max_pixels
@@ -153,7 +160,7 @@ class Predictor:
             image = Image.fromarray(image)
         if not isinstance(image, Image.Image):
             image = load_image(image, self.max_pixels)
-        return np.asarray(self._transform(image.convert("RGB")), dtype=np.float32)
+        return np.asarray(self._transform(to_rgb(image)), dtype=np.float32)
 
     def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the network.
@@ -188,7 +195,7 @@ class Predictor:
         return list(self.stream(images))
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[Prediction]:
-        """Label images one batch at a time, decoding ahead; the iterable is read as needed."""
+        """Label images batch by batch; the iterable is read as needed, one batch ahead of the answers."""
         source, failure = iter(images), None
 
         def submit() -> list[Future[_Prepared]]:
@@ -215,8 +222,8 @@ class Predictor:
             name = getattr(image, "filename", "") or f"image {image.size[0]}x{image.size[1]}"
         try:
             return name, self.preprocess(image), None
-        except (OSError, ValueError) as error:
-            return name, None, str(error)
+        except Exception as error:  # decoders of lazily opened images raise whatever they trip over
+            return name, None, str(error) or type(error).__name__
 
     def _label(self, batch: list[_Prepared]) -> Iterator[Prediction]:
         ready = [x for _, x, _ in batch if x is not None]
@@ -237,8 +244,8 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _load(
     model: str | nn.Module | None, checkpoint: str | PathLike[str] | None, pretrained: bool
-) -> tuple[Any, list[str], Preprocessing]:
-    """The network with its class names and preprocessing."""
+) -> tuple[Any, list[str] | None, Preprocessing]:
+    """The network with its class names, if it has any, and preprocessing."""
     metadata: dict[str, Any] = {}
     network: Any
     if isinstance(model, nn.Module):
@@ -252,7 +259,9 @@ def _load(
             model = model or metadata.get("model") or variant_of(found.state_dict)
             if model is None:
                 raise ValueError(f"{checkpoint} is none of {', '.join(VARIANTS)}: pass the network itself as model")
-            network = create_model(ALIASES.get(model, model), num_classes=found.num_classes or None)
+            if not found.num_classes:
+                raise ValueError(f"{checkpoint} holds no classification head, only a backbone")
+            network = create_model(ALIASES.get(model, model), num_classes=found.num_classes)
             weights.load_checkpoint(network, found)
         else:
             name = model or "van_b0"
@@ -260,19 +269,13 @@ def _load(
             file = network.pretrained_cfg.get("file")
             if pretrained and file:
                 metadata = weights.read_metadata(file)
-    if "preprocessing" in metadata:
-        preprocessing = Preprocessing(**metadata["preprocessing"])
-    else:
-        config = resolve_model_data_config(network)
-        keys = ("input_size", "mean", "std", "crop_pct", "interpolation")
-        preprocessing = Preprocessing(**{key: config[key] for key in keys})
-    return network, metadata.get("classes") or _class_names(network.num_classes), preprocessing
-
-
-def _class_names(count: int) -> list[str]:
-    if count == 1000:
-        return list(ImageNetInfo("imagenet-1k").label_descriptions())
-    return [str(i) for i in range(count)]
+    config = {**resolve_model_data_config(network), **metadata.get("preprocessing", {})}
+    keys = ("input_size", "mean", "std", "crop_pct", "interpolation")
+    preprocessing = Preprocessing(**{key: config[key] for key in keys})
+    classes = metadata.get("classes")
+    if classes is None and getattr(network, "num_classes", 0) == 1000:
+        classes = list(ImageNetInfo("imagenet-1k").label_descriptions())
+    return network, classes, preprocessing
 
 
 def inference_model(
@@ -348,9 +351,14 @@ def predict(
 def _row(prediction: Prediction) -> dict[str, Any]:
     labels = prediction.labels
     return {
-        "image": prediction.source.encode("utf-8", "backslashreplace").decode(),  # names that are no text
+        "image": _text(prediction.source),
         "labels": [label.name for label in labels],
         "indices": [label.index for label in labels],
         "scores": [label.score for label in labels],
-        "error": prediction.error,
+        "error": _text(prediction.error),
     }
+
+
+def _text(value: Any) -> Any:
+    """File names may hold bytes that are no text."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

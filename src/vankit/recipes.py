@@ -24,16 +24,18 @@ class TrainConfig:
         img_size: side in pixels of training and validation images.
         crop_pct: part of a validation image's short side that its centre crop keeps, 0 to 1.
         min_scale: smallest part of an image's area that a random crop keeps, 0 to 1.
+        interpolation: of training crops: bicubic, bilinear, or random for either.
         auto_augment: timm's policy string, such as rand-m9-mstd0.5-inc1, or none.
         color_jitter: strength; timm leaves it out where auto_augment is on.
-        random_erasing: probability, 0 to 1.
+        random_erasing: probability of filling a rectangle with noise, 0 to 1.
         mixup: alpha of mixup's Beta distribution; 0 is none.
         cutmix: alpha of cutmix's Beta distribution; 0 is none.
         mixup_switch_prob: probability of cutmix where both are on, 0 to 1.
         smoothing: label smoothing, 0 to 1.
         drop_path_rate: stochastic depth of the last block, 0 to 1.
         drop_rate: dropout before the head, 0 to 1.
-        ema_decay: decay per update of the moving average of the weights that is validated and kept; 0 is none.
+        ema_decay: decay per update of the moving average of the weights that is validated and kept, warmed up as
+            min(ema_decay, (1 + updates) / (10 + updates)); 0 is none.
         pretrained: start from the model's public weights.
         precision: Lightning's: 32-true, bf16-mixed or 16-mixed.
         grad_checkpointing: recompute activations in the backward pass, for memory.
@@ -58,6 +60,7 @@ class TrainConfig:
     img_size: int = 224
     crop_pct: float = 0.9
     min_scale: float = 0.08
+    interpolation: str = "random"
     auto_augment: str = "rand-m9-mstd0.5-inc1"
     color_jitter: float = 0.4
     random_erasing: float = 0.25
@@ -114,6 +117,7 @@ def finetune(model: str) -> TrainConfig:
         clip_grad=1.0,
         batch_size=32,
         min_scale=0.35,
+        interpolation="bicubic",
         auto_augment="none",
         color_jitter=0.2,
         random_erasing=0.0,
@@ -136,6 +140,7 @@ def short(model: str) -> TrainConfig:
         img_size=64,
         crop_pct=1.0,
         min_scale=0.5,
+        interpolation="bicubic",
         auto_augment="none",
         color_jitter=0.0,
         random_erasing=0.0,

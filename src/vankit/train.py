@@ -6,16 +6,18 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from timm.data import create_transform
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset
 
 from vankit.data.folders import open_dataset
 from vankit.models import weights
@@ -63,7 +65,7 @@ def train(
 
     Args:
         data: see `vankit.data.folders.open_dataset`; needs a train and a val split.
-        model: a timm model name, such as van_b0.
+        model: such as van_b0, or van_b0.cifar10 to start from those weights.
         config: settings; `recipes.in1k(model)` if None.
         out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and tensorboard/;
             `runs/MODEL` if None.
@@ -80,11 +82,15 @@ def train(
     config = config or TrainConfig()
     out = Path(out) if out is not None else Path("runs") / model
     state = _resume_state(out, resume)
-    seed_everything(config.seed, workers=True, verbose=False)
-    train_loader, val_loader, classes = _loaders(data, config)
-    overlay = {"file": str(checkpoint)} if checkpoint else {}
-    network = build_classifier(model, len(classes), config, **overlay)
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    train_loader, val_loader, classes = _loaders(data, config, rank, world)
+    start_epoch = _check_same_run(out, model, classes) if resume else 0
+    seed_everything(config.seed, verbose=False)
+    overlay = {"file": str(checkpoint)} if checkpoint and not resume else {}
+    start_from = dataclasses.replace(config, pretrained=config.pretrained and not resume)
+    network = build_classifier(model, len(classes), start_from, **overlay)
+    # every process and every resumption draws its own order, augmentation and drop path
+    seed_everything(config.seed + rank + world * start_epoch, workers=True, verbose=False)
     task = Classifier(network, len(classes), config, config.batch_size * world * config.accumulate)
 
     keep = KeepWeights(out, _metadata(model, classes, config))
@@ -97,6 +103,10 @@ def train(
             record = {"data": str(data), "model": model, "classes": classes, **dataclasses.asdict(config)}
             _prepare(out, record)
         trainer.fit(task, train_loader, val_loader, ckpt_path=state, weights_only=True)
+    if keep.best < 0:
+        raise ValueError(
+            f"{data} gave no whole epoch: too few images for {config.workers} workers, or {out} was finished"
+        )
     return TrainResult(keep.best, out / "best.safetensors", out / "last.safetensors", time.perf_counter() - start)
 
 
@@ -105,8 +115,21 @@ def _resume_state(out: Path, resume: bool) -> Path | None:
     if resume and not state.is_file():
         raise FileNotFoundError(f"nothing to resume in {out}: expected {state}; leave out --resume to start a run")
     if not resume and state.is_file():
-        raise ValueError(f"{out} already holds a run: pass --resume to continue it, or another --out")
+        raise ValueError(
+            f"{out} already holds a run: choose another folder (--out), or continue it with train --resume"
+        )
     return state if resume else None
+
+
+def _check_same_run(out: Path, model: str, classes: list[str]) -> int:
+    """Finished epochs of the run in `out`, which must be of this model and these classes."""
+    before = json.loads((out / "config.json").read_text())
+    for name, value in (("model", model), ("classes", classes)):
+        if before[name] != value:
+            raise ValueError(
+                f"{out} holds a run with {name} {before[name]}, not {value}: choose another folder (--out)"
+            )
+    return int(weights.read_metadata(out / "last.safetensors")["epoch"])
 
 
 def _prepare(out: Path, record: dict[str, Any]) -> None:
@@ -122,7 +145,7 @@ def _trainer(config: TrainConfig, out: Path, keep: "KeepWeights") -> Trainer:
     callbacks: list[Callback] = [keep]
     if config.ema_decay:
         # after `keep`: callbacks run in order, and this one swaps the averaged weights back out
-        callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
+        callbacks.append(WeightAveraging(avg_fn=_moving_average(config.ema_decay)))
     callbacks.append(ModelCheckpoint(out, "resume", save_top_k=1, enable_version_counter=False))
     if bar := sys.stdout.isatty():
         callbacks.append(RichProgressBar())
@@ -146,6 +169,16 @@ def _trainer(config: TrainConfig, out: Path, keep: "KeepWeights") -> Trainer:
     )
 
 
+def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Early on the average forgets faster, or a short run would keep its random start."""
+
+    def average(old: Tensor, new: Tensor, updates: Tensor | int) -> Tensor:
+        n = int(updates)
+        return old + (new - old) * (1 - min(decay, (1 + n) / (10 + n)))
+
+    return average
+
+
 class KeepWeights(Callback):
     """Writes last.safetensors after every validation and best.safetensors after the best, and prints a line of it.
 
@@ -162,6 +195,9 @@ class KeepWeights(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start = time.perf_counter()
+        dataset = trainer.train_dataloader.dataset
+        if hasattr(dataset, "set_epoch"):  # shards are shuffled by epoch
+            dataset.set_epoch(trainer.current_epoch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
@@ -203,7 +239,9 @@ def _metadata(model: str, classes: list[str], config: TrainConfig) -> dict[str, 
     }
 
 
-def _loaders(data: str | Path, config: TrainConfig) -> tuple[DataLoader[Any], DataLoader[Any], list[str]]:
+def _loaders(
+    data: str | Path, config: TrainConfig, rank: int = 0, world: int = 1
+) -> tuple[DataLoader[Any], DataLoader[Any], list[str]]:
     common: dict[str, Any] = {"input_size": config.img_size, "mean": MEAN_STD, "std": MEAN_STD}
     augment = create_transform(
         **common,
@@ -212,28 +250,39 @@ def _loaders(data: str | Path, config: TrainConfig) -> tuple[DataLoader[Any], Da
         auto_augment=None if config.auto_augment in ("", "none") else config.auto_augment,
         color_jitter=config.color_jitter or None,
         re_prob=config.random_erasing,
-        interpolation="bicubic",
+        re_mode="pixel",
+        interpolation=config.interpolation,
     )
     centre = create_transform(**common, crop_pct=config.crop_pct, interpolation="bicubic")
-    train_set = open_dataset(data, "train", augment, config.img_size, config.seed)
-    val_set = open_dataset(data, "val", centre, config.img_size, config.seed)
+    options = {"size": config.img_size, "seed": config.seed, "batch_size": config.batch_size}
+    train_set = open_dataset(data, "train", augment, **options)
+    val_set = open_dataset(data, "val", centre, **options)
     classes = list(train_set.classes)
     if classes != list(val_set.classes):
         only = sorted(set(classes) ^ set(val_set.classes))
         raise ValueError(f"train and val have different classes: {', '.join(only[:10])}")
-    return _loader(train_set, config, shuffle=True), _loader(val_set, config, shuffle=False), classes
+    train_loader = _loader(train_set, config, True, rank, world)
+    if not len(train_loader) or len(val_set) < world:
+        raise ValueError(
+            f"{data} has {len(train_set)} images to train on and {len(val_set)} to validate: expected at least a batch "
+            f"of {config.batch_size} and one image for each of {world} processes; a smaller --batch-size may help"
+        )
+    return train_loader, _loader(val_set, config, False, rank, world), classes
 
 
-def _loader(dataset: Dataset[Any], config: TrainConfig, shuffle: bool) -> DataLoader[Any]:
+def _loader(dataset: Any, config: TrainConfig, shuffle: bool, rank: int, world: int) -> DataLoader[Any]:
     """Batches of this process's share; validation shares are disjoint, so that no image counts twice."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     stream = isinstance(dataset, IterableDataset)
+    if stream and world > 1:
+        raise ValueError("shards are read by one process only: use a folder of images under torchrun")
+    if stream:
+        dataset.set_loader_cfg(num_workers=config.workers)
     sampler: DistributedSampler[Any] | None = None
     if world > 1 and not stream:
         if shuffle:
             sampler = DistributedSampler(dataset, world, rank, seed=config.seed, drop_last=True)
         else:
-            dataset = Subset(dataset, range(rank, len(dataset), world))  # type: ignore[arg-type]
+            dataset = Subset(dataset, range(rank, len(dataset), world))
     return DataLoader(
         dataset,
         batch_size=config.batch_size,

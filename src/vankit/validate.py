@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.progress import track
 from timm.data import ImageNetInfo
@@ -113,7 +114,7 @@ def validate(
     """Measure a classifier on the val split of a labelled image set.
 
     Data and network are matched by class name (also by WordNet id for ImageNet's); a network without names is matched
-    by order where the counts agree. An image that cannot be read is left out and reported.
+    by order where the counts agree. An image of a folder that cannot be read is left out and reported.
 
     Args:
         data: see `vankit.data.folders.open_dataset`.
@@ -131,7 +132,7 @@ def validate(
     transform = predictor.preprocessing.transform()
     dataset = open_dataset(data, "val", transform, predictor.preprocessing.input_size[-1], seed)
     names: list[str] = list(dataset.classes)
-    index = _class_index(names, predictor.classes)
+    index = _class_index(names, predictor.classes, predictor.named)
     if not isinstance(dataset, IterableDataset):
         dataset = _Tolerant(dataset)
     loader = DataLoader(dataset, predictor.batch_size, num_workers=workers, collate_fn=_collate)
@@ -160,7 +161,7 @@ def _measure(
         skipped += errors
         if not len(labels):
             continue
-        best = np.argsort(-predictor.logits(images), axis=1, kind="stable")[:, :5]
+        best = np.argsort(-predictor.logits(images.numpy()), axis=1, kind="stable")[:, :5]
         np.add.at(confusion, (labels, column[best[:, 0]]), 1)
         top5_correct += int((best == index[labels][:, None]).any(1).sum())
     return ClassificationReport(names, confusion, top5_correct, skipped)
@@ -178,27 +179,27 @@ class _Tolerant(Dataset[Any]):
     def __getitem__(self, i: int) -> Any:
         try:
             return self.dataset[i]
-        except ImageError as error:
+        except (OSError, ImageError) as error:
             return (self.dataset.samples[i][0], str(error)), None
 
 
-def _collate(samples: list[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64], list[tuple[str, str]]]:
+def _collate(samples: list[Any]) -> tuple[torch.Tensor, NDArray[np.int64], list[tuple[str, str]]]:
     good = [(image, label) for image, label in samples if label is not None]
     errors = [error for error, label in samples if label is None]
-    images = np.stack([np.asarray(image) for image, _ in good]) if good else np.empty((0, 3, 0, 0), np.float32)
+    images = torch.stack([torch.as_tensor(image) for image, _ in good]) if good else torch.empty(0, 3, 0, 0)
     return images, np.array([label for _, label in good], dtype=np.int64), errors
 
 
-def _class_index(names: list[str], known: list[str]) -> NDArray[np.int64]:
-    """The network's index of each of the data's classes."""
+def _class_index(names: list[str], known: list[str], named: bool = True) -> NDArray[np.int64]:
+    """The network's index of each of the data's classes; by order for a network whose outputs have no names."""
+    if not named and len(names) == len(known):
+        return np.arange(len(names))
     places = {name: i for i, name in enumerate(known)}
     if len(known) == 1000:
         places |= {name: i for i, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
     missing = [name for name in names if name not in places]
     if not missing:
         return np.array([places[name] for name in names])
-    if len(names) == len(known) and known == [str(i) for i in range(len(known))]:
-        return np.arange(len(names))
     raise ValueError(
         f"the network does not know {len(missing)} of the data's {len(names)} classes ({', '.join(missing[:5])}); it "
         f"knows {', '.join(known[:5])}{', …' if len(known) > 5 else ''}: pass a checkpoint trained on these classes"

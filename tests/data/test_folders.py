@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 
 from vankit.data.folders import open_dataset
 from vankit.data.images import ImageError
+from vankit.recipes import short
+from vankit.train import train
 
 
 def make(root: Path, classes: dict[str, int], side: int = 8) -> None:
@@ -71,7 +74,8 @@ def png() -> bytes:
     return buffer.getvalue()
 
 
-def test_webdataset_shards(tmp_path: Path) -> None:
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
     pytest.importorskip("webdataset")
     splits = {}
     for split, count in (("train", 6), ("validation", 4)):
@@ -88,15 +92,26 @@ def test_webdataset_shards(tmp_path: Path) -> None:
             "shard_lengths": [count],
         }
     (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
-    (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    data = open_dataset(f"wds/{tmp_path}", "val", np.asarray)
+    (tmp_path / "classes.txt").write_text("cat\ndog")
+    return tmp_path
+
+
+def test_webdataset_shards(shards: Path) -> None:
+    data = open_dataset(f"wds/{shards}", "val", np.asarray)
     assert data.classes == ["cat", "dog"]
     rows = list(data)
     assert sorted(int(label) for _, label in rows) == [0, 0, 1, 1]
     assert rows[0][0].shape == (8, 8, 3)
-    (tmp_path / "classes.txt").unlink()
+    (shards / "classes.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no classes\.txt in"):
-        open_dataset(f"wds/{tmp_path}", "val", np.asarray)
+        open_dataset(f"wds/{shards}", "val", np.asarray)
+
+
+def test_training_from_shards(shards: Path, tmp_path: Path) -> None:
+    config = replace(short("van_b0"), epochs=1, warmup_epochs=0, batch_size=2, img_size=32, workers=0)
+    result = train(f"wds/{shards}", "van_b0", config, tmp_path / "run")
+    assert 0 <= result.top1 <= 1
+    assert result.best.exists()
 
 
 def test_hugging_face_dataset(tmp_path: Path) -> None:

@@ -15,22 +15,30 @@ from vankit.data.shapes import Shapes
 Transform = Callable[[Image.Image], Any]
 
 _SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
-_READERS = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
+_READERS = ("hfds/", "wds/")
 _SHAPES_LENGTH = {"train": 12_000, "val": 1_000}
 
 
-def open_dataset(data: str | PathLike[str], split: str, transform: Transform, size: int = 64, seed: int = 0) -> Any:
+def open_dataset(
+    data: str | PathLike[str],
+    split: str,
+    transform: Transform,
+    size: int = 64,
+    seed: int = 0,
+    batch_size: int = 1,
+) -> Any:
     """Open one split of a labelled image set.
 
     Args:
         data: an ImageFolder directory (`DATA/train/CLASS/*.jpg`, `DATA/val/CLASS/*.jpg`; for `val` also
-            `DATA/CLASS/*.jpg`), the word `shapes`, or a name that timm's create_dataset reads: `hfds/NAME` (Hugging
+            `DATA/CLASS/*.jpg`), the word `shapes`, or a name for timm's create_dataset: `hfds/NAME` (Hugging
             Face), `wds/FOLDER` (WebDataset shards with integer `cls`, timm's `_info.json`, and the class names in
-            `classes.txt`, one a line), `tfds/NAME`, `torch/NAME`.
+            `classes.txt`, one a line; one process only).
         split: 'train' or 'val'.
         transform: PIL RGB image → sample.
         size: side in pixels of generated `shapes`.
         seed: of generated `shapes`.
+        batch_size: of the loader, which the length of a stream of shards depends on.
 
     Returns:
         A dataset of (sample, label) with the class names as `classes` (a list of str).
@@ -43,7 +51,7 @@ def open_dataset(data: str | PathLike[str], split: str, transform: Transform, si
     if name == "shapes":
         return Shapes(split, _SHAPES_LENGTH[split], size, seed, transform)
     if name.startswith(_READERS):
-        return _reader_dataset(name, split, transform)
+        return _reader_dataset(name, split, transform, batch_size)
     root = Path(data)
     if not root.is_dir():
         raise FileNotFoundError(
@@ -67,23 +75,30 @@ def _folder_dataset(root: Path, split: str, transform: Transform) -> ImageFolder
         raise ValueError(f"{folder} is no ImageFolder: expected {folder}/CLASS/*.jpg; {error}") from None
 
 
-def _reader_dataset(name: str, split: str, transform: Transform) -> Any:
+def _reader_dataset(name: str, split: str, transform: Transform, batch_size: int) -> Any:
     reader, _, rest = name.partition("/")
-    shards = reader == "wds"
-    dataset = create_dataset(
-        "wds/shards" if shards else name,
-        root=rest if shards else None,
-        split={"train": "train", "val": "validation"}[split],
-        is_training=split == "train",
-        transform=transform,
-    )
-    dataset.classes = _shard_classes(Path(rest)) if shards else _class_names(dataset)
-    return dataset
+    options = {"is_training": split == "train", "batch_size": batch_size, "transform": transform}
+    source = ("wds/shards", rest) if reader == "wds" else (name, None)
+    failures = []
+    for own_name in _SPLITS[split]:
+        try:
+            dataset = create_dataset(*source, split=own_name, **options)
+        except (
+            ValueError,
+            KeyError,
+            AssertionError,
+            RuntimeError,
+        ) as error:
+            failures.append(f"{own_name}: {error}")
+            continue
+        dataset.classes = _shard_classes(Path(rest)) if reader == "wds" else _class_names(dataset)
+        return dataset
+    raise ValueError(f"cannot read a {split} split of {name}; tried {'; '.join(failures)}")
 
 
 def _shard_classes(folder: Path) -> list[str]:
     try:
-        return (folder / "classes.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        return (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no classes.txt in {folder}: expected the class names, one a line, in label order"

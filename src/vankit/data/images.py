@@ -115,7 +115,7 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
             image = decoder(file, "")
         with _pillow_limit(_check_size(image.size, name, max_pixels)):
             image.load()
-        return _upright(_to_rgb(image), image)
+        return to_rgb(image)
     except ImageError:
         raise
     # Decoders fed hostile bytes raise whatever their parser trips over: OSError, SyntaxError, struct.error, KeyError...
@@ -187,7 +187,12 @@ def _raised(pixels: int) -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = state.before
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened PIL image as `load_image` returns it: upright, 8-bit RGB, laid over white."""
+    return _upright(_flat_rgb(image), image)
+
+
+def _flat_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_grey8(image)).convert("RGB")
     if not image.has_transparency_data:

@@ -16,7 +16,7 @@ SPLITS = ("train", "val", "test")
 
 # No class is a rotated copy of another within this angle (a diamond would be a square).
 _MAX_ROTATION = np.radians(30)
-_SCALE = (0.35, 0.8)
+_SCALE = (0.55, 0.9)
 _SMALLEST = 16
 _MIN_DIAMETER = 8.0
 _MIN_VISIBLE = 0.2
@@ -52,7 +52,7 @@ def render_scene(
     """Draw scene `index` of a split: the same arguments give the same scene, in any order and any process.
 
     The first object drawn is of class `index % 10`, the others are of random classes. A single object's circumscribed
-    circle spans 0.35 to 0.8 of the shorter side; n objects are smaller by n ** -0.5. An object less than 20 % visible
+    circle spans 0.55 to 0.9 of the shorter side; n objects are smaller by n ** -0.5. An object less than 20 % visible
     is left out, labels and pixels both.
 
     Args:

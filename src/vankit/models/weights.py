@@ -10,6 +10,7 @@ import json
 import logging
 import pickle
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -24,6 +25,8 @@ from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+_SAFE_GLOBALS = threading.Lock()  # torch keeps its list for the whole process
 
 FORMATS = ("vankit", "official", "mmpretrain", "hf")
 
@@ -216,7 +219,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if _is_safetensors(path):
             with safetensors.safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, read_metadata(path)  # noqa: SIM118
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with _SAFE_GLOBALS, torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its text advises weights_only=False, which would run the code
         unsafe = re.search(r"GLOBAL (\S+)", str(error))

@@ -11,7 +11,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from vankit.models.van import create_model
+from vankit.models.van import VAN, create_model
 from vankit.recipes import TrainConfig
 
 
@@ -86,6 +86,10 @@ class Classifier(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # the schedule follows from the step and the config; a stored one would outlive a change of --epochs or --lr
+        checkpoint["lr_schedulers"] = []
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         scheduler.step_update(self.global_step)
 
@@ -94,10 +98,13 @@ def build_classifier(model: str, num_classes: int, config: TrainConfig, **overla
     """The network that a config describes, in its memory format.
 
     Args:
-        model: a timm model name.
+        model: a name such as van_b0 or van_b0.cifar10.
         num_classes: outputs of the head.
         config: the run's settings.
         overlay: entries of timm's pretrained_cfg, such as `file`.
+
+    Raises:
+        ValueError: the model is no VAN.
     """
     network: Any = create_model(
         model,
@@ -107,6 +114,8 @@ def build_classifier(model: str, num_classes: int, config: TrainConfig, **overla
         drop_rate=config.drop_rate,
         pretrained_cfg_overlay=overlay or None,
     )
+    if not isinstance(network, VAN):
+        raise ValueError(f"{model} is no VAN: expected van_b0 to van_b6")
     network.set_grad_checkpointing(config.grad_checkpointing)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
