@@ -195,7 +195,7 @@ class KeepWeights(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start = time.perf_counter()
-        dataset = trainer.train_dataloader.dataset
+        dataset = getattr(trainer.train_dataloader, "dataset", None)
         if hasattr(dataset, "set_epoch"):  # shards are shuffled by epoch
             dataset.set_epoch(trainer.current_epoch)
 
