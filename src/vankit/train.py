@@ -195,9 +195,9 @@ class KeepWeights(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start = time.perf_counter()
-        dataset = getattr(trainer.train_dataloader, "dataset", None)
-        if hasattr(dataset, "set_epoch"):  # shards are shuffled by epoch
-            dataset.set_epoch(trainer.current_epoch)
+        set_epoch = getattr(getattr(trainer.train_dataloader, "dataset", None), "set_epoch", None)
+        if set_epoch is not None:  # shards are shuffled by epoch
+            set_epoch(trainer.current_epoch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
