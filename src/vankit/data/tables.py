@@ -2,6 +2,7 @@
 
 import csv
 import json
+from abc import ABC, abstractmethod
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ Row = dict[str, Any]  # image, labels, indices, scores (best first), error
 _ROWS_PER_GROUP = 1024
 
 
-class Table:
+class Table(ABC):
     """A table file under way, as a context manager; rows are on disk once they are written (Parquet: in groups).
 
     Args:
@@ -25,10 +26,11 @@ class Table:
         self.path = path
         self.top_k = top_k
 
+    @abstractmethod
     def write(self, row: Row) -> None:
         """Add a row."""
-        raise TypeError(f"{type(self).__name__} is a base: use open_table")
 
+    @abstractmethod
     def close(self) -> None:
         """Finish the file."""
 
