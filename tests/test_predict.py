@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 import vankit
+from vankit.data.images import load_image
 from vankit.predict import ALIASES, Predictor, inference_model, iter_predictions, predict
 
 CLASSES = ["ant", "bee", "cat"]
@@ -76,6 +77,24 @@ def test_paths_pictures_and_arrays_agree(predictor: Predictor, photos: Path) -> 
     for other in answers[1:]:
         assert [label.index for label in other.labels] == [label.index for label in answers[0].labels]
         assert [label.score for label in other.labels] == pytest.approx([label.score for label in answers[0].labels])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_opened_pictures_are_treated_like_files(predictor: Predictor, tmp_path: Path, mode: str) -> None:
+    rng = np.random.default_rng(1)
+    pixels = {
+        "RGB": rng.integers(0, 255, (20, 30, 3), dtype=np.uint8),
+        "RGBA": rng.integers(0, 255, (20, 30, 4), dtype=np.uint8),
+        "I;16": rng.integers(0, 65535, (20, 30), dtype=np.uint16),
+    }[mode]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    by_path = predictor.preprocess(tmp_path / "turned.png")
+    with Image.open(tmp_path / "turned.png") as image:
+        assert image.mode == mode
+        np.testing.assert_array_equal(predictor.preprocess(image), by_path)
+    np.testing.assert_array_equal(predictor.preprocess(load_image(tmp_path / "turned.png")), by_path)
 
 
 def test_a_failing_image_does_not_stop_the_rest(predictor: Predictor, photos: Path) -> None:

@@ -158,9 +158,8 @@ class Predictor:
                     "(H, W); `logits` takes preprocessed float32 (B, 3, H, W)"
                 )
             image = Image.fromarray(image)
-        if not isinstance(image, Image.Image):
-            image = load_image(image, self.max_pixels)
-        return np.asarray(self._transform(to_rgb(image)), dtype=np.float32)
+        rgb = to_rgb(image) if isinstance(image, Image.Image) else load_image(image, self.max_pixels)
+        return np.asarray(self._transform(rgb), dtype=np.float32)
 
     def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the network.

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Su
 
 from vankit.data.folders import open_dataset
 from vankit.models import weights
-from vankit.recipes import TrainConfig
+from vankit.recipes import TrainConfig, in1k
 from vankit.tasks.classify import Classifier, build_classifier
 
 # Lightning's advice on what the config and `out` have decided, and a deprecation in its own code
@@ -79,7 +79,7 @@ def train(
         FileNotFoundError: data, checkpoint, or with `resume` the run is missing.
         ValueError: the data is no labelled image set, the train and val classes differ, or `out` already holds a run.
     """
-    config = config or TrainConfig()
+    config = config or in1k(model)
     out = Path(out) if out is not None else Path("runs") / model
     state = _resume_state(out, resume)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -135,7 +135,9 @@ def _check_same_run(out: Path, model: str, classes: list[str]) -> int:
 def _prepare(out: Path, record: dict[str, Any]) -> None:
     """Write down the settings; keep the log of a run that is resumed, which Lightning would overwrite."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    partial = out / "config.json.partial"  # the other processes of a resumed run may be reading
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(out / "config.json")
     if (log := out / "metrics.csv").exists():
         log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
 

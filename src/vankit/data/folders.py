@@ -16,6 +16,7 @@ Transform = Callable[[Image.Image], Any]
 
 _SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 _READERS = ("hfds/", "wds/")
+_NO_SPLIT = (ValueError, KeyError, AssertionError, RuntimeError)  # how timm and datasets refuse a split
 _SHAPES_LENGTH = {"train": 12_000, "val": 1_000}
 
 
@@ -83,12 +84,7 @@ def _reader_dataset(name: str, split: str, transform: Transform, batch_size: int
     for own_name in _SPLITS[split]:
         try:
             dataset = create_dataset(*source, split=own_name, **options)
-        except (
-            ValueError,
-            KeyError,
-            AssertionError,
-            RuntimeError,
-        ) as error:
+        except _NO_SPLIT as error:
             failures.append(f"{own_name}: {error}")
             continue
         dataset.classes = _shard_classes(Path(rest)) if reader == "wds" else _class_names(dataset)

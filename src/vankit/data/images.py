@@ -189,7 +189,9 @@ def _raised(pixels: int) -> Iterator[None]:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An opened PIL image as `load_image` returns it: upright, 8-bit RGB, laid over white."""
-    return _upright(_flat_rgb(image), image)
+    rgb = _upright(_flat_rgb(image), image)
+    rgb.info.pop("exif", None)  # its orientation is applied, and must not be again
+    return rgb
 
 
 def _flat_rgb(image: Image.Image) -> Image.Image:
