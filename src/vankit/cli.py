@@ -83,6 +83,7 @@ def train(
     """
     from vankit.train import train as run
 
+    _quieten_lightning()
     given = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None} if settings else {}
     config = dataclasses.replace(recipes.recipe(recipe, model), **given)
     result = run(data, model, config, out, checkpoint, resume)
@@ -208,10 +209,16 @@ def demo(*, out: Path = Path("runs/demo")) -> None:
     """
     from vankit.demo import demo as run
 
+    _quieten_lightning()
     result = run(out)
     print(f"top-1 {result.report.top1:.2%} on {result.report.count:,} new images")
     print(f"pictures: {result.picture}, {result.confusion}")
     print(f"next: vankit predict photo.jpg --checkpoint {result.checkpoint}")
+
+
+def _quieten_lightning() -> None:
+    """It announces hardware and products at a level that its import sets."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def _console() -> Console:
@@ -225,7 +232,6 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may be no text
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it announces hardware and products
     try:
         status = app(argv, result_action="return_value")
     except (ValueError, OSError, ImportError) as error:
