@@ -104,9 +104,7 @@ def train(
             _prepare(out, record)
         trainer.fit(task, train_loader, val_loader, ckpt_path=state, weights_only=True)
     if keep.best < 0:
-        raise ValueError(
-            f"{data} gave no whole epoch: too few images for {config.workers} workers, or {out} was finished"
-        )
+        raise ValueError(f"{data} gave no whole epoch: expected more images or shards for {config.workers} workers")
     return TrainResult(keep.best, out / "best.safetensors", out / "last.safetensors", time.perf_counter() - start)
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 from timm.data import ImageNetInfo
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
 
 from vankit.data.folders import open_dataset
 from vankit.data.images import ImageError
@@ -107,9 +108,10 @@ def validate(
     output: str | PathLike[str] | None = None,
     picture: str | PathLike[str] | None = None,
     *,
+    batch_size: int = 64,
+    device: str = "auto",
     workers: int = 2,
     seed: int = 0,
-    **options: Any,
 ) -> ClassificationReport:
     """Measure a classifier on the val split of a labelled image set.
 
@@ -121,26 +123,27 @@ def validate(
         model, checkpoint: see `vankit.Predictor`.
         output: JSON file for the report.
         picture: image file for the confusion matrix, such as confusion.png.
+        batch_size, device: see `vankit.Predictor`.
         workers: processes that load images.
         seed: of generated `shapes`; the one they were trained with.
-        options: further arguments of `vankit.Predictor`.
 
     Raises:
         FileNotFoundError, ValueError: data or weights cannot be used, or their classes do not match.
     """
-    predictor = Predictor(model, checkpoint, **options)
+    predictor = Predictor(model, checkpoint, batch_size=batch_size, device=device)
     transform = predictor.preprocessing.transform()
     dataset = open_dataset(data, "val", transform, predictor.preprocessing.input_size[-1], seed)
     names: list[str] = list(dataset.classes)
     index = _class_index(names, predictor.classes, predictor.named)
-    if not isinstance(dataset, IterableDataset):
+    if isinstance(dataset, ImageFolder):
         dataset = _Tolerant(dataset)
     loader = DataLoader(dataset, predictor.batch_size, num_workers=workers, collate_fn=_collate)
     report = _measure(predictor, loader, names, index)
     for path, reason in report.skipped:
         logger.warning("left out %s: %s", path, reason)
     if not report.count:
-        raise ValueError(f"no image of {data} could be read; the first: {report.skipped[0][1]}")
+        reasons = [reason for _, reason in report.skipped[:1]]
+        raise ValueError(f"no image of {data} could be read; {' '.join(reasons) or 'it is empty'}")
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
@@ -168,9 +171,9 @@ def _measure(
 
 
 class _Tolerant(Dataset[Any]):
-    """A dataset whose unreadable images come as their error."""
+    """A folder whose unreadable images come as their error."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: ImageFolder) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:

@@ -31,7 +31,7 @@ _SAFE_GLOBALS = threading.Lock()  # torch keeps its list for the whole process
 FORMATS = ("vankit", "official", "mmpretrain", "hf")
 
 # Modules that hold tensors, in the order of the published files. Columns as in FORMATS; {s} is the stage from 1,
-# {i} the stage from 0, {b} the block from 0. An empty leaf column means that the module's name is the tensor's name.
+# {i} the stage from 0, {b} the block from 0. `_leaves` says which tensors each holds.
 _EMBED = (
     ("stage{s}.patch_embed.proj", "patch_embed{s}.proj", "backbone.patch_embed{s}.projection",
      "van.encoder.stages.{i}.embeddings.convolution"),

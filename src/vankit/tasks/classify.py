@@ -16,7 +16,7 @@ from vankit.recipes import TrainConfig
 
 
 class Classifier(LightningModule):
-    """A timm model under training.
+    """A VAN under training.
 
     Args:
         model: a network (B, 3, H, W) → (B, classes).
