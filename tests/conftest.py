@@ -79,6 +79,7 @@ def public_hub(
 def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """`shapes` with two batches to train on."""
     monkeypatch.setattr("vankit.data.folders._SHAPES_LENGTH", {"train": 256, "val": 32})
+    monkeypatch.setattr("vankit.data.scenes._SHAPES_LENGTH", {"train": 8, "val": 2})
 
 
 @pytest.fixture(scope="session")

@@ -15,16 +15,24 @@ ALLOWED = {
     "models": {"models", "ops"},
     "data": {"data"},
     "recipes": set(),
-    "tasks": {"tasks", "models", "ops", "recipes"},
+    "metrics": set(),
+    "drawing": set(),
+    "results": {"drawing"},
+    "heads": {"heads", "models"},
+    "tasks": {"data", "heads", "metrics", "models", "recipes", "results", "tasks"},
     "study": {"models"},
     "predict": {"data", "models"},
-    "train": {"data", "models", "recipes", "tasks"},
-    "validate": {"data", "predict"},
+    "dense": {"data", "heads", "results", "tasks"},
+    "train": {"heads", "models", "recipes", "tasks"},
+    "validate": {"data", "dense", "heads", "models", "predict", "tasks"},
     "demo": {"data", "predict", "recipes", "train", "validate"},
-    "cli": {"", "data", "demo", "models", "predict", "recipes", "study", "train", "validate"},
+    "cli": {"", "data", "demo", "dense", "models", "predict", "recipes", "results", "study", "train", "validate"},
     "__main__": {"cli"},
 }
-OPTIONAL = {"pyarrow", "datasets", "webdataset", "transformers", "openvino", "onnx", "onnxruntime", "ray"}
+OPTIONAL = {
+    "pyarrow", "datasets", "webdataset", "transformers", "faster_coco_eval", "pycocotools", "supervision", "scipy",
+    "openvino", "onnx", "onnxruntime", "ray",
+}  # fmt: skip
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "misc.py", "common.py"}
 
 

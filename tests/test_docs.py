@@ -1,15 +1,21 @@
 """What README and docs show, runs: every bash and python block, in order, in a folder with the files they name."""
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as mask_api
 
 import vankit
 from vankit.cli import main
+from vankit.data.scenes import ShapeScenes
+from vankit.tasks.panoptic import segments_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -23,7 +29,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_hub: dict[str, Path]) -> Path:
-    """photo.jpg, photos/, more/, flowers/ and a public checkpoint, as the pages suppose them."""
+    """photo.jpg, photos/, more/, flowers/, coco/, streets/ and a public checkpoint, as the pages suppose them."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     places = ["photo.jpg", "photos/1.jpg", "photos/2.png", "more/deep/3.png"]
@@ -32,9 +38,61 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_hub: dict[str
         path = tmp_path / place
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
+    write_coco(tmp_path / "coco")
+    write_streets(tmp_path / "streets")
     for path in public_hub.values():
         (tmp_path / path.name).symlink_to(path)
     return tmp_path
+
+
+def write_coco(root: Path) -> None:
+    """Two generated scenes a split, with COCO's instances and panoptic annotations."""
+    for split in ("train", "val"):
+        images, segments = root / f"{split}2017", root / "annotations" / f"panoptic_{split}2017"
+        images.mkdir(parents=True)
+        segments.mkdir(parents=True)
+        scenes = ShapeScenes("panoptic", split, 2, 64)
+        categories = [
+            {"id": i, "name": name, "isthing": int(thing)}
+            for i, name, thing in zip(scenes.category_ids, scenes.classes, scenes.things, strict=True)
+        ]
+        pictures, objects, panoptic = [], [], []
+        for i in range(2):
+            image, target = scenes[i]
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(images / f"{i}.jpg")
+            pictures.append({"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 64})
+            ids = segments_of(target["masks"].numpy())
+            Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], -1).astype(np.uint8)).save(segments / f"{i}.png")
+            infos = [segment_info(ids, j + 1, label + 1) for j, label in enumerate(target["labels"].tolist())]
+            panoptic.append({"image_id": i, "file_name": f"{i}.png", "segments_info": infos})
+            for info in infos:
+                if scenes.things[info["category_id"] - 1]:
+                    rle = mask_api.encode(np.asfortranarray(ids == info["id"], np.uint8))
+                    rle = {"size": list(ids.shape), "counts": rle["counts"].decode()}
+                    objects.append({**info, "id": len(objects) + 1, "image_id": i, "segmentation": rle})
+        things = [category for category in categories if category["isthing"]]
+        for kind, annotations, known in (("instances", objects, things), ("panoptic", panoptic, categories)):
+            content = {"images": pictures, "annotations": annotations, "categories": known}
+            (root / "annotations" / f"{kind}_{split}2017.json").write_text(json.dumps(content))
+
+
+def segment_info(ids: NDArray[np.int64], segment: int, category: int) -> dict[str, Any]:
+    rows, columns = np.nonzero(ids == segment)
+    x, y = int(columns.min()), int(rows.min())
+    box = [x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y]
+    return {"id": segment, "category_id": category, "bbox": box, "iscrowd": 0, "area": len(rows)}
+
+
+def write_streets(root: Path) -> None:
+    for split in ("train", "val"):
+        scenes = ShapeScenes("segment", split, 8, 64)
+        for folder in ("images", "annotations"):
+            (root / folder / split).mkdir(parents=True)
+        for i in range(len(scenes)):
+            image, target = scenes[i]
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / "images" / split / f"{i}.jpg")
+            Image.fromarray(target["semantic"].numpy()).save(root / "annotations" / split / f"{i}.png")
+    (root / "classes.txt").write_text("\n".join(scenes.classes))
 
 
 def run_line(line: str) -> None:

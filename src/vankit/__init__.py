@@ -19,11 +19,13 @@ from vankit.ops import large_kernel_attention
 if TYPE_CHECKING:
     from vankit.data.images import ImageError
     from vankit.demo import demo
+    from vankit.dense import DensePredictor, detect
     from vankit.predict import Label, Prediction, Predictor, inference_model, predict
-    from vankit.recipes import TrainConfig, recipe
+    from vankit.recipes import DenseConfig, TrainConfig, recipe
+    from vankit.results import Detections, Failure, PanopticMap, SemanticMap
     from vankit.study import complexity
     from vankit.train import train
-    from vankit.validate import ClassificationReport, validate
+    from vankit.validate import ClassificationReport, DenseReport, validate
 
 __version__ = "0.1.0"
 
@@ -31,16 +33,24 @@ __all__ = [
     "VAN",
     "Checkpoint",
     "ClassificationReport",
+    "DenseConfig",
+    "DensePredictor",
+    "DenseReport",
+    "Detections",
     "DownloadError",
+    "Failure",
     "ImageError",
     "Label",
     "LargeKernelAttention",
+    "PanopticMap",
     "Prediction",
     "Predictor",
+    "SemanticMap",
     "TrainConfig",
     "complexity",
     "convert",
     "demo",
+    "detect",
     "inference_model",
     "large_kernel_attention",
     "load_checkpoint",
@@ -55,13 +65,21 @@ __all__ = [
 # Loaded on first use: Lightning, torchmetrics and the dataset readers take seconds to import
 _LATER = {
     "ClassificationReport": "validate",
+    "DenseConfig": "recipes",
+    "DensePredictor": "dense",
+    "DenseReport": "validate",
+    "Detections": "results",
+    "Failure": "results",
     "ImageError": "data.images",
     "Label": "predict",
     "Prediction": "predict",
     "Predictor": "predict",
+    "PanopticMap": "results",
+    "SemanticMap": "results",
     "TrainConfig": "recipes",
     "complexity": "study",
     "demo": "demo",
+    "detect": "dense",
     "inference_model": "predict",
     "predict": "predict",
     "recipe": "recipes",

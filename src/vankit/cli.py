@@ -1,12 +1,13 @@
 """The `vankit` command: a thin layer over the Python API."""
 
 import dataclasses
+import inspect
 import io
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -21,13 +22,20 @@ app = App(
     help_format="plaintext",
 )
 
-# Every setting of TrainConfig as an option that is None unless given, so that a recipe's value stays
+_CONFIGS = (recipes.Config, recipes.TrainConfig, recipes.DenseConfig)
+
+# Every setting of every recipe as an option that is None unless given, so that the recipe's value stays
 Settings = dataclasses.make_dataclass(
     "Settings",
-    [(f.name, f.type | None, dataclasses.field(default=None)) for f in dataclasses.fields(recipes.TrainConfig)],  # type: ignore[operator]
+    [
+        (name, Annotated[field.type | None, Parameter(consume_multiple=True)], dataclasses.field(default=None))  # type: ignore[operator]
+        for name, field in {f.name: f for config in _CONFIGS for f in dataclasses.fields(config)}.items()
+    ],
     namespace={"__module__": __name__},  # cyclopts does not look into classes of unknown modules
 )
-Settings.__doc__ = recipes.TrainConfig.__doc__
+Settings.__doc__ = "Settings.\n\nAttributes:\n" + "".join(
+    inspect.cleandoc(config.__doc__ or "").partition("Attributes:\n")[2] + "\n" for config in _CONFIGS
+)
 
 
 @app.command
@@ -60,35 +68,51 @@ def models(*, size: int = 224) -> None:
 def train(
     data: str,
     *,
+    task: Literal["classify", "detect", "segment", "panoptic"] = "classify",
+    head: str | None = None,
     model: str = "van_b0",
-    recipe: str = "in1k",
+    recipe: str | None = None,
     out: Path | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
+    skip_bad: bool = False,
     settings: Annotated[Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
 ) -> None:
-    """Train a classifier.
+    """Train a classifier, a detector or a segmenter.
 
     Writes best.safetensors, last.safetensors, metrics.csv, TensorBoard logs and the state to resume. Also runs under
     torchrun: torchrun --nproc-per-node N -m vankit train ...
 
     Args:
-        data: folder with train/CLASS/*.jpg and val/CLASS/*.jpg; hfds/NAME or wds/FOLDER; or the word shapes.
+        data: the word shapes, or to classify a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, hfds/NAME or
+            wds/FOLDER; to detect a COCO folder with annotations/instances_*.json; to segment a folder with
+            images/{train,val} and annotations/{train,val}; for panoptic a COCO folder with annotations/panoptic_*.json.
+        task: what to train for.
+        head: detect: retinanet, faster_rcnn, mask_rcnn (taken if left out), cascade_mask_rcnn, sparse_rcnn, rt_detr,
+            d_fine, deformable_detr or mask2former; segment: semantic_fpn (taken if left out), upernet or mask2former;
+            panoptic: mask2former.
         model: van_b0 to van_b6.
-        recipe: in1k (the paper's), finetune (small sets, from pretrained weights) or short (from scratch, quickly).
-        out: folder for the run; runs/MODEL if left out.
+        recipe: classify: in1k (the paper's), finetune (small sets, from pretrained weights) or short (from scratch,
+            quickly); detect: coco_1x, coco_3x or short; segment: ade20k_fpn, ade20k_upernet or short; panoptic:
+            coco_panoptic or short. The first one, or the head's own, if left out.
+        out: folder for the run; runs/MODEL or runs/MODEL-HEAD if left out.
         checkpoint: weights to start from, in any public format.
         resume: continue the run in --out.
+        skip_bad: leave out images and annotations that cannot be used, with a warning; not to classify.
         settings: overrides of the recipe.
     """
     from vankit.train import train as run
 
     _quieten_lightning()
     given = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None} if settings else {}
-    config = dataclasses.replace(recipes.recipe(recipe, model), **given)
-    result = run(data, model, config, out, checkpoint, resume)
+    name = "ade20k_upernet" if recipe is None and head == "upernet" else recipe
+    config = recipes.recipe(name, model, task)
+    if unknown := sorted(set(given) - {field.name for field in dataclasses.fields(config)}):
+        raise ValueError(f"--{unknown[0].replace('_', '-')} is no setting of task {task}: leave it out")
+    config = dataclasses.replace(config, **given)
+    result = run(data, model, config, out, checkpoint, resume, task=task, head=head, skip_bad=skip_bad)
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"best top-1 {result.top1:.2%} after {result.seconds:.0f} s: {result.best}")
+        print(f"best {result.measure} {result.score:.2%} after {result.seconds:.0f} s: {result.best}")
 
 
 @app.command
@@ -103,25 +127,36 @@ def validate(
     workers: int = 2,
     device: str = "auto",
     seed: int = 0,
+    split: str = "val",
+    test: Literal["single", "multiscale", "slide"] = "single",
+    skip_bad: bool = False,
 ) -> None:
-    """Measure a classifier: top-1, top-5, a table per class, the confusion matrix.
+    """Measure a classifier (top-1, top-5, confusion matrix), detector (COCO AP) or segmenter (mIoU, PQ), per class too.
 
     Args:
-        data: as for train; the val split is used.
+        data: as for train.
         model: such as van_b2 or van_b0.cifar10; the checkpoint's if left out.
-        checkpoint: weights in any public format; the model's public ones if left out.
+        checkpoint: weights in any public format, or of a detector or segmenter; the model's public ones if left out.
         output: JSON file for all figures.
-        picture: image file for the confusion matrix, such as confusion.png.
-        batch_size: images per forward pass.
+        picture: image file for a classifier's confusion matrix, such as confusion.png.
+        batch_size: images per forward pass; detectors and segmenters take one at a time.
         workers: processes that load images.
         device: cpu, cuda, or auto.
         seed: of the generated shapes.
+        split: which part of the data: train, val, or the name of a folder such as test.
+        test: how to segment: the whole image, at several scales and mirrored, or in sliding windows.
+        skip_bad: leave out images and annotations that cannot be used, with a warning; not for a classifier.
     """
+    from vankit.validate import DenseReport
     from vankit.validate import validate as run
 
     report = run(
-        data, model, checkpoint, output, picture, workers=workers, seed=seed, batch_size=batch_size, device=device
-    )
+        data, model, checkpoint, output, picture, workers=workers, seed=seed, batch_size=batch_size, device=device,
+        split=split, test=test, skip_bad=skip_bad,
+    )  # fmt: skip
+    if isinstance(report, DenseReport):
+        _print_scenes(data, report)
+        return
     table = Table(title=f"{data}: {report.count:,} images")
     table.add_column("class")
     for heading in ("images", "recall %", "precision %"):
@@ -131,6 +166,24 @@ def validate(
         table.add_row(row["class"], str(row["images"]), recall, precision)
     _console().print(table)
     print(f"top-1 {report.top1:.2%}  top-5 {report.top5:.2%}  images {report.count}  left out {len(report.skipped)}")
+
+
+def _print_scenes(data: str, report: Any) -> None:
+    table = Table(title=f"{data}: {report.count:,} images, {report.head}")
+    table.add_column("class")
+    columns = [name for name in report.per_class[0] if name != "class"]
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in report.per_class:
+        table.add_row(row["class"], *(_figure(row[name]) for name in columns))
+    _console().print(table)
+    print("  ".join(f"{name} {_figure(value)}" for name, value in report.measures.items()))
+
+
+def _figure(value: float | int | None) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.1%}" if isinstance(value, float) else f"{value:,}"
 
 
 @app.command
@@ -145,21 +198,33 @@ def predict(
     batch_size: int = 16,
     device: str = "auto",
     max_pixels: int = 100_000_000,
+    score: float = 0.3,
+    test: Literal["single", "multiscale", "slide"] = "single",
 ) -> int:
-    """Label photographs.
+    """Label photographs, or detect or segment what is in them, as the checkpoint was trained for.
+
+    A detector or segmenter leaves a picture per image and predictions.json, in COCO's results format, in --output.
 
     The exit status is 1 if any image could not be read; the others are answered all the same.
 
     Args:
         images: files, folders (searched through) and quoted glob patterns.
         model: such as van_b2, or van_b0.cifar10, which needs no network; the checkpoint's if left out, else van_b0.
-        checkpoint: weights in any public format; the model's public ones if left out.
-        output: .csv, .jsonl or .parquet file for the rows, written as they come.
+        checkpoint: weights in any public format, or of a detector or segmenter; the model's public ones if left out.
+        output: .csv, .jsonl or .parquet file for the rows, written as they come; for a detector or segmenter a folder,
+            "predictions" if left out.
         top_k: labels per image.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; detectors and segmenters take one at a time.
         device: cpu, cuda, or auto.
         max_pixels: largest image that is decoded, in pixels.
+        score: lowest score of the objects shown, 0 to 1.
+        test: how to segment: the whole image, at several scales and mirrored, or in sliding windows.
     """
+    if checkpoint is not None and (head := _head(checkpoint)):
+        if model is not None:
+            raise ValueError(f"{checkpoint} is a {head} and knows its model: leave out --model")
+        options = {"device": device, "max_pixels": max_pixels, "score": score, "test": test}
+        return _detect(images, checkpoint, output or Path("predictions"), options)
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from vankit.predict import iter_predictions
@@ -184,12 +249,34 @@ def predict(
     return int(failed > 0)
 
 
+def _head(checkpoint: Path) -> str | None:
+    from vankit.models.weights import read_metadata
+
+    return read_metadata(checkpoint).get("head")
+
+
+def _detect(images: list[str], checkpoint: Path, output: Path, options: dict[str, Any]) -> int:
+    from vankit.dense import iter_detections
+    from vankit.results import Failure
+
+    failed = 0
+    for result in iter_detections(images, checkpoint, output, **options):
+        if isinstance(result, Failure):
+            failed += 1
+            print(f"{result.source}: {result.error}", file=sys.stderr)
+        else:
+            print(f"{result.source}: {result.summary()}")
+    print(f"pictures and predictions.json: {output}")
+    return int(failed > 0)
+
+
 @app.command
 def convert(source: Path, target: Path, /, *, to: Literal["vankit", "official", "mmpretrain", "hf"] = "vankit") -> None:
     """Convert a checkpoint between the public formats; the tensors stay bit-exact.
 
     Args:
-        source: checkpoint of any of the formats; which one is found out from the file.
+        source: checkpoint of any of the formats; which one is found out from the file. Of a detector or segmenter the
+            backbone is converted.
         target: file to write.
         to: vankit (safetensors), official (VAN-Classification), mmpretrain, or hf (transformers; a name that ends in
             .safetensors gives safetensors, any other a pickle of tensors).

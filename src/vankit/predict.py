@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import nn
 
-from vankit.data.images import MAX_PIXELS, find_images, load_image, to_rgb
+from vankit.data.images import MAX_PIXELS, ImageLike, find_images, source_name, to_image
 from vankit.data.tables import open_table
 from vankit.models import weights
 from vankit.models.van import VARIANTS, create_model, variant_of
@@ -28,7 +28,6 @@ ALIASES = {
     "van-large_3rdparty_in1k": "van_b3.in1k",
 }
 
-ImageLike = str | PathLike[str] | Image.Image | NDArray[Any]
 _Prepared = tuple[str, NDArray[np.float32] | None, str | None]  # name, network input, error
 
 
@@ -151,14 +150,7 @@ class Predictor:
         Raises:
             FileNotFoundError, ValueError: the image cannot be used; `vankit.data.images.ImageError` if it is broken.
         """
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-                raise ValueError(
-                    f"the array is {image.dtype} of shape {image.shape}: expected uint8 (H, W, 3) in RGB order or "
-                    "(H, W); `logits` takes preprocessed float32 (B, 3, H, W)"
-                )
-            image = Image.fromarray(image)
-        rgb = to_rgb(image) if isinstance(image, Image.Image) else load_image(image, self.max_pixels)
+        rgb = to_image(image, self.max_pixels)
         return np.asarray(self._transform(rgb), dtype=np.float32)
 
     def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -216,9 +208,7 @@ class Predictor:
             raise failure
 
     def _prepare(self, image: ImageLike) -> _Prepared:
-        name = f"array {image.shape}" if isinstance(image, np.ndarray) else str(image)
-        if isinstance(image, Image.Image):
-            name = getattr(image, "filename", "") or f"image {image.size[0]}x{image.size[1]}"
+        name = source_name(image)
         try:
             return name, self.preprocess(image), None
         except Exception as error:  # decoders of lazily opened images raise whatever they trip over
@@ -253,6 +243,8 @@ def _load(
             metadata = weights.load_checkpoint(network, checkpoint).metadata
     else:
         if checkpoint is not None:
+            if "head" in weights.read_metadata(checkpoint):
+                raise ValueError(f"{checkpoint} is a detector or segmenter: use vankit.DensePredictor or vankit.detect")
             found = weights.read_checkpoint(checkpoint)
             metadata = found.metadata
             model = model or metadata.get("model") or variant_of(found.state_dict)

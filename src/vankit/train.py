@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -15,14 +16,14 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset
 
-from vankit.data.folders import open_dataset
+from vankit.heads.build import HeadOptions
 from vankit.models import weights
-from vankit.recipes import TrainConfig, in1k
-from vankit.tasks.classify import Classifier, build_classifier
+from vankit.recipes import Config, DenseConfig, TrainConfig, recipe
+from vankit.tasks.classify import setup_classify
+from vankit.tasks.dense import DenseTask, setup_dense
+from vankit.tasks.setup import Processes, Setup
 
 # Lightning's advice on what the config and `out` have decided, and a deprecation in its own code
 _ADVICE = (
@@ -32,20 +33,20 @@ _ADVICE = (
     ".*LeafSpec.*is deprecated",
 )
 
-MEAN_STD = (0.5, 0.5, 0.5)  # VAN's published preprocessing
-
 
 @dataclass(frozen=True)
 class TrainResult:
     """What a finished run left.
 
     Attributes:
-        top1: best validation accuracy, 0 to 1.
+        score: best validation figure, 0 to 1.
+        measure: what it is: top-1, box AP, mIoU or PQ.
         best, last: vankit checkpoints of the best and the last epoch.
         seconds: wall time of the training loop, validation included.
     """
 
-    top1: float
+    score: float
+    measure: str
     best: Path
     last: Path
     seconds: float
@@ -54,58 +55,94 @@ class TrainResult:
 def train(
     data: str | Path,
     model: str = "van_b0",
-    config: TrainConfig | None = None,
+    config: Config | None = None,
     out: str | Path | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    *,
+    task: str = "classify",
+    head: str | None = None,
+    skip_bad: bool = False,
 ) -> TrainResult:
-    """Train a classifier.
+    """Train a classifier, a detector or a segmenter.
 
     Under torchrun every process calls this with the same arguments; one process alone trains alone.
 
     Args:
-        data: see `vankit.data.folders.open_dataset`; needs a train and a val split.
+        data: for classify see `vankit.data.folders.open_dataset`, else `vankit.data.scenes.open_scenes`; needs a train
+            and a val split.
         model: such as van_b0, or van_b0.cifar10 to start from those weights.
-        config: settings; `recipes.in1k(model)` if None.
+        config: settings: a `TrainConfig` for classify, else a `DenseConfig`; the task's first recipe if None.
         out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and tensorboard/;
-            `runs/MODEL` if None.
-        checkpoint: weights of any public format to start from.
-        resume: continue the run in `out` from its last finished epoch.
+            `runs/MODEL`, or `runs/MODEL-HEAD`, if None.
+        checkpoint: weights of any public format to start from; for the other tasks also of a whole network.
+        resume: continue the run in `out` from its last validated epoch.
+        task: classify, detect, segment or panoptic.
+        head: see `vankit.heads.build.HEADS`; mask_rcnn, semantic_fpn or mask2former if None.
+        skip_bad: leave out, with a warning, images and annotations that cannot be used (not for classify).
 
     Returns:
-        Best accuracy and the files.
+        Best figure and the files.
 
     Raises:
         FileNotFoundError: data, checkpoint, or with `resume` the run is missing.
-        ValueError: the data is no labelled image set, the train and val classes differ, or `out` already holds a run.
+        ValueError: the data is no labelled image set, the train and val classes differ, task, head and config do not go
+            together, or `out` already holds a run.
     """
-    config = config or in1k(model)
-    out = Path(out) if out is not None else Path("runs") / model
+    head = head or _DEFAULT_HEADS.get(task)
+    config = config or _default_config(task, head, model)
+    _check_task(task, head, config, skip_bad)
+    out = Path(out) if out is not None else Path("runs") / "-".join(filter(None, (model, head)))
     state = _resume_state(out, resume)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    train_loader, val_loader, classes = _loaders(data, config, rank, world)
-    start_epoch = _check_same_run(out, model, classes) if resume else 0
+    processes = Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     seed_everything(config.seed, verbose=False)
-    overlay = {"file": str(checkpoint)} if checkpoint and not resume else {}
-    start_from = dataclasses.replace(config, pretrained=config.pretrained and not resume)
-    network = build_classifier(model, len(classes), start_from, **overlay)
+    start_config = dataclasses.replace(config, pretrained=config.pretrained and not resume)
+    start = None if resume else checkpoint
+    if isinstance(start_config, DenseConfig):
+        options = HeadOptions(task, head or "", model, queries=start_config.queries)
+        setup = setup_dense(data, options, start_config, processes, start, skip_bad)
+    else:
+        assert isinstance(start_config, TrainConfig)
+        setup = setup_classify(data, model, start_config, processes, start)
+    start_epoch = _check_same_run(out, model, setup.metadata) if resume else 0
     # every process and every resumption draws its own order, augmentation and drop path
-    seed_everything(config.seed + rank + world * start_epoch, workers=True, verbose=False)
-    task = Classifier(network, len(classes), config, config.batch_size * world * config.accumulate)
+    seed_everything(config.seed + processes.rank + processes.world * start_epoch, workers=True, verbose=False)
+    record = {"data": str(data), **setup.metadata, "model": model, **dataclasses.asdict(config)}
+    return _fit(setup, config, out, record, state)
 
-    keep = KeepWeights(out, _metadata(model, classes, config))
+
+_DEFAULT_HEADS = {"detect": "mask_rcnn", "segment": "semantic_fpn", "panoptic": "mask2former"}
+
+
+def _default_config(task: str, head: str | None, model: str) -> Config:
+    return recipe("ade20k_upernet" if head == "upernet" else None, model, task)
+
+
+def _check_task(task: str, head: str | None, config: Config, skip_bad: bool) -> None:
+    if task == "classify" and (head is not None or skip_bad):
+        raise ValueError("a classifier has no --head and no --skip-bad: pass --task detect, segment or panoptic")
+    wanted = TrainConfig if task == "classify" else DenseConfig
+    if not isinstance(config, wanted):
+        raise ValueError(f"the config is a {type(config).__name__}, expected a {wanted.__name__} for {task}")
+
+
+def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state: Path | None) -> TrainResult:
+    keep = KeepWeights(out, setup.metadata)
     start = time.perf_counter()
     with warnings.catch_warnings():
         for message in _ADVICE:
             warnings.filterwarnings("ignore", message=message)
-        trainer = _trainer(config, out, keep)
+        trainer = _trainer(config, out, keep, len(setup.train_loader))
         if trainer.is_global_zero:
-            record = {"data": str(data), "model": model, "classes": classes, **dataclasses.asdict(config)}
             _prepare(out, record)
-        trainer.fit(task, train_loader, val_loader, ckpt_path=state, weights_only=True)
+        trainer.fit(setup.task, setup.train_loader, setup.val_loader, ckpt_path=state, weights_only=True)
     if keep.best < 0:
-        raise ValueError(f"{data} gave no whole epoch: expected more images or shards for {config.workers} workers")
-    return TrainResult(keep.best, out / "best.safetensors", out / "last.safetensors", time.perf_counter() - start)
+        raise ValueError(
+            f"{record['data']} gave no whole epoch: expected more images or shards for {config.workers} workers, "
+            "or a validation within the run (--validate-every)"
+        )
+    seconds = time.perf_counter() - start
+    return TrainResult(keep.best, keep.measure, out / "best.safetensors", out / "last.safetensors", seconds)
 
 
 def _resume_state(out: Path, resume: bool) -> Path | None:
@@ -119,13 +156,13 @@ def _resume_state(out: Path, resume: bool) -> Path | None:
     return state if resume else None
 
 
-def _check_same_run(out: Path, model: str, classes: list[str]) -> int:
-    """Finished epochs of the run in `out`, which must be of this model and these classes."""
+def _check_same_run(out: Path, model: str, metadata: dict[str, Any]) -> int:
+    """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
     before = json.loads((out / "config.json").read_text())
-    for name, value in (("model", model), ("classes", classes)):
-        if before[name] != value:
+    for name, value in {**metadata, "model": model}.items():
+        if name in ("model", "classes", "task", "head", "queries") and before.get(name) != value:
             raise ValueError(
-                f"{out} holds a run with {name} {before[name]}, not {value}: choose another folder (--out)"
+                f"{out} holds a run with {name} {before.get(name)}, not {value}: choose another folder (--out)"
             )
     return int(weights.read_metadata(out / "last.safetensors")["epoch"])
 
@@ -140,7 +177,7 @@ def _prepare(out: Path, record: dict[str, Any]) -> None:
         log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
 
 
-def _trainer(config: TrainConfig, out: Path, keep: "KeepWeights") -> Trainer:
+def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Trainer:
     """One Lightning Trainer: on the processes torchrun started if any, else on one accelerator or the CPU."""
     callbacks: list[Callback] = [keep]
     if config.ema_decay:
@@ -149,13 +186,17 @@ def _trainer(config: TrainConfig, out: Path, keep: "KeepWeights") -> Trainer:
     callbacks.append(ModelCheckpoint(out, "resume", save_top_k=1, enable_version_counter=False))
     if bar := sys.stdout.isatty():
         callbacks.append(RichProgressBar())
+    dense = config if isinstance(config, DenseConfig) else None
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     world = int(os.environ.get("WORLD_SIZE", 1))
     return Trainer(
-        max_epochs=config.epochs + config.cooldown_epochs,
+        **_length(config, batches),
         devices=local,
         num_nodes=world // local,
-        strategy="ddp" if world > 1 else "auto",
+        # a batch without objects leaves some heads' parameters without a gradient
+        strategy="auto" if world == 1 else "ddp_find_unused_parameters_true" if dense else "ddp",
+        # PyTorch has it on GPUs only
+        sync_batchnorm=dense is not None and dense.batch_norm == "sync" and world > 1 and torch.cuda.is_available(),
         precision=config.precision,  # type: ignore[arg-type]
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_grad or None,
@@ -167,6 +208,18 @@ def _trainer(config: TrainConfig, out: Path, keep: "KeepWeights") -> Trainer:
         use_distributed_sampler=False,
         log_every_n_steps=20,
     )
+
+
+def _length(config: Config, batches: int) -> dict[str, Any]:
+    if isinstance(config, TrainConfig):
+        return {"max_epochs": config.epochs + config.cooldown_epochs}
+    assert isinstance(config, DenseConfig)
+    epochs = config.epochs
+    if config.iterations:
+        epochs = math.ceil(config.iterations * config.accumulate / batches)
+    # the last epoch is always validated
+    epochs = math.ceil(epochs / config.validate_every) * config.validate_every
+    return {"max_epochs": epochs, "check_val_every_n_epoch": config.validate_every}
 
 
 def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
@@ -191,6 +244,7 @@ class KeepWeights(Callback):
         self.out = out
         self.metadata = metadata
         self.best = -1.0
+        self.measure = ""
         self.start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -199,97 +253,32 @@ class KeepWeights(Callback):
         if set_epoch is not None:  # shards are shuffled by epoch
             set_epoch(trainer.current_epoch)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
-        top1 = float(pl_module.top1.compute())  # on every process: it gathers
-        top5 = float(pl_module.top5.compute())
-        improved, self.best = top1 > self.best, max(top1, self.best)
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        measures: dict[str, float] = pl_module.measures()  # on every process: it gathers
+        self.measure, score = next(iter(measures.items()))
+        if isinstance(pl_module, DenseTask):  # a classifier logs its own
+            named = {f"val_{name.replace(' ', '_')}": value for name, value in measures.items() if value == value}
+            pl_module.log_dict(named, rank_zero_only=True)
+        improved = score > self.best or self.best < 0  # a figure without any object to measure is NaN
+        self.best = max(score, self.best) if score == score else max(self.best, 0.0)
         if not trainer.is_global_zero:
             return
         epoch = trainer.current_epoch + 1
-        metadata = {**self.metadata, "epoch": epoch, "top1": round(top1, 5), "top5": round(top5, 5)}
+        figures = {name: round(value, 5) for name, value in measures.items() if value == value}
+        metadata = {**self.metadata, "epoch": epoch, "measures": figures}
         state = pl_module.model.state_dict()
         for name in ("last", "best") if improved else ("last",):
-            weights.write_checkpoint(state, self.out / f"{name}.safetensors", metadata=metadata)
-        loss = float(trainer.callback_metrics.get("train_loss_step", float("nan")))
+            weights.write_tensors(state, self.out / f"{name}.safetensors", metadata)
+        loss = float(trainer.callback_metrics.get("train_loss_step", trainer.callback_metrics.get("train_loss", "nan")))
+        shown = "  ".join(f"{name} {value:.2%}" for name, value in list(measures.items())[:3])
         print(
-            f"epoch {epoch}/{trainer.max_epochs}  loss {loss:.3f}  top-1 {top1:.2%}  top-5 {top5:.2%}  "
-            f"best {self.best:.2%}  {time.perf_counter() - self.start:.0f} s",
+            f"epoch {epoch}/{trainer.max_epochs}  loss {loss:.3f}  {shown}  best {self.best:.2%}  "
+            f"{time.perf_counter() - self.start:.0f} s",
             flush=True,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "measure": self.measure}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
-
-
-def _metadata(model: str, classes: list[str], config: TrainConfig) -> dict[str, Any]:
-    return {
-        "model": model.split(".")[0],
-        "classes": classes,
-        "preprocessing": {
-            "input_size": [3, config.img_size, config.img_size],
-            "mean": list(MEAN_STD),
-            "std": list(MEAN_STD),
-            "crop_pct": config.crop_pct,
-            "interpolation": "bicubic",
-        },
-    }
-
-
-def _loaders(
-    data: str | Path, config: TrainConfig, rank: int = 0, world: int = 1
-) -> tuple[DataLoader[Any], DataLoader[Any], list[str]]:
-    common: dict[str, Any] = {"input_size": config.img_size, "mean": MEAN_STD, "std": MEAN_STD}
-    augment = create_transform(
-        **common,
-        is_training=True,
-        scale=(config.min_scale, 1.0),
-        auto_augment=None if config.auto_augment in ("", "none") else config.auto_augment,
-        color_jitter=config.color_jitter or None,
-        re_prob=config.random_erasing,
-        re_mode="pixel",
-        interpolation=config.interpolation,
-    )
-    centre = create_transform(**common, crop_pct=config.crop_pct, interpolation="bicubic")
-    options = {"size": config.img_size, "seed": config.seed, "batch_size": config.batch_size}
-    train_set = open_dataset(data, "train", augment, **options)
-    val_set = open_dataset(data, "val", centre, **options)
-    classes = list(train_set.classes)
-    if classes != list(val_set.classes):
-        only = sorted(set(classes) ^ set(val_set.classes))
-        raise ValueError(f"train and val have different classes: {', '.join(only[:10])}")
-    train_loader = _loader(train_set, config, True, rank, world)
-    if not len(train_loader) or len(val_set) < world:
-        raise ValueError(
-            f"{data} has {len(train_set)} images to train on and {len(val_set)} to validate: expected at least a batch "
-            f"of {config.batch_size} and one image for each of {world} processes; a smaller --batch-size may help"
-        )
-    return train_loader, _loader(val_set, config, False, rank, world), classes
-
-
-def _loader(dataset: Any, config: TrainConfig, shuffle: bool, rank: int, world: int) -> DataLoader[Any]:
-    """Batches of this process's share; validation shares are disjoint, so that no image counts twice."""
-    stream = isinstance(dataset, IterableDataset)
-    if stream and world > 1:
-        raise ValueError("shards are read by one process only: use a folder of images under torchrun")
-    if stream:
-        dataset.set_loader_cfg(num_workers=config.workers)
-    sampler: DistributedSampler[Any] | None = None
-    if world > 1 and not stream:
-        if shuffle:
-            sampler = DistributedSampler(dataset, world, rank, seed=config.seed, drop_last=True)
-        else:
-            dataset = Subset(dataset, range(rank, len(dataset), world))
-    return DataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        sampler=sampler,
-        shuffle=shuffle and sampler is None and not stream,
-        drop_last=shuffle,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+        self.best, self.measure = state_dict["best"], state_dict["measure"]

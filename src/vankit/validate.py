@@ -1,4 +1,4 @@
-"""Validation: a trained network's measures on a labelled image set."""
+"""Validation: a trained network's measures on a labelled image set, for every task."""
 
 import json
 import logging
@@ -16,9 +16,16 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
+from vankit.data.augment import collate, evaluation_transform
 from vankit.data.folders import open_dataset
 from vankit.data.images import ImageError
+from vankit.data.scenes import open_scenes
+from vankit.dense import DensePredictor
+from vankit.heads.build import HEADS
+from vankit.models.weights import read_metadata
 from vankit.predict import Predictor
+from vankit.tasks.dense import EVALUATORS
+from vankit.tasks.segment import Test
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +108,43 @@ class ClassificationReport:
         figure.savefig(path, dpi=120)
 
 
+@dataclass(frozen=True)
+class DenseReport:
+    """Measures of a detector or segmenter on a set of annotated scenes.
+
+    Attributes:
+        task: detect, segment or panoptic.
+        head: the head's name.
+        count: images measured.
+        measures: figures by name, 0 to 1, NaN where the images say nothing: COCO's box AP and mask AP (AP, AP50, AP75,
+            APs, APm, APl); mIoU, aAcc, mAcc; or PQ, SQ, RQ of all, things and stuff.
+        per_class: a dict per class: its name as `class`, and its figures.
+        skipped: what was left out, as (file, reason).
+    """
+
+    task: str
+    head: str
+    count: int
+    measures: dict[str, float]
+    per_class: list[dict[str, Any]]
+    skipped: list[tuple[str, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON-able values, None for NaN."""
+        return {
+            "task": self.task,
+            "head": self.head,
+            "images": self.count,
+            "measures": _plain(self.measures),
+            "classes": [_plain(row) for row in self.per_class],
+            "skipped": [{"file": path, "error": reason} for path, reason in self.skipped],
+        }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in row.items()}
+
+
 def validate(
     data: str | PathLike[str],
     model: str | nn.Module | None = None,
@@ -112,27 +156,59 @@ def validate(
     device: str = "auto",
     workers: int = 2,
     seed: int = 0,
-) -> ClassificationReport:
-    """Measure a classifier on the val split of a labelled image set.
+    split: str = "val",
+    test: Test = "single",
+    skip_bad: bool = False,
+) -> Any:
+    """Measure a network on a labelled image set: a classifier, or the detector or segmenter that `checkpoint` holds.
 
-    Data and network are matched by class name (also by WordNet id for ImageNet's); a network without names is matched
-    by order where the counts agree. An image of a folder that cannot be read is left out and reported.
+    Data and classifier are matched by class name (also by WordNet id for ImageNet's); a network without names is
+    matched by order where the counts agree. An image of a folder that cannot be read is left out and reported.
+    A detector's or segmenter's classes have to be the data's, in the same order.
 
     Args:
-        data: see `vankit.data.folders.open_dataset`.
-        model, checkpoint: see `vankit.Predictor`.
+        data: see `vankit.data.folders.open_dataset`; for a detector or segmenter `vankit.data.scenes.open_scenes`.
+        model, checkpoint: see `vankit.Predictor`; for a detector or segmenter the checkpoint alone.
         output: JSON file for the report.
-        picture: image file for the confusion matrix, such as confusion.png.
-        batch_size, device: see `vankit.Predictor`.
+        picture: image file for a classifier's confusion matrix, such as confusion.png.
+        batch_size, device: see `vankit.Predictor`; detectors and segmenters take one image at a time.
         workers: processes that load images.
         seed: of generated `shapes`; the one they were trained with.
+        split: train, val, or the name of a folder such as test.
+        test: for semantic segmentation, see `vankit.tasks.segment.segment_logits`.
+        skip_bad: for detectors and segmenters: leave out what cannot be used, with a warning.
+
+    Returns:
+        A `ClassificationReport`, or a `DenseReport` for a detector or segmenter.
 
     Raises:
         FileNotFoundError, ValueError: data or weights cannot be used, or their classes do not match.
     """
+    if checkpoint is not None and "head" in read_metadata(checkpoint):
+        if model is not None or picture is not None:
+            raise ValueError(f"{checkpoint} knows its model and has no confusion matrix: leave out model and picture")
+        predictor = DensePredictor(checkpoint, test=test, device=device)
+        report = _measure_scenes(data, predictor, split, workers, seed, skip_bad)
+        _write(report, output)
+        return report
+    return _validate_classifier(data, model, checkpoint, output, picture, split, batch_size, device, workers, seed)
+
+
+def _validate_classifier(
+    data: str | PathLike[str],
+    model: str | nn.Module | None,
+    checkpoint: str | PathLike[str] | None,
+    output: str | PathLike[str] | None,
+    picture: str | PathLike[str] | None,
+    split: str,
+    batch_size: int,
+    device: str,
+    workers: int,
+    seed: int,
+) -> ClassificationReport:
     predictor = Predictor(model, checkpoint, batch_size=batch_size, device=device)
     transform = predictor.preprocessing.transform()
-    dataset = open_dataset(data, "val", transform, predictor.preprocessing.input_size[-1], seed)
+    dataset = open_dataset(data, split, transform, predictor.preprocessing.input_size[-1], seed)
     names: list[str] = list(dataset.classes)
     index = _class_index(names, predictor.classes, predictor.named)
     if isinstance(dataset, ImageFolder):
@@ -144,12 +220,46 @@ def validate(
     if not report.count:
         reasons = [reason for _, reason in report.skipped[:1]]
         raise ValueError(f"no image of {data} could be read; {' '.join(reasons) or 'it is empty'}")
-    if output is not None:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        Path(output).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    _write(report, output)
     if picture is not None:
         report.plot(picture)
     return report
+
+
+def _write(report: "ClassificationReport | DenseReport", output: str | PathLike[str] | None) -> None:
+    if output is not None:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+
+
+def _measure_scenes(
+    data: str | PathLike[str], predictor: DensePredictor, split: str, workers: int, seed: int, skip_bad: bool
+) -> DenseReport:
+    settings = predictor.metadata
+    masks = HEADS[predictor.head].masks
+    dataset = open_scenes(
+        data,
+        predictor.task,
+        split,
+        evaluation_transform(),
+        masks=masks,
+        size=settings["short_sides"][-1],
+        seed=seed,
+        ignore_label=settings["ignore_label"],
+        skip_bad=skip_bad,
+    )
+    if list(dataset.classes) != predictor.classes:
+        only = sorted(set(dataset.classes) ^ set(predictor.classes)) or ["the same in another order"]
+        raise ValueError(f"data and network have different classes: {', '.join(only[:10])}")
+    evaluator = EVALUATORS[predictor.task](predictor.classes, predictor.things, masks)
+    # the one place that reads skipped files: worker processes would keep their lists to themselves
+    loader = DataLoader(dataset, 1, num_workers=0 if skip_bad else workers, collate_fn=collate)
+    for images, targets in track(loader, "validating", transient=True):
+        evaluator.add(targets[0], predictor.results(images)[0])
+    measure = evaluator.measure
+    return DenseReport(
+        predictor.task, predictor.head, len(dataset), measure.compute(), measure.per_class(), list(dataset.skipped)
+    )
 
 
 def _measure(

@@ -267,3 +267,23 @@ def test_vmap_and_meta():
     out = torch.func.vmap(lambda x: large_kernel_attention(x, *args[1:]))(stack)
     torch.testing.assert_close(out[1], large_kernel_attention(2 * args[0], *args[1:]))
     assert large_kernel_attention(*[a.to("meta") for a in args]).shape == (2, 3, 4, 6)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("size", [(14, 14), (48, 40)])
+def test_the_dilated_gradient_is_right_in_bfloat16_on_cpu(autocast: bool, size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, direction = (
+        torch.randn(2, 32, *size, generator=generator).to(torch.bfloat16, memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    weight = torch.randn(32, 1, 7, 7, generator=generator).bfloat16()
+    exact = weight.double().requires_grad_()
+    F.conv2d(x.double(), exact, padding=9, dilation=3, groups=32).backward(direction.double())
+    own = (weight.float() if autocast else weight.clone()).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = reference.depthwise(x.float() if autocast else x, own, None, dilation=3)
+    assert out.dtype == torch.bfloat16
+    out.backward(direction)
+    assert own.grad is not None and exact.grad is not None
+    assert (own.grad - exact.grad).abs().max() <= 0.01 * exact.grad.abs().max()

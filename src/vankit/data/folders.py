@@ -14,7 +14,7 @@ from vankit.data.shapes import Shapes
 
 Transform = Callable[[Image.Image], Any]
 
-_SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
+SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 _READERS = ("hfds/", "wds/")
 _NO_SPLIT = (ValueError, KeyError, AssertionError, RuntimeError)  # how timm and datasets refuse a split
 _SHAPES_LENGTH = {"train": 12_000, "val": 1_000}
@@ -35,7 +35,7 @@ def open_dataset(
             `DATA/CLASS/*.jpg`), the word `shapes`, or a name for timm's create_dataset: `hfds/NAME` (Hugging
             Face), `wds/FOLDER` (WebDataset shards with integer `cls`, timm's `_info.json`, and the class names in
             `classes.txt`, one a line; one process only).
-        split: 'train' or 'val'.
+        split: 'train', 'val', or the name of a folder such as 'test'.
         transform: PIL RGB image → sample.
         size: side in pixels of generated `shapes`.
         seed: of generated `shapes`.
@@ -50,7 +50,7 @@ def open_dataset(
     """
     name = str(data)
     if name == "shapes":
-        return Shapes(split, _SHAPES_LENGTH[split], size, seed, transform)
+        return Shapes(split, _SHAPES_LENGTH.get(split, 1_000), size, seed, transform)
     if name.startswith(_READERS):
         return _reader_dataset(name, split, transform, batch_size)
     root = Path(data)
@@ -63,11 +63,13 @@ def open_dataset(
 
 
 def _folder_dataset(root: Path, split: str, transform: Transform) -> ImageFolder:
-    folder = next((root / name for name in _SPLITS[split] if (root / name).is_dir()), None)
-    if folder is None and split == "val" and not any((root / name).is_dir() for name in _SPLITS["train"]):
+    folder = next((root / name for name in SPLITS.get(split, (split,)) if (root / name).is_dir()), None)
+    if folder is None and split == "val" and not any((root / name).is_dir() for name in SPLITS["train"]):
         folder = root
     if folder is None:
-        raise FileNotFoundError(f"no {split} split in {root}: expected one of {', '.join(_SPLITS[split])} in it")
+        raise FileNotFoundError(
+            f"no {split} split in {root}: expected one of {', '.join(SPLITS.get(split, (split,)))} in it"
+        )
     try:
         return ImageFolder(
             str(folder), transform, loader=load_image, is_valid_file=lambda p: Path(p).suffix.lower() in IMAGE_SUFFIXES
@@ -81,7 +83,7 @@ def _reader_dataset(name: str, split: str, transform: Transform, batch_size: int
     options = {"is_training": split == "train", "batch_size": batch_size, "transform": transform}
     source = ("wds/shards", rest) if reader == "wds" else (name, None)
     failures = []
-    for own_name in _SPLITS[split]:
+    for own_name in SPLITS.get(split, (split,)):
         try:
             dataset = create_dataset(*source, split=own_name, **options)
         except _NO_SPLIT as error:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from PIL import (
     WebPImagePlugin,
 )
 from PIL.ImageFile import ImageFile
+
+ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
 MAX_PIXELS = 100_000_000
 IMAGE_SUFFIXES = frozenset(
@@ -232,6 +234,34 @@ def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
         return rgb
     transpose = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return rgb if transpose is None else rgb.transpose(transpose)
+
+
+def to_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An upright RGB picture from whatever a predictor is given.
+
+    Args:
+        image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB order or (H, W) grey.
+        max_pixels: largest image that is decoded, in pixels.
+
+    Raises:
+        FileNotFoundError, ValueError: the image cannot be used; `ImageError` if it is broken.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            raise ValueError(
+                f"the array is {image.dtype} of shape {image.shape}: expected uint8 (H, W, 3) in RGB order or (H, W)"
+            )
+        image = Image.fromarray(image)
+    return to_rgb(image) if isinstance(image, Image.Image) else load_image(image, max_pixels)
+
+
+def source_name(image: ImageLike) -> str:
+    """What a result calls its image: the path, or a description of one passed in memory."""
+    if isinstance(image, np.ndarray):
+        return f"array {image.shape}"
+    if isinstance(image, Image.Image):
+        return getattr(image, "filename", "") or f"image {image.size[0]}x{image.size[1]}"
+    return str(image)
 
 
 def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterator[Path]:

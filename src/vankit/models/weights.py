@@ -12,6 +12,7 @@ import pickle
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -177,6 +178,17 @@ def rename(state_dict: Mapping[str, Tensor], source: str, target: str) -> dict[s
     return out
 
 
+def _backbone_inside(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The VAN inside a dense task's network, under vankit's or the official names; empty if this is none."""
+    for stem, parts in ((_EMBED[0][0], r"stage\d\."), (_EMBED[0][1], r"(?:patch_embed|block|norm)\d\.")):
+        name = f"{stem.format(s=1)}.weight"
+        prefix = next((found.removesuffix(name) for found in tensors if found.endswith(f".{name}")), None)
+        if prefix:
+            pattern = re.compile(re.escape(prefix) + f"({parts}.*)")
+            return {match[1]: tensor for key, tensor in tensors.items() if (match := pattern.fullmatch(key))}
+    return {}
+
+
 def _check_names(expected: set[str], found: set[str]) -> None:
     problems = []
     for word, names in (("missing", sorted(expected - found)), ("left over", sorted(found - expected))):
@@ -192,7 +204,8 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
 
     Args:
         path: a safetensors file or a PyTorch pickle. Pickles are read with `weights_only=True`; of other classes only
-            argparse.Namespace, which the official files hold, is allowed.
+            argparse.Namespace, which the official files hold, is allowed. Of a detector or segmenter (vankit's, or the
+            authors' VAN-Segmentation) the VAN inside is read, with a warning.
 
     Returns:
         The checkpoint under vankit's names.
@@ -202,11 +215,12 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
         ValueError: it is damaged, unsafe, of no known format, or a tensor is missing or left over.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no checkpoint at {path}: pass the path of a .safetensors, .pth, .pth.tar or .bin file"
+    tensors, metadata = read_tensors(path)
+    if backbone := _backbone_inside(tensors):
+        logger.warning(
+            "%s holds a VAN and a head of %s: took the VAN alone", path, metadata.get("head", "another task")
         )
-    tensors, metadata = _read_tensors(path)
+        tensors, metadata = backbone, {key: metadata[key] for key in ("model",) if key in metadata}
     try:
         fmt = identify(tensors)
         return Checkpoint(rename(tensors, fmt, "vankit"), fmt, path, metadata if fmt == "vankit" else {})
@@ -214,7 +228,12 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The named tensors of a file, as they are called in it, and a vankit file's metadata; see `read_checkpoint`."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: pass the path of a .safetensors, .pth, .pth.tar or .bin file"
+        )
     try:
         if _is_safetensors(path):
             with safetensors.safe_open(path, "pt") as file:
@@ -247,8 +266,8 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, Any]:
-    """What a vankit file says of itself (see `Checkpoint.metadata`), without reading its tensors."""
-    if not _is_safetensors(Path(path)):
+    """What a vankit file says of itself (see `Checkpoint.metadata`), without reading its tensors; empty for others."""
+    if not Path(path).is_file() or not _is_safetensors(Path(path)):
         return {}
     with safetensors.safe_open(path, "pt") as file:
         metadata = {key: _parse(value) for key, value in (file.metadata() or {}).items()}
@@ -285,20 +304,39 @@ def write_checkpoint(
         to: one of `FORMATS`.
         metadata: for `vankit` files (others have no place for it): JSON-able values by name.
     """
+    tensors = rename(state_dict, "vankit", to)
+    if to == "vankit" or (to == "hf" and Path(path).suffix == ".safetensors"):
+        write_tensors(tensors, path, (metadata or {}) if to == "vankit" else {})
+        return
+    content = {"state_dict": _stored(tensors)} if to != "hf" else _stored(tensors)
+    with _replacing(path) as partial:
+        torch.save({"meta": {}, **content} if to == "mmpretrain" else content, partial)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: str | PathLike[str], metadata: Mapping[str, Any]) -> None:
+    """Write named tensors as a vankit file (safetensors), replacing `path` only once the new file is complete.
+
+    Args:
+        tensors: under the names that are stored.
+        path: output file.
+        metadata: JSON-able values by name.
+    """
+    header = {key: json.dumps(value) for key, value in metadata.items()}
+    with _replacing(path) as partial:
+        safetensors.torch.save_file(_stored(tensors), partial, metadata={**header, "format": "pt"})
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+
+
+@contextmanager
+def _replacing(path: str | PathLike[str]) -> Iterator[Path]:
     path = Path(path)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in rename(state_dict, "vankit", to).items()}
-    header = {key: json.dumps(value) for key, value in (metadata or {}).items()} if to == "vankit" else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        if to == "vankit" or (to == "hf" and path.suffix == ".safetensors"):
-            safetensors.torch.save_file(tensors, partial, metadata={**header, "format": "pt"})
-        elif to == "hf":
-            torch.save(tensors, partial)
-        elif to == "mmpretrain":
-            torch.save({"meta": {}, "state_dict": tensors}, partial)
-        else:
-            torch.save({"state_dict": tensors}, partial)
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

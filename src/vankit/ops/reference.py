@@ -17,10 +17,26 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1)
     Returns:
         (B, C, H, W).
     """
+    if not torch.jit.is_scripting() and dilation > 1 and _would_train_in_bfloat16(x):
+        result_type = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        with torch.autocast("cpu", enabled=False):
+            wide_bias = None if bias is None else bias.float()
+            return depthwise(x.float(), weight.float(), wide_bias, dilation).to(result_type)
     if not (torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling()):
         weight = _reachable_taps(weight, x.shape[-2], x.shape[-1], dilation)
     padding = [dilation * (weight.shape[-2] // 2), dilation * (weight.shape[-1] // 2)]
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=weight.shape[0])
+
+
+@torch.jit.unused
+def _would_train_in_bfloat16(x: Tensor) -> bool:
+    """PyTorch 2.15's weight gradient of this convolution is wrong on CPUs in bfloat16 (NHWC, maps of 32 px and more:
+    off by its own size, or NaN), and float32 takes no longer."""
+    if x.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.dtype == torch.bfloat16
 
 
 def _reachable_taps(weight: Tensor, height: int, width: int, dilation: int) -> Tensor:

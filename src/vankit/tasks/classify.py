@@ -1,18 +1,23 @@
 """Image classification: the network, its loss, its optimiser and its measures as a LightningModule."""
 
+from os import PathLike
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
-from timm.data import Mixup
+from timm.data import Mixup, create_transform
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from vankit.data.folders import open_dataset
 from vankit.models.van import VAN, create_model
 from vankit.recipes import TrainConfig
+from vankit.tasks.setup import Processes, Setup, loaders, to_channels_last
+
+MEAN_STD = (0.5, 0.5, 0.5)  # VAN's published preprocessing
 
 
 class Classifier(LightningModule):
@@ -66,6 +71,10 @@ class Classifier(LightningModule):
         self.log("val_top1", self.top1, on_epoch=True, prog_bar=True)
         self.log("val_top5", self.top5, on_epoch=True)
 
+    def measures(self) -> dict[str, float]:
+        """Accuracies of the last validation, 0 to 1; every process has to call it."""
+        return {"top-1": float(self.top1.compute()), "top-5": float(self.top5.compute())}
+
     def configure_optimizers(self) -> Any:
         config = self.config
         decay = config.layer_decay if config.layer_decay < 1 else None
@@ -118,11 +127,61 @@ def build_classifier(model: str, num_classes: int, config: TrainConfig, **overla
         raise ValueError(f"{model} is no VAN: expected van_b0 to van_b6")
     network.set_grad_checkpointing(config.grad_checkpointing)
     if config.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-        for parameter in network.parameters():
-            if parameter.ndim == 4 and parameter.shape[1] == 1:
-                # one channel has the same bytes in both formats; DDP expects the strides that its gradients have
-                parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        network = to_channels_last(network)
     if config.compile:
         network.compile()
     return network
+
+
+def setup_classify(
+    data: str | PathLike[str],
+    model: str,
+    config: TrainConfig,
+    processes: Processes,
+    checkpoint: str | PathLike[str] | None = None,
+) -> Setup:
+    """A classifier's training run.
+
+    Args:
+        data: see `vankit.data.folders.open_dataset`.
+        model, config: see `vankit.train`.
+        processes: this process among all.
+        checkpoint: weights of any public format to start from.
+
+    Raises:
+        FileNotFoundError, ValueError, vankit.DownloadError: the data or the weights cannot be used.
+    """
+    train_set, val_set = _datasets(data, config)
+    train_loader, val_loader = loaders(train_set, val_set, config, processes)
+    classes = list(train_set.classes)
+    network = build_classifier(model, len(classes), config, **({"file": str(checkpoint)} if checkpoint else {}))
+    task = Classifier(network, len(classes), config, config.batch_size * processes.world * config.accumulate)
+    metadata = {
+        "model": model.split(".")[0],
+        "classes": classes,
+        "preprocessing": {
+            "input_size": [3, config.img_size, config.img_size],
+            "mean": list(MEAN_STD),
+            "std": list(MEAN_STD),
+            "crop_pct": config.crop_pct,
+            "interpolation": "bicubic",
+        },
+    }
+    return Setup(task, train_loader, val_loader, metadata)
+
+
+def _datasets(data: str | PathLike[str], config: TrainConfig) -> tuple[Any, Any]:
+    common: dict[str, Any] = {"input_size": config.img_size, "mean": MEAN_STD, "std": MEAN_STD}
+    augment = create_transform(
+        **common,
+        is_training=True,
+        scale=(config.min_scale, 1.0),
+        auto_augment=None if config.auto_augment in ("", "none") else config.auto_augment,
+        color_jitter=config.color_jitter or None,
+        re_prob=config.random_erasing,
+        re_mode="pixel",
+        interpolation=config.interpolation,
+    )
+    centre = create_transform(**common, crop_pct=config.crop_pct, interpolation="bicubic")
+    options = {"size": config.img_size, "seed": config.seed, "batch_size": config.batch_size}
+    return open_dataset(data, "train", augment, **options), open_dataset(data, "val", centre, **options)

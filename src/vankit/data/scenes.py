@@ -1,0 +1,143 @@
+"""Images with boxes, masks or label maps, for detection, semantic and panoptic segmentation."""
+
+import operator
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from vankit.data.coco import CocoInstances, CocoPanoptic, find_coco
+from vankit.data.semantic import IGNORE, open_semantic
+from vankit.data.shapes import CLASSES, render_scene
+
+TASKS = ("detect", "segment", "panoptic")
+
+_SHAPES_LENGTH = {"train": 4_000, "val": 200}
+_OBJECTS = (1, 4)  # per generated scene
+
+
+def open_scenes(
+    data: str | PathLike[str],
+    task: str,
+    split: str,
+    transform: Callable[..., Any] | None = None,
+    *,
+    masks: bool = True,
+    size: int = 128,
+    seed: int = 0,
+    ignore_label: int = IGNORE,
+    skip_bad: bool = False,
+) -> Any:
+    """Open one split of a set of annotated scenes.
+
+    Args:
+        data: the word `shapes`, or a folder. For detect, COCO's `annotations/instances_SPLIT*.json` with the images in
+            `SPLIT*/` or `images/`, or Roboflow's `SPLIT/_annotations.coco.json`; for panoptic, COCO's
+            `annotations/panoptic_SPLIT*.json` and its folder of PNGs; for segment, `images/SPLIT` and
+            `annotations/SPLIT` with an image and a PNG of class indices per scene (ADE20K, CamVid).
+        task: detect, segment or panoptic.
+        split: train or val; for segment also the name of a folder, such as test.
+        transform: (image, target) → (image, target), see `vankit.data.augment`.
+        masks: read the masks of detect's objects.
+        size: side in pixels of generated `shapes`.
+        seed: of generated `shapes`.
+        ignore_label: value in label PNGs that counts as unlabelled, beside 255.
+        skip_bad: leave out, with a warning, what is broken or contradicts itself, instead of raising.
+
+    Returns:
+        A dataset of (image, target): `tv_tensors.Image` uint8 (3, H, W) and a dict, with `image_id` and: for detect and
+        panoptic `boxes` (N, 4) xyxy in pixels, `labels` (N,), `masks` (N, H, W), `iscrowd` (N,), `area` (N,); for
+        segment `semantic` (H, W), 255 where unlabelled. Its `classes` are the names by label, `names` the image files,
+        `category_ids` COCO's ids by label, `things` (panoptic) whether a class is countable, and `skipped` what was
+        left out, as (file, reason).
+
+    Raises:
+        FileNotFoundError: the data or the split is missing.
+        ValueError: the task is unknown, or an annotation cannot be used; the message names file and id.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
+    if str(data) == "shapes":
+        return ShapeScenes(task, split, _SHAPES_LENGTH.get(split, 200), size, seed, transform)
+    root = Path(data)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no dataset at {data}: expected a folder, or the word 'shapes'")
+    if task == "segment":
+        return open_semantic(root, split, transform, ignore_label, skip_bad)
+    if task == "panoptic":
+        images, annotations = find_coco(root, split, "panoptic")
+        return CocoPanoptic(images, annotations, transform=transform, skip_bad=skip_bad)
+    images, annotations = find_coco(root, split, "instances")
+    return CocoInstances(images, annotations, transform=transform, masks=masks, skip_bad=skip_bad)
+
+
+class ShapeScenes(Dataset[tuple[Any, dict[str, Any]]]):
+    """Generated scenes of one to four textured shapes on a background, annotated for one task.
+
+    Args:
+        task: detect (ten classes), segment or panoptic (those and the background).
+        split: "train", "val" or "test"; no two share a picture.
+        length: number of items; item i is the same whatever the length.
+        size: side or (height, width) in pixels, at least 16.
+        seed: which dataset, 0 to 2**32 - 1.
+        transform: (image, target) → (image, target).
+    """
+
+    def __init__(
+        self,
+        task: str,
+        split: str = "train",
+        length: int = 4_000,
+        size: int | tuple[int, int] = 128,
+        seed: int = 0,
+        transform: Callable[..., Any] | None = None,
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"length {length} is not a dataset: expected at least 1 image")
+        render_scene(0, split, size, _OBJECTS, seed)
+        self.task, self.split, self.length, self.size, self.seed = task, split, length, size, seed
+        self.transform = transform
+        self.classes = [*CLASSES] if task == "detect" else [*CLASSES, "background"]
+        self.things = [name != "background" for name in self.classes]
+        self.category_ids = list(range(1, len(self.classes) + 1))
+        self.skipped: list[tuple[str, str]] = []
+
+    @property
+    def names(self) -> list[str]:
+        return [f"shapes-{self.split}-{i}.png" for i in range(self.length)]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+        index = operator.index(index)
+        if not 0 <= index < self.length:
+            raise IndexError(f"image {index} of {self.length}: expected 0 to {self.length - 1}")
+        scene = render_scene(index, self.split, self.size, _OBJECTS, self.seed)
+        height, width = scene.image.shape[:2]
+        boxes, masks, labels = scene.boxes, scene.masks, scene.labels
+        background: NDArray[np.bool_] = np.logical_not(masks.any(0))
+        target: dict[str, Any] = {"image_id": index}
+        if self.task == "segment":
+            semantic = np.where(background, len(CLASSES), np.tensordot(labels, masks, 1))
+            target["semantic"] = tv_tensors.Mask(torch.from_numpy(semantic.astype(np.uint8)))
+        else:
+            if self.task == "panoptic" and background.any():
+                masks = np.concatenate([masks, background[None]])
+                boxes = np.concatenate([boxes, np.array([[0, 0, width, height]], np.float32)])
+                labels = np.append(labels, len(CLASSES))
+            target |= {
+                "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+                "labels": torch.from_numpy(labels),
+                "masks": tv_tensors.Mask(torch.from_numpy(masks)),
+                "iscrowd": torch.zeros(len(labels), dtype=torch.bool),
+                "area": torch.from_numpy(masks.sum((1, 2)).astype(np.float32)),
+            }
+        sample = tv_tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1)), target
+        return sample if self.transform is None else self.transform(*sample)

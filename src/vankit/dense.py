@@ -1,0 +1,188 @@
+"""Detection, semantic and panoptic segmentation of pictures with a trained network."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vankit.data.images import MAX_PIXELS, ImageLike, find_images, source_name, to_image
+from vankit.heads.checkpoints import load_network
+from vankit.results import Detections, Failure, PanopticMap, SemanticMap
+from vankit.tasks.dense import EVALUATORS, infer
+from vankit.tasks.segment import Test
+
+Result = Detections | SemanticMap | PanopticMap
+
+
+class DensePredictor:
+    """A detector or segmenter ready for use.
+
+    Args:
+        checkpoint: a file that `vankit train` wrote; it knows its task, head, model and classes.
+        score: lowest score of the objects returned, 0 to 1; for detectors.
+        test: for semantic segmentation, see `vankit.tasks.segment.segment_logits`.
+        device: torch's name, or 'auto' for CUDA where there is one.
+        max_pixels: largest image decoded, in pixels.
+
+    Attributes:
+        network: in eval mode, see `vankit.heads`.
+        task: detect, segment or panoptic.
+        head: the head's name.
+        classes: names by label.
+        category_ids: the training data's numbers of the classes, by label.
+        metadata: all that the file says of itself.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing or no such checkpoint, or an option is out of range.
+        ImportError: the head needs transformers.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | PathLike[str],
+        *,
+        score: float = 0.3,
+        test: Test = "single",
+        device: str = "auto",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if not 0 <= score <= 1:
+            raise ValueError(f"score is {score}, expected 0 to 1")
+        network, self.metadata = load_network(checkpoint)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.network = network.to(memory_format=torch.channels_last).to(self.device)
+        self.task: str = self.metadata["task"]
+        self.head: str = self.metadata["head"]
+        self.classes: list[str] = self.metadata["classes"]
+        self.things: list[bool] = self.metadata["things"]
+        self.category_ids: list[int] = self.metadata["category_ids"]
+        self.score, self.test, self.max_pixels = score, test, max_pixels
+
+    def results(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Run the network.
+
+        Args:
+            images: float32 (3, H, W), RGB, 0 to 1, of any sizes.
+
+        Returns:
+            A dict per image, in its pixels, see `vankit.heads`; objects of every score.
+        """
+        with torch.inference_mode():
+            return infer(self.network, [image.to(self.device) for image in images], self.metadata, self.test)
+
+    def __call__(self, image: ImageLike) -> Result:
+        """What is in one picture.
+
+        Args:
+            image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB order or (H, W) grey.
+
+        Raises:
+            FileNotFoundError, ValueError: the image cannot be used.
+        """
+        return self._found(source_name(image), to_image(image, self.max_pixels))
+
+    def _found(self, source: str, rgb: Image.Image) -> Result:
+        x = torch.from_numpy(np.array(rgb)).permute(2, 0, 1) / 255
+        scene: Result = EVALUATORS[self.task].scene(source, self.classes, self.things, self.results([x])[0])
+        return scene.above(self.score) if isinstance(scene, Detections) else scene
+
+    def stream(self, images: Iterable[ImageLike]) -> Iterator[tuple[Result | Failure, Image.Image | None]]:
+        """What is in each picture, with the picture; one that fails gives a `Failure` and None."""
+        for image in images:
+            source = source_name(image)
+            try:
+                rgb = to_image(image, self.max_pixels)
+            except Exception as error:  # decoders raise whatever they trip over
+                yield Failure(source, str(error) or type(error).__name__), None
+                continue
+            yield self._found(source, rgb), rgb
+
+
+def iter_detections(
+    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
+    checkpoint: str | PathLike[str],
+    output: str | PathLike[str] | None = None,
+    **options: Any,
+) -> Iterator[Result | Failure]:
+    """`detect`, one picture at a time: pictures are read, and results written, as the iterator is consumed."""
+    predictor = DensePredictor(checkpoint, **options)
+    with ExitStack() as stack:
+        write = stack.enter_context(_Folder(Path(output), predictor)).write if output is not None else None
+        for result, image in predictor.stream(find_images(inputs)):
+            if write is not None and image is not None:
+                write(result, image)
+            yield result
+
+
+def detect(
+    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
+    checkpoint: str | PathLike[str],
+    output: str | PathLike[str] | None = None,
+    **options: Any,
+) -> list[Result | Failure]:
+    """Detect or segment what is in image files.
+
+    Args:
+        inputs: files, folders (searched through) and glob patterns.
+        checkpoint: see `DensePredictor`.
+        output: folder for a picture per image (`NAME.png`, drawn on) and predictions.json in COCO's results format of
+            the task, to which `file_name` is added; for panoptic also the PNGs that belong to it, in `panoptic/`.
+            `image_id` is the number that the file is named by, as COCO's are, else the image's place in the list,
+            from 1.
+        options: further arguments of `DensePredictor`.
+
+    Returns:
+        `Detections`, a `SemanticMap` or a `PanopticMap` per image, in order; a `Failure` for one that failed.
+
+    Raises:
+        FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written.
+        ValueError: see `DensePredictor`.
+    """
+    return list(iter_detections(inputs, checkpoint, output, **options))
+
+
+class _Folder:
+    """The output folder of `detect`; predictions.json grows as it goes, and is whole at the end."""
+
+    def __init__(self, folder: Path, predictor: DensePredictor) -> None:
+        self.folder, self.category_ids = folder, predictor.category_ids
+        self.panoptic = predictor.task == "panoptic"
+        self.count = 0
+        self.names: set[str] = set()
+        self.separator = ""
+
+    def __enter__(self) -> "_Folder":
+        (self.folder / "panoptic" if self.panoptic else self.folder).mkdir(parents=True, exist_ok=True)
+        self.file = (self.folder / "predictions.json").open("w", encoding="utf-8")
+        self.file.write('{"annotations": [' if self.panoptic else "[")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.write("\n]}\n" if self.panoptic else "\n]\n")
+        self.file.close()
+
+    def write(self, result: Any, image: Image.Image) -> None:
+        self.count += 1
+        stem = Path(result.source).stem
+        image_id = int(stem) if stem.isascii() and stem.isdecimal() else self.count
+        name = stem if stem not in self.names else f"{stem}-{self.count}"
+        self.names.add(name)
+        result.draw(image).save(self.folder / f"{name}.png")
+        if isinstance(result, PanopticMap):
+            result.to_png().save(self.folder / "panoptic" / f"{name}.png")
+            rows = [result.to_coco(image_id, self.category_ids, f"{name}.png")]
+        else:
+            file_name = Path(result.source).name.encode("utf-8", "backslashreplace").decode()
+            rows = [{**row, "file_name": file_name} for row in result.to_coco(image_id, self.category_ids)]
+        for row in rows:
+            self.file.write(f"{self.separator}\n{json.dumps(row)}")
+            self.separator = ","

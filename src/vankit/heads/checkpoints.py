@@ -1,0 +1,135 @@
+"""Checkpoints of dense tasks: vankit's own, and the mmseg layout of the authors' VAN-Segmentation."""
+
+import logging
+import re
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from torch import Tensor, nn
+
+from vankit.heads.backbone import backbone_of
+from vankit.heads.build import HeadOptions, build_network
+from vankit.models import weights
+
+logger = logging.getLogger(__name__)
+
+# (pattern of mmseg's names, ours); the neck and heads are checked against this, so nothing is left over unseen
+_MMSEG: dict[str, tuple[tuple[str, str], ...]] = {
+    "semantic_fpn": (
+        (r"neck\.lateral_convs\.(\d)\.conv\.(.+)", r"backbone.fpn.inner_blocks.\1.0.\2"),
+        (r"neck\.fpn_convs\.(\d)\.conv\.(.+)", r"backbone.fpn.layer_blocks.\1.0.\2"),
+        (r"decode_head\.conv_seg\.(.+)", r"classifier.\1"),
+    ),
+    "upernet": (
+        (r"(decode_head|auxiliary_head)\.conv_seg\.(.+)", r"network.\1.classifier.\2"),
+        (r"(decode_head|auxiliary_head)\.(.+)\.bn\.(.+)", r"network.\1.\2.batch_norm.\3"),
+        (r"(decode_head|auxiliary_head)\.(.+)\.conv\.(.+)", r"network.\1.\2.conv.\3"),
+    ),
+}
+_SCALE_HEAD = re.compile(r"decode_head\.scale_heads\.(\d)\.(\d)\.(conv|bn)\.(.+)")
+
+
+def load_network(path: str | PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a vankit checkpoint of a dense task, in eval mode, and the file's metadata.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, damaged, or of no dense task.
+        ImportError: its head needs transformers.
+    """
+    tensors, metadata = weights.read_tensors(Path(path))
+    if "head" not in metadata:
+        raise ValueError(
+            f"{path} is no checkpoint of a detector or segmenter: expected best.safetensors of vankit train"
+        )
+    names = ("task", "head", "model", "short_sides", "long_side", "queries", "things")
+    try:
+        network = build_network(HeadOptions(**{name: metadata[name] for name in names}), len(metadata["classes"]))
+    except KeyError as error:
+        raise ValueError(
+            f"{path} does not say its {error.args[0]}: expected best.safetensors of vankit train"
+        ) from None
+    _load(network, tensors, path, metadata["head"])
+    return network.eval(), metadata
+
+
+def start_from(network: nn.Module, path: str | PathLike[str], head: str) -> None:
+    """Load what a checkpoint has for a network.
+
+    All tensors whose shapes agree, of a file of the same head (vankit's or mmseg's) with perhaps other classes; else
+    the backbone. What stays as it was is logged.
+
+    Args:
+        network: a network of `vankit.heads`.
+        path: a checkpoint of any public format, or of a dense task.
+        head: the network's head, see `vankit.heads.build.HEADS`.
+
+    Raises:
+        FileNotFoundError, ValueError: the file cannot be read or holds another VAN.
+    """
+    tensors, metadata = weights.read_tensors(Path(path))
+    if metadata.get("head") != head and not (head in _MMSEG and "decode_head.conv_seg.weight" in tensors):
+        weights.load_checkpoint(backbone_of(network), path)
+        return
+    own = network.state_dict()
+    if "head" not in metadata:
+        try:
+            tensors = from_mmseg(tensors, head, _backbone_prefix(own))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    other = [name for name, tensor in tensors.items() if name in own and own[name].shape != tensor.shape]
+    if other:
+        logger.warning("%s has other shapes for %s: left as they were", path, ", ".join(other[:6]))
+    _load(network, {**tensors, **{name: own[name] for name in other}}, path, head)
+
+
+def _load(network: nn.Module, tensors: Mapping[str, Tensor], path: str | PathLike[str], head: str) -> None:
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:  # it may name hundreds of tensors
+        raise ValueError(f"{path} does not fit this {head}: {shorten(str(error), 600)}") from None
+
+
+def _backbone_prefix(names: Mapping[str, Any]) -> str:
+    stem = "stage1.patch_embed.proj.weight"
+    return next(name.removesuffix(stem) for name in names if name.endswith(stem))
+
+
+def from_mmseg(tensors: Mapping[str, Tensor], head: str, prefix: str) -> dict[str, Tensor]:
+    """A checkpoint of VAN-Segmentation (mmsegmentation 0.x layout) under the names of vankit's network.
+
+    Args:
+        tensors: `backbone.*`, `neck.*`, `decode_head.*`, `auxiliary_head.*`.
+        head: semantic_fpn or upernet.
+        prefix: of the VAN's names in vankit's network.
+
+    Raises:
+        ValueError: a tensor has no place, because the file is of another head.
+    """
+    backbone = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+    renamed = {prefix + name: t for name, t in weights.rename(backbone, "official", "vankit").items()}
+    left = []
+    for name, tensor in tensors.items():
+        if name.startswith("backbone."):
+            continue
+        new = _mmseg_name(name, head)
+        if new is None:
+            left.append(name)
+        else:
+            renamed[new] = tensor
+    if left:
+        raise ValueError(f"the checkpoint is no {head} of mmseg: {', '.join(left[:4])} have no place in it")
+    return renamed
+
+
+def _mmseg_name(name: str, head: str) -> str | None:
+    if head == "semantic_fpn" and (match := _SCALE_HEAD.fullmatch(name)):
+        level, index, kind, leaf = match.groups()
+        # per doubling mmseg has (conv, bn, relu) and x2 as two modules, SemanticFPN as four
+        return f"scale_heads.{level}.{2 * int(index) + (kind == 'bn')}.{leaf}"
+    for pattern, ours in _MMSEG[head]:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(ours)
+    return None

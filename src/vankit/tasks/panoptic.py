@@ -1,0 +1,49 @@
+"""Panoptic segmentation: the panoptic quality, and a drawable scene."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vankit.metrics import PanopticMeasure
+from vankit.results import PanopticMap
+
+
+class Panoptic:
+    """Panoptic quality over the images added.
+
+    Args:
+        classes: names by label.
+        things: whether each class is countable.
+        masks: accepted for the interface.
+    """
+
+    def __init__(self, classes: Sequence[str], things: Sequence[bool], masks: bool) -> None:
+        self.classes, self.things = list(classes), list(things)
+        self.reset()
+
+    def reset(self) -> None:
+        self.measure = PanopticMeasure(self.classes, self.things)
+
+    def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> None:
+        truth = {
+            "segments": segments_of(target["masks"].cpu().numpy()),
+            "labels": target["labels"].cpu().numpy(),
+            "iscrowd": target["iscrowd"].cpu().numpy(),
+        }
+        found = {"segments": result["segments"].cpu().numpy(), "labels": result["labels"].cpu().numpy()}
+        self.measure.add(truth, found)
+
+    @staticmethod
+    def scene(source: str, classes: Sequence[str], things: Sequence[bool], result: Mapping[str, Tensor]) -> PanopticMap:
+        """The segments of one picture."""
+        arrays = {name: result[name].cpu().numpy() for name in ("segments", "labels", "scores")}
+        return PanopticMap(source=source, classes=list(classes), things=list(things), **arrays)
+
+
+def segments_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Disjoint masks (S, H, W) as one map (H, W): 0 for none, i + 1 for mask i."""
+    index = np.arange(1, len(masks) + 1)[:, None, None]
+    return (masks * index).max(0, initial=0).astype(np.int64)

@@ -1,0 +1,663 @@
+"""COCO folders, sound and broken: written by hand, by hypothesis, and real ones; masks against pycocotools."""
+
+import json
+import logging
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from vankit.data.coco import CocoInstances, CocoPanoptic, find_coco
+
+WIDTH, HEIGHT = 12, 8
+SQUARE = [[2, 1, 6, 1, 6, 5, 2, 5]]
+CATEGORIES = [{"id": 7, "name": "dog", "isthing": 1}, {"id": 3, "name": "cat", "isthing": 0}]
+
+Content = dict[str, Any]
+
+
+def annotation(number: int = 1, **changes: Any) -> Content:
+    usual = {"image_id": 5, "category_id": 7, "bbox": [2, 1, 4, 4], "segmentation": SQUARE, "iscrowd": 0, "area": 16}
+    return {"id": number, **usual, **changes}
+
+
+def picture(number: int = 5, name: str = "a.png", **changes: Any) -> Content:
+    return {"id": number, "file_name": name, "width": WIDTH, "height": HEIGHT, **changes}
+
+
+def content(*annotations: Any, images: list[Any] | None = None, **changes: Any) -> Content:
+    return {
+        "images": [picture()] if images is None else images,
+        "annotations": list(annotations),
+        "categories": CATEGORIES,
+        **changes,
+    }
+
+
+def write(root: Path, text: Content | str, names: tuple[str, ...] = ("a.png",)) -> tuple[Path, Path]:
+    (root / "images").mkdir(exist_ok=True)
+    for name in names:
+        Image.new("RGB", (WIDTH, HEIGHT), (10, 20, 30)).save(root / "images" / name)
+    path = root / "instances.json"
+    path.write_text(text if isinstance(text, str) else json.dumps(text), encoding="utf-8")
+    return root / "images", path
+
+
+def write_segments(root: Path, ids: NDArray[np.int64], infos: Any, **changes: Any) -> tuple[Path, Path, Path]:
+    folder = root / "segments"
+    folder.mkdir(exist_ok=True)
+    rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+    Image.fromarray(rgb).save(folder / "a.png")
+    entry = {"image_id": 5, "file_name": "a.png", "segments_info": infos, **changes}
+    return (*write(root, content(entry)), folder)
+
+
+def segments() -> NDArray[np.int64]:
+    ids = np.zeros((HEIGHT, WIDTH), np.int64)
+    ids[:3] = 70_000
+    ids[4:6, 2:5] = 300
+    ids[7, 11] = 9
+    return ids
+
+
+def info(number: int, category: int = 7, **changes: Any) -> Content:
+    return {"id": number, "category_id": category, "iscrowd": 0, **changes}
+
+
+INFOS = [info(300), info(70_000, 3), info(9, iscrowd=1)]
+
+
+def exception_of(error: Any) -> type[Exception]:
+    return FileNotFoundError if "no such" in error else ValueError
+
+
+# Items
+
+
+def test_an_item_by_hand(tmp_path: Path) -> None:
+    data = CocoInstances(*write(tmp_path, content(annotation(), annotation(2, category_id=3, iscrowd=1))))
+    image, target = data[0]
+    assert isinstance(image, tv_tensors.Image) and image.dtype == torch.uint8
+    assert image[:, 0, 0].tolist() == [10, 20, 30] and image.shape == (3, HEIGHT, WIDTH)
+    boxes, masks = target["boxes"], target["masks"]
+    assert isinstance(boxes, tv_tensors.BoundingBoxes) and boxes.dtype == torch.float32
+    assert boxes.tolist() == [[2, 1, 6, 5]] * 2
+    assert boxes.canvas_size == (HEIGHT, WIDTH) and boxes.format == tv_tensors.BoundingBoxFormat.XYXY
+    expected = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    expected[1:5, 2:6] = True
+    assert isinstance(masks, tv_tensors.Mask) and masks.dtype == torch.bool
+    assert torch.equal(masks.as_subclass(torch.Tensor), expected.expand(2, -1, -1))
+    assert target["labels"].tolist() == [1, 0] and target["labels"].dtype == torch.int64
+    assert target["iscrowd"].tolist() == [False, True]
+    assert target["area"].tolist() == [16, 16] and target["area"].dtype == torch.float32
+    assert target["image_id"] == 5
+    assert (data.classes, data.category_ids) == (["cat", "dog"], [3, 7])
+    assert (data.names, data.image_ids, data.skipped) == (["a.png"], [5], [])
+
+
+def test_images_without_objects_are_kept(tmp_path: Path) -> None:
+    images = [picture(), picture(6, "b.png")]
+    data = CocoInstances(*write(tmp_path, content(annotation(), images=images), ("a.png", "b.png")))
+    _, target = data[1]
+    assert len(data) == 2 and target["image_id"] == 6
+    assert target["boxes"].shape == (0, 4) and target["masks"].shape == (0, HEIGHT, WIDTH)
+    assert [len(target[name]) for name in ("labels", "iscrowd", "area")] == [0, 0, 0]
+
+
+def test_without_masks_the_segmentation_may_be_missing(tmp_path: Path) -> None:
+    data = CocoInstances(*write(tmp_path, content(annotation(segmentation=None))), masks=False)
+    assert "masks" not in data[0][1] and len(data[0][1]["boxes"]) == 1
+
+
+def test_iscrowd_and_area_may_be_missing(tmp_path: Path) -> None:
+    entry = annotation(bbox=[2, 1, 4, 3])
+    del entry["iscrowd"], entry["area"]
+    target = CocoInstances(*write(tmp_path, content(entry)))[0][1]
+    assert target["iscrowd"].tolist() == [False] and target["area"].tolist() == [12]
+
+
+def test_boxes_that_overhang_by_rounding_are_clipped(tmp_path: Path) -> None:
+    data = CocoInstances(*write(tmp_path, content(annotation(bbox=[-2, -0.5, WIDTH + 4, HEIGHT + 2.5]))))
+    assert data[0][1]["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT]]
+
+
+def test_transforms_move_image_boxes_and_masks_together(tmp_path: Path) -> None:
+    flip = v2.Compose([v2.RandomHorizontalFlip(1), v2.Resize((2 * HEIGHT, 2 * WIDTH))])
+    image, target = CocoInstances(*write(tmp_path, content(annotation())), flip)[0]
+    assert image.shape == (3, 2 * HEIGHT, 2 * WIDTH)
+    x1, y1, x2, y2 = map(int, target["boxes"][0])
+    assert (x1, y1, x2, y2) == (12, 2, 20, 10)
+    assert target["masks"].dtype == torch.bool
+    assert target["masks"][0, y1:y2, x1:x2].all() and target["masks"].sum() == (x2 - x1) * (y2 - y1)
+
+
+def test_transforms_take_images_without_objects(tmp_path: Path) -> None:
+    crop = v2.Compose([v2.RandomIoUCrop(), v2.ScaleJitter((16, 16)), v2.SanitizeBoundingBoxes()])
+    _, target = CocoInstances(*write(tmp_path, content()), crop)[0]
+    assert target["boxes"].shape == (0, 4) and target["masks"].shape[0] == 0
+
+
+def test_indices_count_from_the_end_and_stop(tmp_path: Path) -> None:
+    images = [picture(), picture(6, "b.png")]
+    for skip_bad in (False, True):
+        data = CocoInstances(*write(tmp_path, content(images=images), ("a.png", "b.png")), skip_bad=skip_bad)
+        assert data[-1][1]["image_id"] == 6
+        assert [target["image_id"] for _, target in data] == [5, 6]  # type: ignore[attr-defined]
+
+
+def test_a_dataset_goes_to_worker_processes(tmp_path: Path) -> None:
+    data = CocoInstances(*write(tmp_path, content(annotation())))
+    assert torch.equal(pickle.loads(pickle.dumps(data))[0][1]["masks"], data[0][1]["masks"])
+
+
+# Masks against pycocotools
+
+points = st.tuples(st.floats(0, WIDTH), st.floats(0, HEIGHT))
+polygons = st.lists(points, min_size=3, max_size=6).map(
+    lambda corners: [float(x) for corner in corners for x in corner]
+)
+corners = st.tuples(
+    st.floats(0, WIDTH - 1), st.floats(0, HEIGHT - 1), st.floats(0.01, WIDTH), st.floats(0.01, HEIGHT)
+).map(lambda box: [box[0], box[1], min(box[2], WIDTH - box[0]), min(box[3], HEIGHT - box[1])])
+bitmaps = st.lists(st.booleans(), min_size=WIDTH * HEIGHT, max_size=WIDTH * HEIGHT)
+
+
+def coco_mask(segmentation: Any) -> NDArray[np.uint8]:
+    mask_api = pytest.importorskip("pycocotools.mask")
+    rle = mask_api.frPyObjects(segmentation, HEIGHT, WIDTH) if "counts" not in segmentation else segmentation
+    if isinstance(rle, list):
+        rle = mask_api.merge(rle)
+    elif isinstance(segmentation["counts"], list):
+        rle = mask_api.frPyObjects(segmentation, HEIGHT, WIDTH)
+    return mask_api.decode(rle)
+
+
+def rle_of(bits: list[bool], compressed: bool) -> Content:
+    """COCO counts columns first, background first."""
+    if compressed:
+        mask_api = pytest.importorskip("pycocotools.mask")
+        rle = mask_api.encode(np.asfortranarray(np.array(bits, np.uint8).reshape(WIDTH, HEIGHT).T))
+        return {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode()}
+    counts, current = [0], False
+    for bit in bits:
+        if bit != current:
+            counts.append(0)
+            current = bit
+        counts[-1] += 1
+    return {"size": [HEIGHT, WIDTH], "counts": counts}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(corners, st.lists(polygons, min_size=1, max_size=3), st.sampled_from([3, 7])), max_size=4))
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, objects: list[tuple[list[float], list[list[float]], int]]
+) -> None:
+    objects = [o for o in objects if coco_mask(o[1]).any()]
+    entries = [
+        annotation(i, bbox=box, segmentation=shapes, category_id=category)
+        for i, (box, shapes, category) in enumerate(objects)
+    ]
+    _, target = CocoInstances(*write(tmp_path_factory.mktemp("coco"), content(*entries)))[0]
+    boxes = [[x, y, min(x + w, WIDTH), min(y + h, HEIGHT)] for (x, y, w, h), _, _ in objects]
+    np.testing.assert_array_equal(target["boxes"].numpy(), np.array(boxes, np.float32).reshape(-1, 4))
+    assert target["labels"].tolist() == [category == 7 for _, _, category in objects]
+    for mask, (_, shapes, _) in zip(target["masks"], objects, strict=True):
+        np.testing.assert_array_equal(mask.numpy(), coco_mask(shapes))
+
+
+@settings(max_examples=60, deadline=None)
+@given(bitmaps.filter(any), st.booleans())
+def test_rle_is_decoded_column_by_column(
+    tmp_path_factory: pytest.TempPathFactory, bits: list[bool], compressed: bool
+) -> None:
+    rle = rle_of(bits, compressed)
+    entry = annotation(segmentation=rle, iscrowd=1)
+    mask = CocoInstances(*write(tmp_path_factory.mktemp("coco"), content(entry)))[0][1]["masks"][0].numpy()
+    np.testing.assert_array_equal(mask, np.array(bits).reshape(WIDTH, HEIGHT).T)
+    np.testing.assert_array_equal(mask, coco_mask(rle))
+
+
+# Mistakes in the JSON
+
+BAD_ANNOTATIONS = {
+    "no_category": (annotation(category_id=None), "annotation 1: has category_id None, expected a whole number"),
+    "unknown_category": (annotation(category_id=8), "annotation 1: category_id 8 is unknown; the categories have 3, 7"),
+    "unknown_image": (annotation(image_id=6), "annotation 1: image_id 6 is unknown"),
+    "no_id": (annotation(None), "has id None"),  # type: ignore[arg-type]
+    "no_object": ("text", "annotation text: has id None"),
+    "outside": (
+        annotation(bbox=[2, 1, WIDTH + 1, 4]),
+        r"annotation 1: bbox .* reaches 3 pixels past its picture of 12",
+    ),
+    "negative": (annotation(bbox=[2, -2.5, 4, 4]), r"annotation 1: bbox .* reaches 2.5 pixels past"),
+    "empty_box": (annotation(bbox=[2, 1, 0, 4]), r"annotation 1: bbox \[2, 1, 0, 4\] is empty"),
+    "negative_box": (annotation(bbox=[2, 1, 4, -1]), "is empty: width and height must be positive"),
+    "beside": (annotation(bbox=[-2, 1, 1, 4]), "annotation 1: bbox .* is empty inside the picture"),
+    "below_float32": (annotation(bbox=[2, 1, 1e-9, 4]), "is empty inside the picture"),
+    "short_box": (annotation(bbox=[2, 1, 4]), "annotation 1: bbox is .* expected four numbers"),
+    "nan_box": (annotation(bbox=[2, 1, float("nan"), 4]), "annotation 1: bbox is .* expected four numbers"),
+    "text_box": (annotation(bbox=[2, 1, "4", 4]), "annotation 1: bbox is .* expected four numbers"),
+    "huge_box": (annotation(bbox=[2, 1, 10**400, 4]), "annotation 1: bbox is .* expected four numbers"),
+    "iscrowd": (annotation(iscrowd=2), "annotation 1: has iscrowd 2, expected 0 or 1"),
+    "area": (annotation(area="big"), "annotation 1: area is 'big'"),
+    "nan_area": (annotation(area=float("nan")), "annotation 1: area is nan"),
+    "no_segmentation": (annotation(segmentation=None), "annotation 1: no segmentation, but masks are wanted"),
+    "no_polygon": (annotation(segmentation=[]), "annotation 1: no segmentation"),
+    "two_points": (annotation(segmentation=[*SQUARE, [1, 1, 2, 2]]), "annotation 1: a polygon has 2 points"),
+    "odd": (annotation(segmentation=[[1, 1, 2, 2, 3, 3, 4]]), "annotation 1: a polygon is no list of numbers x, y"),
+    "flat": (annotation(segmentation=SQUARE[0]), "annotation 1: a polygon is no list .* must be a list of such lists"),
+    # the rasteriser never returns from these two
+    "nan_polygon": (annotation(segmentation=[[float("nan"), 1, 2, 2, 3, 3]]), "a polygon is no list of numbers"),
+    "infinite": (annotation(segmentation=[[float("inf"), 1, 2, 2, 3, 3]]), "a polygon is no list of numbers"),
+    "far": (annotation(segmentation=[[1, 1, 20, 1, 1, 5]]), "annotation 1: a polygon reaches 8 pixels past"),
+    "rle_size": (
+        annotation(segmentation={"size": [WIDTH, HEIGHT], "counts": [96]}),
+        r"annotation 1: RLE size is \[12, 8\], the picture's is \[8, 12\]",
+    ),
+    "rle_counts": (annotation(segmentation={"size": [HEIGHT, WIDTH]}), "neither a list of polygons nor RLE"),
+    "text": (annotation(segmentation="text"), "annotation 1: segmentation is neither"),
+}
+BAD_MASKS = {
+    "empty_rle": ({"size": [HEIGHT, WIDTH], "counts": [96]}, "annotation 2: its mask is empty"),
+    "empty_polygon": ([[3, 3, 3, 3, 3, 3]], "annotation 2: its mask is empty"),
+    "too_long": ({"size": [HEIGHT, WIDTH], "counts": [0, 97]}, "annotation 2: segmentation cannot be decoded"),
+    "too_short": ({"size": [HEIGHT, WIDTH], "counts": [0, 95]}, "annotation 2: segmentation cannot be decoded"),
+    "below_zero": ({"size": [HEIGHT, WIDTH], "counts": [-1, 97]}, "annotation 2: segmentation cannot be decoded"),
+    "garbage": ({"size": [HEIGHT, WIDTH], "counts": "no rle"}, "annotation 2: segmentation cannot be decoded"),
+}
+BAD_PICTURES = {
+    "no_name": (picture(6, file_name=None), "has file_name None, expected a name"),
+    "no_size": (picture(6, width=None), "a.png: has width None, expected a whole number"),
+    "no_pixels": (picture(6, height=0), "image 6 is 12 x 0 pixels"),
+    "twice": (picture(5), "image id 5 is given twice"),
+    "missing": (picture(6, "b.png"), "b.png: no such image file in .*images"),
+    "no_object": (3, "3: has id None"),
+}
+
+
+@pytest.mark.parametrize(("entry", "reason"), BAD_ANNOTATIONS.values(), ids=BAD_ANNOTATIONS)
+def test_bad_annotations_are_refused(tmp_path: Path, entry: Any, reason: str) -> None:
+    paths = write(tmp_path, content(entry))
+    with pytest.raises(ValueError, match=reason) as refusal:
+        CocoInstances(*paths)
+    file = "a.png" if isinstance(entry, dict) and entry["id"] and entry["image_id"] == 5 else "instances.json"
+    assert str(refusal.value).startswith(f"{paths[1]}: {file}: annotation")
+
+
+@pytest.mark.parametrize(("entry", "reason"), BAD_ANNOTATIONS.values(), ids=BAD_ANNOTATIONS)
+def test_bad_annotations_are_left_out_on_request(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, entry: Any, reason: str
+) -> None:
+    data = CocoInstances(*write(tmp_path, content(annotation(2), entry, annotation(3))), skip_bad=True)
+    assert len(data[0][1]["boxes"]) == len(data[0][1]["masks"]) == 2
+    assert len(data.skipped) == len(caplog.records) == 1
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(": ".join(data.skipped[0]))
+    assert "left out 1 bad entries" in caplog.text
+
+
+def test_annotation_ids_given_twice_are_refused(tmp_path: Path) -> None:
+    paths = write(tmp_path, content(annotation(), annotation()))
+    with pytest.raises(ValueError, match=r"instances\.json: annotation 1: the id is given twice"):
+        CocoInstances(*paths)
+    assert len(CocoInstances(*paths, skip_bad=True)[0][1]["boxes"]) == 1
+
+
+@pytest.mark.parametrize(("segmentation", "reason"), BAD_MASKS.values(), ids=BAD_MASKS)
+def test_masks_that_cannot_be_decoded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, segmentation: Any, reason: str
+) -> None:
+    entries = [annotation(1), annotation(2, segmentation=segmentation), annotation(3, bbox=[2, 1, 3, 3])]
+    paths = write(tmp_path, content(*entries))
+    with pytest.raises(ValueError, match=rf"instances\.json: a\.png: {reason}"):
+        CocoInstances(*paths)[0]
+    data = CocoInstances(*paths, skip_bad=True)
+    assert not caplog.records
+    for _ in range(2):
+        target = data[0][1]
+        assert target["boxes"].tolist() == [[2, 1, 6, 5], [2, 1, 5, 4]] and len(target["masks"]) == 2
+        assert len(data.load(0)[1]["area"]) == 2
+    assert len(caplog.records) == 1  # not again for every epoch
+
+
+@pytest.mark.parametrize(("entry", "reason"), BAD_PICTURES.values(), ids=BAD_PICTURES)
+def test_bad_images_are_refused_or_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, entry: Any, reason: str
+) -> None:
+    lost = [annotation(2, image_id=6)] if isinstance(entry, dict) and entry["id"] == 6 else []
+    paths = write(tmp_path, content(annotation(), *lost, images=[picture(), entry]))
+    with pytest.raises(exception_of(reason), match=reason):
+        CocoInstances(*paths)
+    data = CocoInstances(*paths, skip_bad=True)
+    assert data.names == ["a.png"] and len(data[0][1]["boxes"]) == 1
+    assert len(data.skipped) == len(caplog.records) == 1  # the picture's annotations are not counted again
+
+
+def test_a_set_of_bad_images_only_is_refused(tmp_path: Path) -> None:
+    paths = write(tmp_path, content(images=[picture(name="b.png")]))
+    with pytest.raises(ValueError, match=r"names no picture that can be used: b\.png: no such image file"):
+        CocoInstances(*paths, skip_bad=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", r"instances\.json is no JSON: Expecting"),
+        ("[" * 100_000, "is no JSON"),
+        ("[]", "is no COCO JSON: expected lists images, annotations and categories"),
+        ({"images": [], "annotations": []}, "no categories"),
+        ({"images": {}, "annotations": [], "categories": []}, "no images"),
+        (content(categories=[]), "0 categories"),
+        (content(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "2 categories with 1 ids"),
+        (content(categories=[{"id": 1}]), "a category has name None"),
+        (content(categories=["cat"]), "a category has id None"),
+        (content(images=[]), "names no picture"),
+    ],
+)
+def test_broken_json_is_refused_even_with_skip_bad(tmp_path: Path, text: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        CocoInstances(*write(tmp_path, text), skip_bad=True)
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    images, path = write(tmp_path, content())
+    with pytest.raises(FileNotFoundError, match=r"no annotation file .*other\.json"):
+        CocoInstances(images, tmp_path / "other.json")
+    with pytest.raises(FileNotFoundError, match="no image folder .*elsewhere"):
+        CocoInstances(tmp_path / "elsewhere", path)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*instances, expected the PNGs of"):
+        CocoPanoptic(images, path)
+
+
+# Pictures that turn out bad when they are read
+
+
+def two_pictures(root: Path) -> tuple[Path, Path]:
+    entries = [annotation(), annotation(2, image_id=6)]
+    return write(root, content(*entries, images=[picture(), picture(6, "b.png")]), ("a.png", "b.png"))
+
+
+def break_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def rotate_file(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (break_file, r"b\.png: .*b\.png is broken or truncated"),
+        (rotate_file, r"b\.png: .*b\.png is 8 x 12 pixels once its EXIF .* the JSON says 12 x 8"),
+        (Path.unlink, r"b\.png: no such image file"),
+    ],
+)
+def test_unreadable_pictures(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], reason: str
+) -> None:
+    paths = two_pictures(tmp_path)
+    plain, lenient = CocoInstances(*paths), CocoInstances(*paths, skip_bad=True)
+    damage(tmp_path / "images" / "b.png")
+    with pytest.raises(ValueError, match=reason):
+        plain[1]
+    assert [lenient[i][1]["image_id"] for i in (0, 1, 1)] == [5, 5, 5]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert lenient.skipped[0][0] == "b.png"
+    with pytest.raises(ValueError, match=reason):
+        lenient.load(1)
+
+
+def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
+    data = CocoInstances(*write(tmp_path, content()), skip_bad=True)
+    break_file(tmp_path / "images" / "a.png")
+    with pytest.raises(ValueError, match="none of the 1 pictures can be read: .*broken"):
+        data[0]
+
+
+def test_errors_of_the_transform_are_not_swallowed(tmp_path: Path) -> None:
+    def fail(image: Any, target: Any) -> Any:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine$"):
+        CocoInstances(*write(tmp_path, content()), fail, skip_bad=True)[0]
+
+
+# Panoptic
+
+
+def test_a_panoptic_item_by_hand(tmp_path: Path) -> None:
+    data = CocoPanoptic(*write_segments(tmp_path, segments(), INFOS))
+    image, target = data[0]
+    assert isinstance(image, tv_tensors.Image) and isinstance(target["masks"], tv_tensors.Mask)
+    assert target["boxes"].tolist() == [[2, 4, 5, 6], [0, 0, 12, 3], [11, 7, 12, 8]]
+    assert target["boxes"].canvas_size == (HEIGHT, WIDTH)
+    np.testing.assert_array_equal(target["masks"].numpy(), [segments() == i for i in (300, 70_000, 9)])
+    assert target["labels"].tolist() == [1, 0, 1] and target["iscrowd"].tolist() == [False, False, True]
+    assert target["area"].tolist() == [6, 36, 1] and target["image_id"] == 5
+    assert (data.classes, data.things) == (["cat", "dog"], [False, True])
+
+
+def test_the_png_folder_is_named_like_the_json(tmp_path: Path) -> None:
+    images, path, folder = write_segments(tmp_path, segments(), INFOS)
+    folder.rename(path.with_suffix(""))
+    assert len(CocoPanoptic(images, path)[0][1]["labels"]) == 3
+
+
+def test_a_picture_that_is_all_void_has_no_segments(tmp_path: Path) -> None:
+    _, target = CocoPanoptic(*write_segments(tmp_path, 0 * segments(), []))[0]
+    assert target["masks"].shape == (0, HEIGHT, WIDTH) and target["boxes"].shape == (0, 4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 2**24 - 1), unique=True, max_size=6), st.integers(0, 2**32 - 1))
+def test_every_24_bit_segment_id_is_read(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[int], seed: int
+) -> None:
+    ids = np.random.default_rng(seed).choice([0, *numbers], (HEIGHT, WIDTH))
+    used = [number for number in numbers if (ids == number).any()]
+    _, target = CocoPanoptic(*write_segments(tmp_path_factory.mktemp("coco"), ids, [info(i) for i in used]))[0]
+    for mask, box, number in zip(target["masks"].numpy(), target["boxes"].tolist(), used, strict=True):
+        ys, xs = np.nonzero(ids == number)
+        np.testing.assert_array_equal(mask, ids == number)
+        assert box == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (info(300), r"^.*instances\.json: a\.png: segment 300: the id is given twice; [^:]*$"),
+        (info(0), r"a\.png: segment 0: id 0 means void"),
+        (info(10, 8), r"a\.png: segment 10: category_id 8 is unknown"),
+        (info(10, iscrowd=None), r"a\.png: segment 10: has iscrowd None"),
+        ({}, r"a\.png: segment None: has id None"),
+    ],
+)
+def test_bad_segments_are_refused_or_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: Any, reason: str
+) -> None:
+    paths = write_segments(tmp_path, segments(), [*INFOS, bad])
+    with pytest.raises(ValueError, match=reason):
+        CocoPanoptic(*paths)
+    data = CocoPanoptic(*paths, skip_bad=True)
+    assert len(data.skipped) == len(caplog.records) == 1
+    assert data[0][1]["labels"].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("infos", "reason", "labels"),
+    [
+        ([*INFOS, info(4)], r"a\.png: segments 4 have no pixel in .*a\.png", [1, 0, 1]),
+        (INFOS[:2], r"a\.png: segments 9 are in the PNG, not in the JSON", [1, 0]),
+    ],
+)
+def test_png_and_json_must_name_the_same_segments(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, infos: list[Any], reason: str, labels: list[int]
+) -> None:
+    paths = write_segments(tmp_path, segments(), infos)
+    with pytest.raises(ValueError, match=reason):
+        CocoPanoptic(*paths)[0]
+    data = CocoPanoptic(*paths, skip_bad=True)
+    for _ in range(2):
+        assert data[0][1]["labels"].tolist() == labels
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"file_name": "b.png"}, r"a\.png: no such segment PNG: .*b\.png"),
+        ({"file_name": None}, r"a\.png: has file_name None"),
+        ({"segments_info": None}, r"a\.png: segments_info is None, expected a list"),
+        ({"image_id": 6}, r"instances\.json: image_id 6 is unknown"),
+    ],
+)
+def test_bad_panoptic_annotations_are_refused(tmp_path: Path, changes: Content, reason: str) -> None:
+    paths = write_segments(tmp_path, segments(), INFOS, **changes)
+    with pytest.raises(exception_of(reason), match=reason):
+        CocoPanoptic(*paths)
+    with pytest.raises(ValueError, match="names no picture that can be used"):
+        CocoPanoptic(*paths, skip_bad=True)
+
+
+def test_every_picture_needs_one_panoptic_annotation(tmp_path: Path) -> None:
+    images, path, folder = write_segments(tmp_path, segments(), INFOS)
+    sound = json.loads(path.read_text())
+    path.write_text(json.dumps({**sound, "annotations": sound["annotations"] * 2}))
+    with pytest.raises(ValueError, match=r"a\.png: image 5 has two annotations"):
+        CocoPanoptic(images, path, folder)
+    assert len(CocoPanoptic(images, path, folder, skip_bad=True)[0][1]["labels"]) == 3
+    path.write_text(json.dumps({**sound, "images": [picture(), picture(6)]}))
+    with pytest.raises(ValueError, match=r"a\.png: image 6 has no annotation"):
+        CocoPanoptic(images, path, folder)
+    assert CocoPanoptic(images, path, folder, skip_bad=True).image_ids == [5]
+
+
+def test_an_instances_file_is_no_panoptic_file(tmp_path: Path) -> None:
+    images, path, folder = write_segments(tmp_path, segments(), INFOS)
+    path.write_text(json.dumps(content(categories=[{"id": 7, "name": "dog"}])))
+    with pytest.raises(ValueError, match="a category has isthing None, expected 0 or 1; is this a panoptic file"):
+        CocoPanoptic(images, path, folder)
+
+
+def test_the_png_must_have_the_size_of_the_picture(tmp_path: Path) -> None:
+    paths = write_segments(tmp_path, segments()[:, :-1], INFOS[:2])
+    with pytest.raises(ValueError, match=r"a\.png: .*segments.a\.png is 11 x 8 pixels .* the JSON says 12 x 8"):
+        CocoPanoptic(*paths)[0]
+
+
+# Layouts
+
+
+def lay_out(root: Path, *files: str) -> None:
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "kind", "images", "annotations"),
+    [
+        ("annotations/instances_train2017.json train2017/a", "train", "instances", 1, 0),
+        ("annotations/panoptic_val2017.json val2017/a images/a", "val", "panoptic", 1, 0),
+        ("annotations/instances_train.json images/train/a", "train", "instances", 1, 0),
+        ("annotations/instances_validation.json images/a", "val", "instances", 1, 0),
+        ("annotations/instances.json images/a", "val", "instances", 1, 0),
+        ("train/_annotations.coco.json valid/_annotations.coco.json", "val", "instances", 1, 1),
+        ("train/_annotations.coco.json", "train", "instances", 0, 0),
+    ],
+)
+def test_layouts(tmp_path: Path, files: str, split: Any, kind: Any, images: int, annotations: int) -> None:
+    names = files.split()
+    lay_out(tmp_path, *names)
+    assert find_coco(tmp_path, split, kind) == ((tmp_path / names[images]).parent, tmp_path / names[annotations])
+
+
+def test_a_set_without_splits_is_not_trained_on(tmp_path: Path) -> None:
+    lay_out(tmp_path, "annotations/instances.json", "images/a")
+    with pytest.raises(ValueError, match=r"has no splits, only instances\.json: divide it into instances_train\.json"):
+        find_coco(tmp_path, "train", "instances")
+
+
+def test_a_whole_beside_its_training_split_is_no_validation_set(tmp_path: Path) -> None:
+    lay_out(tmp_path, "annotations/instances.json", "annotations/instances_train.json", "images/a")
+    with pytest.raises(FileNotFoundError, match="no COCO instances of split val"):
+        find_coco(tmp_path, "val", "instances")
+
+
+def test_what_is_not_found_is_listed(tmp_path: Path) -> None:
+    looked = (
+        r"looked for .*instances_val\*\.json, .*instances\.json, .*val/_anno.*, .*valid/_anno.*, .*validation/_anno"
+    )
+    with pytest.raises(FileNotFoundError, match=looked):
+        find_coco(tmp_path, "val", "instances")
+    lay_out(tmp_path, "train/_annotations.coco.json")
+    with pytest.raises(FileNotFoundError, match=r"no COCO panoptic of split train in .*: looked for [^,]*$"):
+        find_coco(tmp_path, "train", "panoptic")
+    lay_out(tmp_path, "annotations/instances_val.json")
+    with pytest.raises(FileNotFoundError, match=r"no pictures for .*instances_val\.json: looked for .*images/val, .*"):
+        find_coco(tmp_path, "val", "instances")
+    lay_out(tmp_path, "annotations/instances_val2017.json")
+    with pytest.raises(ValueError, match=r"several val sets, .*: instances_val\.json, instances_val2017\.json"):
+        find_coco(tmp_path, "val", "instances")
+
+
+# Real images
+
+
+@pytest.mark.data
+def test_polygons_and_crowds_of_real_images(shared_data: Callable[[str], Path]) -> None:
+    coco_api = pytest.importorskip("pycocotools.coco")
+    paths = find_coco(shared_data("coco_instances_128"), "val", "instances")
+    data, truth = CocoInstances(*paths), coco_api.COCO(str(paths[1]))
+    assert (len(data), len(data.classes)) == (128, 80)
+    count = crowds = 0
+    for i in range(len(data)):
+        _, target = data[i]
+        entries = truth.loadAnns(truth.getAnnIds(target["image_id"]))
+        count += len(target["labels"])
+        crowds += int(target["iscrowd"].sum())
+        np.testing.assert_array_equal(target["masks"].numpy(), [truth.annToMask(entry) for entry in entries])
+        assert [data.category_ids[label] for label in target["labels"]] == [entry["category_id"] for entry in entries]
+        x1, y1, x2, y2 = target["boxes"].T
+        written = torch.tensor([entry["bbox"] for entry in entries])
+        torch.testing.assert_close(torch.stack([x1, y1, x2 - x1, y2 - y1], 1), written, atol=1e-3, rtol=0)
+    assert (count, crowds, data.skipped) == (900, 13, [])
+
+
+@pytest.mark.data
+def test_things_and_stuff_of_real_images(shared_data: Callable[[str], Path]) -> None:
+    root = shared_data("coco_panoptic_200")
+    things = []
+    for split in ("train", "val"):
+        instances = CocoInstances(*find_coco(root, split, "instances"), masks=False)
+        data = CocoPanoptic(*find_coco(root, split, "panoptic"))
+        infos = {
+            entry["image_id"]: entry["segments_info"]
+            for entry in json.loads(data.annotations.read_text())["annotations"]
+        }
+        assert (len(data), len(data.classes), sum(data.things)) == (100, 133, 80)
+        things.append(0)
+        for i in range(len(data)):
+            _, target = data[i]
+            written = infos[target["image_id"]]
+            assert target["area"].tolist() == [entry["area"] for entry in written]
+            boxes = np.array([entry["bbox"] for entry in written])
+            np.testing.assert_array_equal(
+                target["boxes"].numpy(), np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+            )
+            things[-1] += sum(data.things[label] for label in target["labels"])
+        assert things[-1] == sum(len(target["labels"]) for _, target in instances)  # type: ignore[attr-defined]
+    assert things == [746, 712]

@@ -1,0 +1,177 @@
+"""Scenes by task: what is said of a picture agrees with itself, and what is missing is named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
+
+from vankit.data.coco import CocoInstances, CocoPanoptic
+from vankit.data.scenes import ShapeScenes, open_scenes
+from vankit.data.semantic import SemanticFolder
+from vankit.data.shapes import CLASSES
+
+SIZE = (40, 56)
+
+
+def shapes(task: str, **options: Any) -> ShapeScenes:
+    return ShapeScenes(task, **{"split": "val", "length": 12, "size": SIZE, **options})
+
+
+def tight(masks: Tensor) -> Tensor:
+    return masks_to_boxes(masks.as_subclass(Tensor)).float() + torch.tensor([0.0, 0, 1, 1])
+
+
+def test_boxes_are_tight_around_the_masks_of_objects() -> None:
+    dataset = shapes("detect")
+    assert dataset.classes == list(CLASSES) and dataset.things == [True] * 10
+    assert dataset.category_ids == list(range(1, 11))
+    counts = set()
+    for i, (image, target) in enumerate(dataset):
+        assert isinstance(image, tv_tensors.Image) and image.shape == (3, *SIZE) and image.dtype == torch.uint8
+        count = len(target["labels"])
+        assert target["masks"].shape == (count, *SIZE) and target["masks"].dtype == torch.bool
+        assert target["boxes"].shape == (count, 4) and target["boxes"].canvas_size == SIZE
+        assert torch.equal(target["boxes"].as_subclass(Tensor), tight(target["masks"]))
+        assert target["masks"].sum(0).max() == 1  # visible parts
+        assert torch.equal(target["area"], target["masks"].sum((1, 2)).float())
+        assert not target["iscrowd"].any() and target["image_id"] == i and "semantic" not in target
+        assert set(target["labels"].tolist()) <= set(range(10)) and target["labels"].dtype == torch.int64
+        counts.add(count)
+    assert len(counts) > 2 and max(counts) <= 4
+
+
+def test_the_label_map_is_that_of_the_masks_on_background() -> None:
+    dataset = shapes("segment")
+    assert dataset.classes == [*CLASSES, "background"]
+    for (image, target), (same, objects) in zip(dataset, shapes("detect"), strict=True):
+        assert torch.equal(image, same)
+        expected = torch.full(SIZE, 10)
+        for label, mask in zip(objects["labels"], objects["masks"].as_subclass(Tensor), strict=True):
+            expected[mask] = label
+        assert isinstance(target["semantic"], tv_tensors.Mask) and target["semantic"].dtype == torch.uint8
+        assert target["semantic"].tolist() == expected.tolist()
+        assert target.keys() == {"semantic", "image_id"}
+
+
+def test_panoptic_segments_cover_the_picture_once() -> None:
+    dataset = shapes("panoptic")
+    assert dataset.classes == [*CLASSES, "background"] and dataset.things == [True] * 10 + [False]
+    for (_, target), (_, objects) in zip(dataset, shapes("detect"), strict=True):
+        assert (target["masks"].sum(0) == 1).all()
+        assert target["labels"].tolist() == [*objects["labels"].tolist(), 10]
+        assert torch.equal(target["masks"][:-1], objects["masks"])
+        assert torch.equal(target["boxes"].as_subclass(Tensor), tight(target["masks"]))
+        assert torch.equal(target["area"], target["masks"].sum((1, 2)).float())
+        assert target["iscrowd"].tolist() == [False] * len(target["labels"])
+
+
+def test_shapes_are_the_same_again_and_others_by_seed_and_split() -> None:
+    image, _ = shapes("detect")[3]
+    assert torch.equal(shapes("detect", length=5)[3][0], image)
+    assert not torch.equal(shapes("detect", seed=1)[3][0], image)
+    assert not torch.equal(shapes("detect", split="train")[3][0], image)
+
+
+def test_shapes_by_their_word() -> None:
+    data = open_scenes("shapes", "segment", "val", lambda image, target: image.shape, size=32, seed=4)
+    assert (len(data), len(data.names), data.skipped) == (200, 200, [])
+    assert data[7] == (3, 32, 32)
+    assert len(open_scenes("shapes", "detect", "train")) == 4000
+    image, _ = open_scenes("shapes", "detect", "val", seed=4, size=32)[7]
+    assert torch.equal(image, shapes("detect", seed=4, size=32)[7][0])
+    for index in (-1, 200):
+        with pytest.raises(IndexError, match=f"image {index} of 200: expected 0 to 199"):
+            data[index]
+
+
+def test_unusable_requests_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown task 'classify': expected one of detect, segment, panoptic"):
+        open_scenes("shapes", "classify", "val")
+    with pytest.raises(FileNotFoundError, match="no dataset at .*nowhere: expected a folder, or the word 'shapes'"):
+        open_scenes(tmp_path / "nowhere", "detect", "val")
+    for task, message in (("detect", "instances"), ("panoptic", "panoptic"), ("segment", "no val split")):
+        with pytest.raises(FileNotFoundError, match=message):
+            open_scenes(tmp_path, task, "val")
+    with pytest.raises(ValueError, match="split 'evening' is unknown: expected one of train, val, test"):
+        open_scenes("shapes", "detect", "evening")
+    with pytest.raises(ValueError, match="length 0 is not a dataset"):
+        ShapeScenes("detect", length=0)
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """A picture a split with one object, in train without segmentation; in val also with two segments."""
+    (tmp_path / "annotations" / "panoptic_val").mkdir(parents=True)
+    categories = [{"id": 3, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (8, 6)).save(tmp_path / split / "a.png")
+        entry: dict[str, Any] = {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 9,
+            "bbox": [1, 1, 3, 2],
+            "area": 6,
+            "iscrowd": 0,
+        }
+        if split == "val":
+            entry["segmentation"] = [[1, 1, 4, 1, 4, 3, 1, 3]]
+        images = [{"id": 1, "file_name": "a.png", "width": 8, "height": 6}]
+        content = {"images": images, "categories": categories, "annotations": [entry]}
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    ids = np.zeros((6, 8, 3), np.uint8)
+    ids[:3, :, 0], ids[3:, :4, 0] = 5, 6
+    Image.fromarray(ids).save(tmp_path / "annotations" / "panoptic_val" / "a.png")
+    segments = [{"id": 5, "category_id": 9}, {"id": 6, "category_id": 3}]
+    content["annotations"] = [{"image_id": 1, "file_name": "a.png", "segments_info": segments}]
+    (tmp_path / "annotations" / "panoptic_val.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_coco_folders_by_task(coco: Path) -> None:
+    objects = open_scenes(str(coco), "detect", "val")
+    assert isinstance(objects, CocoInstances) and objects.classes == ["cat", "sky"]
+    assert objects[0][1]["masks"].sum() == 6
+    segments = open_scenes(coco, "panoptic", "val", lambda image, target: target["masks"].sum((1, 2)).tolist())
+    assert isinstance(segments, CocoPanoptic) and segments.things == [True, False]
+    assert segments[0] == [24, 12]
+
+
+def test_masks_are_not_read_where_nobody_wants_them(coco: Path) -> None:
+    with pytest.raises(ValueError, match="no segmentation, but masks are wanted"):
+        open_scenes(coco, "detect", "train")
+    _, target = open_scenes(coco, "detect", "train", masks=False)[0]
+    assert "masks" not in target and target["boxes"].tolist() == [[1, 1, 4, 3]] and target["labels"].tolist() == [1]
+    (coco / "train" / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"names no picture .*a\.png"):
+        open_scenes(coco, "detect", "train", masks=False, skip_bad=True)
+
+
+def test_label_folders_take_ignore_label_and_skip_bad(tmp_path: Path) -> None:
+    for name in ("images", "annotations"):
+        (tmp_path / name / "train").mkdir(parents=True)
+    for stem in "ab":
+        Image.new("RGB", (3, 1)).save(tmp_path / "images" / "train" / f"{stem}.png")
+    Image.fromarray(np.array([[0, 1, 9]], np.uint8)).save(tmp_path / "annotations" / "train" / "b.png")
+    data = open_scenes(tmp_path, "segment", "train", ignore_label=9, skip_bad=True)
+    assert isinstance(data, SemanticFolder) and data.classes == ["0", "1"] and len(data.skipped) == 1
+    assert data[0][1]["semantic"].tolist() == [[0, 1, 255]]
+
+
+@pytest.mark.data
+def test_real_photographs(shared_data: Callable[[str], Path]) -> None:
+    root = shared_data("coco_panoptic_200")
+    objects, segments = open_scenes(root, "detect", "val"), open_scenes(root, "panoptic", "val")
+    for dataset in (objects, segments):
+        image, target = dataset[0]
+        assert target["masks"].shape[1:] == image.shape[1:] == target["boxes"].canvas_size
+        assert len(target["labels"]) == len(target["masks"]) == len(target["boxes"]) > 0
+    assert len(segments.things) == len(segments.classes) == 133

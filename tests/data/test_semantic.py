@@ -1,0 +1,292 @@
+"""Label PNGs in folders: found, read, refused, and left out where asked."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from torchvision import tv_tensors
+
+from vankit.data.semantic import SemanticFolder, open_semantic, read_labels
+
+HEADER = "Idx\tRatio\tTrain\tVal\tStuff\tName\n"
+
+
+def write(root: Path, split: str, name: str, labels: Any, folder: str = "annotations", size: Any = None) -> Path:
+    """An image and its label PNG; the image is all 10 * (first label)."""
+    array = np.asarray(labels, np.uint8)
+    image, label = root / "images" / split / f"{name}.jpg", root / folder / split / f"{name}.png"
+    for path in (image, label):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    value = 10 * int(array.flat[0])
+    Image.new("RGB", size or array.shape[::-1], (value, value, value)).save(image, quality=95)
+    Image.fromarray(array).save(label)
+    return label
+
+
+def opened(root: Path, split: str = "train", ignore_label: int = 255, skip_bad: bool = False) -> SemanticFolder:
+    return open_semantic(root, split, None, ignore_label, skip_bad)
+
+
+def semantic(dataset: SemanticFolder, index: int = 0) -> Any:
+    return dataset[index][1]["semantic"].tolist()
+
+
+def test_pairs_are_found_at_any_depth(tmp_path: Path) -> None:
+    write(tmp_path, "train/city/a", "2", [[2, 255], [0, 1], [1, 1]])
+    write(tmp_path, "train", "1", [[1, 0]])
+    (tmp_path / "images" / "train" / "notes.txt").write_text("no image")
+    (tmp_path / "classes.txt").write_text("road\nsky\ntree\n")
+    dataset = opened(tmp_path)
+    assert dataset.classes == ["road", "sky", "tree"]
+    assert [Path(name).relative_to(tmp_path).as_posix() for name in dataset.names] == [
+        "images/train/1.jpg",
+        "images/train/city/a/2.jpg",
+    ]
+    image, target = dataset[1]
+    assert isinstance(image, tv_tensors.Image) and image.dtype == torch.uint8 and image.shape == (3, 3, 2)
+    assert abs(int(image[0, 0, 0]) - 20) <= 2
+    assert isinstance(target["semantic"], tv_tensors.Mask) and target["semantic"].dtype == torch.uint8
+    assert target["semantic"].tolist() == [[2, 255], [0, 1], [1, 1]]
+    assert target["image_id"] == 1
+    assert semantic(dataset, -1) == target["semantic"].tolist()
+    with pytest.raises(IndexError):
+        dataset[2]
+    assert [target["image_id"] for _, target in dataset] == [0, 1]  # iteration ends
+
+
+def test_the_transform_takes_image_and_target(tmp_path: Path) -> None:
+    write(tmp_path, "train", "1", [[1, 0]])
+    dataset = open_semantic(tmp_path, "train", lambda image, target: (image.shape, target["image_id"]), 255, False)
+    assert dataset[0] == ((3, 1, 2), 0)
+
+
+def test_ade20k_counts_from_1_and_0_is_unlabelled(tmp_path: Path) -> None:
+    table = HEADER + "1\t0.1576\t11664\t1172\t1\twall\n2\t0.1072\t6046\t612\t1\tbuilding, edifice\n"
+    (tmp_path / "objectInfo150.txt").write_text(table + "3\t0.0878\t8265\t796\t1\tsky\n\n")
+    (tmp_path / "classes.txt").write_text("not\nthese")
+    write(tmp_path, "training", "ADE_train_00000001", [[0, 1, 2, 3, 255]])
+    dataset = opened(tmp_path)
+    assert dataset.classes == ["wall", "building", "sky"]
+    assert semantic(dataset) == [[255, 0, 1, 2, 255]]
+    write(tmp_path, "training", "ADE_train_00000001", [[0, 4]])
+    with pytest.raises(ValueError, match=r"00000001\.png has label 4 and there are 3 classes"):
+        opened(tmp_path)[0]
+    assert semantic(opened(tmp_path, ignore_label=4)) == [[255, 255]]
+
+
+def test_without_a_table_classes_are_the_numbers_in_the_training_labels(tmp_path: Path) -> None:
+    write(tmp_path, "train", "1", [[1, 0, 11]])
+    write(tmp_path, "train/more", "2", [[3, 255, 11]])
+    write(tmp_path, "val", "1", [[2, 1]])
+    for split in ("train", "val"):
+        assert opened(tmp_path, split, ignore_label=11).classes == ["0", "1", "2", "3"]
+    assert semantic(opened(tmp_path, ignore_label=11), 1) == [[3, 255, 255]]
+    assert len(opened(tmp_path).classes) == 12
+    write(tmp_path, "val", "1", [[4, 1]])
+    with pytest.raises(ValueError, match=r"1\.png has label 4 and there are 4 classes: name it in classes\.txt, or"):
+        opened(tmp_path, "val", ignore_label=11)[0]
+
+
+def test_training_labels_have_to_name_a_class(tmp_path: Path) -> None:
+    write(tmp_path, "train", "1", [[255, 7]])
+    with pytest.raises(ValueError, match=r"no class indices from 0 to 254: highest is -1"):
+        opened(tmp_path, ignore_label=7)
+
+
+@pytest.mark.parametrize(
+    ("split", "folder"),
+    [("train", "training"), ("val", "validation"), ("val", "valid"), ("val", "test"), ("test", "test"), ("x", "x")],
+)
+def test_splits_have_several_names(tmp_path: Path, split: str, folder: str) -> None:
+    write(tmp_path, folder, "1", [[1, 0]])
+    assert len(opened(tmp_path, split)) == 1
+
+
+@pytest.mark.parametrize("folder", ["annotations", "labels", "masks"])
+def test_label_folders_have_several_names(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "annotations").mkdir()  # of something else, such as boxes
+    write(tmp_path, "train", "1", [[1, 0]], folder=folder)
+    assert opened(tmp_path).classes == ["0", "1"]
+
+
+def test_palette_png_gives_indices(tmp_path: Path) -> None:
+    label = write(tmp_path, "train", "1", [[1, 0, 2]])
+    picture = Image.fromarray(np.array([[1, 0, 2]], np.uint8), "P")
+    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    picture.save(label)
+    with Image.open(label) as saved:
+        assert saved.mode == "P"
+    assert semantic(opened(tmp_path)) == [[1, 0, 2]]
+
+
+def test_two_level_and_16_bit_pngs_give_their_numbers(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "1.png")
+    assert read_labels(tmp_path / "1.png").tolist() == [[1, 0]]
+    Image.fromarray(np.array([[300, 7]], np.uint16)).save(tmp_path / "16.png")
+    assert read_labels(tmp_path / "16.png").tolist() == [[300, 7]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.integers(0, 255), st.booleans())
+def test_any_label_map_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, labels: np.ndarray, ignored: int, zero: bool
+) -> None:
+    root = tmp_path_factory.mktemp("maps")
+    write(root, "train", "1", labels)
+    classes = [str(i) for i in range(255)]
+    dataset = SemanticFolder(
+        root / "images", root / "annotations", classes, ignore_label=ignored, zero_is_unlabelled=zero
+    )
+    found = dataset[0][1]["semantic"].numpy()
+    unlabelled = {255, ignored} | ({0} if zero else set())
+    expected = [[255 if v in unlabelled else v - zero for v in row] for row in labels.tolist()]
+    assert found.tolist() == expected
+
+
+@pytest.fixture(scope="module")
+def sound_png(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("png") / "sound.png"
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(path, dpi=(72, 72))
+    return path.read_bytes()
+
+
+@settings(max_examples=80, deadline=None)
+@given(at=st.integers(0, 400), value=st.integers(0, 255), cut=st.booleans())
+def test_damaged_pngs_are_refused_by_name_or_read(
+    tmp_path_factory: pytest.TempPathFactory, sound_png: bytes, at: int, value: int, cut: bool
+) -> None:
+    path = tmp_path_factory.mktemp("png") / "damaged.png"
+    at %= len(sound_png)
+    path.write_bytes(sound_png[:at] + (b"" if cut else bytes([value]) + sound_png[at + 1 :]))
+    try:
+        assert read_labels(path).dtype == np.int64
+    except ValueError as error:
+        assert "damaged.png is " in str(error)
+
+
+def other_size(root: Path) -> None:
+    write(root, "train", "0", [[1, 0]], size=(3, 2))
+
+
+def in_colour(root: Path) -> None:
+    Image.new("RGB", (2, 1)).save(write(root, "train", "0", [[1, 0]]))
+
+
+def broken_png(root: Path) -> None:
+    label = write(root, "train", "0", [[1, 0]])
+    label.write_bytes(label.read_bytes()[:-30])
+
+
+def jpeg_as_png(root: Path) -> None:
+    Image.new("L", (2, 1)).save(write(root, "train", "0", [[1, 0]]), "jpeg")
+
+
+def beyond_classes(root: Path) -> None:
+    write(root, "train", "0", [[2, 0]])
+
+
+def broken_image(root: Path) -> None:
+    write(root, "train", "0", [[1, 0]])
+    (root / "images" / "train" / "0.jpg").write_bytes(b"no")
+
+
+BAD: list[tuple[Callable[[Path], None], str]] = [
+    (other_size, r"0\.png is 2x1 pixels and .*0\.jpg 3x2: expected the same size"),
+    (in_colour, r"0\.png is in colour \(RGB\): expected one class index per pixel"),
+    (broken_png, r"0\.png is no readable PNG: "),
+    (jpeg_as_png, r"0\.png is no readable PNG: "),
+    (beyond_classes, r"0\.png has label 2 and there are 2 classes: name it in classes\.txt, or pass --ignore-label"),
+    (broken_image, r"0\.jpg is not an image"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD, ids=[spoil.__name__ for spoil, _ in BAD])
+def test_what_cannot_be_used_is_named_or_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(tmp_path)
+    (tmp_path / "classes.txt").write_text("a\nb")
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path)[0]
+    alone = opened(tmp_path, skip_bad=True)
+    with pytest.raises(ValueError, match=rf"none of 1 images could be read; .*{message}"):
+        alone[0]
+    write(tmp_path, "train", "1", [[1, 1]])
+    dataset = opened(tmp_path, skip_bad=True)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert [(target["image_id"], target["semantic"].tolist()) for _, target in dataset] == [(1, [[1, 1]])] * 2
+    assert [name for name, _ in dataset.skipped] == [str(tmp_path / "images" / "train" / "0.jpg")]
+    assert len(caplog.records) == 1 and "(1 so far)" in caplog.text
+
+
+def test_the_next_image_after_the_last_is_the_first(tmp_path: Path) -> None:
+    write(tmp_path, "train", "a", [[1, 0]])
+    broken = write(tmp_path, "train", "b", [[1, 1]])
+    (tmp_path / "classes.txt").write_text("a\nb")
+    broken.write_bytes(b"")
+    assert opened(tmp_path, skip_bad=True)[1][1]["image_id"] == 0
+
+
+def test_a_broken_png_does_not_hinder_the_count_of_classes(tmp_path: Path) -> None:
+    write(tmp_path, "train", "a", [[1, 0]])
+    write(tmp_path, "train", "b", [[1, 0]]).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"b\.png is no readable PNG"):
+        opened(tmp_path)
+    assert opened(tmp_path, skip_bad=True).classes == ["0", "1"]
+
+
+def test_an_image_without_labels_is_named_or_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "train", "0", [[1, 0]]).unlink()
+    write(tmp_path, "train", "1", [[1, 0]])
+    with pytest.raises(FileNotFoundError, match=r"0\.jpg has no label PNG: expected .*/train/0\.png; --skip-bad"):
+        opened(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        dataset = opened(tmp_path, skip_bad=True)
+    assert [Path(name).name for name in dataset.names] == ["1.jpg"]
+    assert [Path(name).name for name, _ in dataset.skipped] == ["0.jpg"]
+    assert "left out 1 images without label PNGs, such as" in caplog.text
+
+
+def test_missing_folders_and_images_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no train split in .*: expected images/NAME and annotations/NAME"):
+        opened(tmp_path)
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"NAME one of train, training"):
+        opened(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere: expected images and label PNGs"):
+        SemanticFolder(tmp_path, tmp_path / "nowhere", ["a"])
+    with pytest.raises(FileNotFoundError, match=r"no images with label PNGs in"):
+        SemanticFolder(tmp_path, tmp_path, ["a"])
+
+
+def test_more_classes_than_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="256 classes: expected at most 255, for 255 means unlabelled"):
+        SemanticFolder(tmp_path, tmp_path, ["a"] * 256)
+
+
+@pytest.mark.data
+def test_camvid(shared_data: Callable[[str], Path]) -> None:
+    root = shared_data("camvid")
+    dataset = opened(root, "val", ignore_label=11)
+    assert dataset.classes == [str(i) for i in range(11)]  # read off the training labels
+    assert len(dataset) == 101 and not dataset.skipped
+    image, target = dataset[0]
+    assert image.shape == (3, 360, 480)
+    with Image.open(Path(dataset.names[0].replace("images", "annotations")).with_suffix(".png")) as png:
+        raw = np.asarray(png)
+    found = target["semantic"].numpy()
+    assert (raw == 11).any()
+    assert np.array_equal(found, np.where(raw == 11, 255, raw))
+    for split, count in (("train", 367), ("test", 233)):
+        folders = (root / name / split for name in ("images", "annotations"))
+        assert len(SemanticFolder(*folders, dataset.classes, ignore_label=11)) == count

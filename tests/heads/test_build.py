@@ -1,0 +1,135 @@
+"""The heads by name: parameters as published, settings that arrive, names that are refused."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+import vankit  # noqa: F401  (registers the models)
+from vankit.heads.backbone import backbone_of
+from vankit.heads.build import HEADS, HeadOptions, build_network
+
+CLASSES = 13
+NEEDS_TRANSFORMERS = {"rt_detr", "d_fine", "deformable_detr", "upernet", "mask2former"}
+PAIRS = [(name, task) for name, head in HEADS.items() for task in head.tasks]
+
+
+def build(task: str, head: str, model: str = "van_b0", classes: int = 80, **options: Any) -> Any:
+    """On no device, which is quick; Deformable DETR's start needs numbers."""
+    if head in NEEDS_TRANSFORMERS:
+        pytest.importorskip("transformers")
+    with nullcontext() if head == "deformable_detr" else torch.device("meta"):
+        return build_network(HeadOptions(task, head, model, **options), classes)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("head", "model", "millions"),
+    [
+        ("retinanet", "van_b0", 13.4),  # the paper's figures on COCO
+        ("retinanet", "van_b1", 23.6),
+        ("retinanet", "van_b2", 36.3),
+        ("retinanet", "van_b3", 54.5),
+        ("mask_rcnn", "van_b0", 23.9),
+        ("mask_rcnn", "van_b1", 33.5),
+        ("mask_rcnn", "van_b2", 46.2),
+        ("mask_rcnn", "van_b3", 64.4),
+        ("cascade_mask_rcnn", "van_b0", 56.8),
+        ("sparse_rcnn", "van_b0", 85.8),
+    ],
+)
+def test_detectors_have_the_published_number_of_parameters(head: str, model: str, millions: float) -> None:
+    assert parameters(build("detect", head, model)) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize(("head", "task"), PAIRS)
+def test_every_head_takes_its_settings(head: str, task: str) -> None:
+    things = [i % 2 == 0 for i in range(CLASSES)]
+    network = build(task, head, classes=CLASSES, short_sides=(48, 64), long_side=96, queries=17, things=things)
+    van = backbone_of(network)
+    with torch.device("meta"):
+        classifier = timm.create_model("van_b0", num_classes=0)
+    assert {name: p.shape for name, p in van.named_parameters()} == {
+        name: p.shape for name, p in classifier.named_parameters()
+    }
+    transforms = [m for m in network.modules() if isinstance(m, GeneralizedRCNNTransform)]
+    # semantic segmentation takes images as they come; mask2former resizes for every task
+    assert len(transforms) == (task != "segment" or head == "mask2former")
+    assert all((tuple(t.min_size), t.max_size) == ((48, 64), 96) for t in transforms)
+    shapes = {tuple(p.shape) for p in network.parameters()}
+    assert any(shape[0] in (CLASSES, CLASSES + 1, 9 * CLASSES) for shape in shapes)
+    if head in ("sparse_rcnn", "deformable_detr", "mask2former"):
+        assert any(shape[0] == 17 for shape in shapes)  # learned queries
+    if head in ("rt_detr", "d_fine"):
+        assert network.network.config.num_queries == 17
+    if head == "mask2former":
+        assert network.output == {"panoptic": "panoptic", "detect": "instance", "segment": "semantic"}[task]
+        assert tuple(network.things.shape) == (CLASSES,)
+
+
+def test_more_classes_are_more_parameters_of_the_classifier_alone() -> None:
+    per_class = parameters(build("segment", "semantic_fpn", classes=4)) - parameters(
+        build("segment", "semantic_fpn", classes=3)
+    )
+    assert per_class == 128 + 1
+
+
+@pytest.mark.parametrize(
+    ("head", "masks"),
+    [
+        ("faster_rcnn", False),
+        ("mask_rcnn", True),
+        ("cascade_mask_rcnn", True),
+        ("retinanet", False),
+        ("sparse_rcnn", False),
+    ],
+)
+def test_heads_with_masks_say_so(head: str, masks: bool) -> None:
+    assert HEADS[head].masks is masks
+    assert any("mask" in name for name, _ in build("detect", head, classes=2).named_parameters()) is masks
+
+
+def test_backbone_settings_arrive() -> None:
+    options = HeadOptions("segment", "semantic_fpn", "van_b0.cifar10")
+    network = build_network(options, 2, pretrained=True, drop_path_rate=0.2, grad_checkpointing=True)
+    van: Any = backbone_of(network)
+    published = timm.create_model("van_b0.cifar10", pretrained=True).state_dict()
+    assert all(torch.equal(tensor, published[name]) for name, tensor in van.state_dict().items())
+    assert van.stage4.blocks[-1].drop_path.drop_prob == pytest.approx(0.2)
+    assert all(stage.grad_checkpointing for stage in van.children())
+    plain: Any = backbone_of(build("segment", "semantic_fpn"))
+    assert not any(stage.grad_checkpointing for stage in plain.children())
+
+
+def test_transformers_heads_take_named_weights() -> None:
+    pytest.importorskip("transformers")
+    network = build_network(HeadOptions("segment", "upernet", "van_b0.cifar10"), 2, pretrained=True)
+    published = timm.create_model("van_b0.cifar10", pretrained=True).state_dict()
+    found = backbone_of(network).state_dict()
+    assert all(torch.equal(tensor, published[name]) for name, tensor in found.items())
+
+
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown task 'classify': expected detect, segment or panoptic"):
+        build_network(HeadOptions("classify", "retinanet"), 3)
+    with pytest.raises(ValueError, match="unknown head 'yolo' for detect: expected one of retinanet, faster_rcnn"):
+        build_network(HeadOptions("detect", "yolo"), 3)
+    with pytest.raises(ValueError, match="unknown head 'retinanet' for segment: expected one of semantic_fpn, upernet"):
+        build_network(HeadOptions("segment", "retinanet"), 3)
+    with pytest.raises(ValueError, match="unknown head 'semantic_fpn' for panoptic: expected one of mask2former$"):
+        build_network(HeadOptions("panoptic", "semantic_fpn"), 3)
+    with pytest.raises(ValueError, match="unknown model 'van_b9'"):
+        build_network(HeadOptions("detect", "retinanet", "van_b9"), 3)
+
+
+def test_things_and_classes_have_to_agree() -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="things has 1 entries: expected one for each of 3 classes"):
+        build_network(HeadOptions("panoptic", "mask2former", things=[True]), 3)
