@@ -1,5 +1,6 @@
 """The command line as a user types it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from PIL import Image
 
 import vankit
 from vankit.cli import main
+from vankit.heads.build import HeadOptions, build_network
+from vankit.models.weights import write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,16 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]) -> None:
     run("train", "--help")
     page = capsys.readouterr().out
-    for option in ("--lr", "--weight-decay", "--ema-decay", "--grad-checkpointing", "--precision", "--accumulate"):
+    for option in (
+        "--short-sides",
+        "--queries",
+        "--lr",
+        "--weight-decay",
+        "--ema-decay",
+        "--grad-checkpointing",
+        "--precision",
+        "--accumulate",
+    ):
         assert option in page
     assert "moving average" in page
 
@@ -126,3 +138,43 @@ def test_train_and_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert run("validate", tmp_path, "--checkpoint", best, "--output", tmp_path / "r.json", "--workers", "0") == 0
     assert "top-1" in capsys.readouterr().out
     assert json.loads((tmp_path / "r.json").read_text())["images"] == 4
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained Semantic FPN of two classes."""
+    path = tmp_path_factory.mktemp("dense") / "segmenter.safetensors"
+    options = HeadOptions("segment", "semantic_fpn", "van_b0", (32,), 64, things=(True, True))
+    settings = {"classes": ["grass", "sky"], "category_ids": [1, 2], "crop": 32, "ignore_label": 255}
+    network = build_network(options, 2)
+    write_tensors(network.state_dict(), path, {**dataclasses.asdict(options), **settings})
+    return path
+
+
+def test_predict_segments(segmenter: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "missing.png"
+    assert run("predict", photo, missing, "--checkpoint", segmenter, "--output", tmp_path / "found") == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].startswith(f"{photo}: ") and "%" in out
+    assert str(missing) in err
+    assert (tmp_path / "found" / "photo.png").is_file()
+    assert json.loads((tmp_path / "found" / "predictions.json").read_text())
+
+
+def test_validate_segments(segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("images", "annotations"):
+        (tmp_path / folder / "test").mkdir(parents=True)
+    Image.new("RGB", (40, 32)).save(tmp_path / "images" / "test" / "0.png")
+    Image.new("L", (40, 32)).save(tmp_path / "annotations" / "test" / "0.png")
+    (tmp_path / "classes.txt").write_text("grass\nsky\n")
+    words = ("--checkpoint", segmenter, "--split", "test", "--workers", "0", "--output", tmp_path / "report.json")
+    assert run("validate", tmp_path, *words) == 0
+    out = capsys.readouterr().out
+    assert "grass" in out and "mIoU" in out
+    assert json.loads((tmp_path / "report.json").read_text())["images"] == 1
+
+
+def test_a_setting_of_another_task_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "shapes", "--task", "detect", "--mixup", "0.5", "--out", tmp_path / "run") == 1
+    assert "--mixup is no setting of task detect" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,9 @@
 """Every head: one epoch on generated scenes, resumed, measured, drawn, its backbone taken out."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +20,7 @@ from vankit.data.shapes import render_scene
 from vankit.heads.backbone import backbone_of
 from vankit.heads.build import HEADS
 from vankit.heads.checkpoints import load_network
+from vankit.models.weights import read_metadata
 from vankit.recipes import DenseConfig
 
 PAIRS = [(head, task) for head, entry in HEADS.items() for task in entry.tasks]
@@ -189,3 +193,28 @@ def test_the_backbone_exports(trained: Fit) -> None:
     exported = torch.export.export(backbone, (x,)).module()
     for ours, theirs in zip(backbone(x), exported(x), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_every_picture_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 3)):
+        for folder in ("images", "annotations"):
+            (tmp_path / folder / split).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / f"images/{split}/{i}.png")
+            Image.fromarray(rng.integers(0, 3, (64, 64), np.uint8)).save(tmp_path / f"annotations/{split}/{i}.png")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vankit",
+        "train", str(tmp_path), "--task", "segment", "--recipe", "short", "--epochs", "1", "--batch-size", "2",
+        "--short-sides", "64", "--crop", "64", "--workers", "0", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("best mIoU") == 1
+    report = vankit.validate(tmp_path, checkpoint=tmp_path / "run" / "last.safetensors", workers=0)
+    assert sum(row["pixels"] for row in report.per_class) == 3 * 64 * 64
+    kept = read_metadata(tmp_path / "run" / "last.safetensors")["measures"]
+    assert kept["mIoU"] == pytest.approx(report.measures["mIoU"], abs=1e-4)

@@ -87,8 +87,6 @@ def test_more_classes_are_more_parameters_of_the_classifier_alone() -> None:
         ("faster_rcnn", False),
         ("mask_rcnn", True),
         ("cascade_mask_rcnn", True),
-        ("retinanet", False),
-        ("sparse_rcnn", False),
     ],
 )
 def test_heads_with_masks_say_so(head: str, masks: bool) -> None:

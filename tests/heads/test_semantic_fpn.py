@@ -201,7 +201,7 @@ def test_a_few_steps_learn_a_picture(network: Any) -> None:
     half[:, 32:] = 3
     images = [torch.where(half == 3, 0.9, 0.1).expand(3, 64, 64)] * 2
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    for _ in range(8):
+    for _ in range(5):
         optimizer.zero_grad()
         loss = network(images, [{"semantic": half}] * 2)["segmentation"]
         loss.backward()

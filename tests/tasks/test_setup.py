@@ -61,6 +61,8 @@ def test_samples_are_collated_as_asked() -> None:
     train, val = loaders(Numbers(4), Numbers(3), CONFIG, Processes(), collate=tuple)
     assert all(type(batch) is tuple and len(batch) == 2 for batch in train)
     assert list(val) == [(0, 1), (2,)]
+    train, val = loaders(Numbers(4), Numbers(3), CONFIG, Processes(), collate=tuple, val_batch=1)
+    assert len(next(iter(train))) == 2 and list(val) == [(0,), (1,), (2,)]
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])

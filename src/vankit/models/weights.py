@@ -327,7 +327,14 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | PathLike[str], meta
 
 
 def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    stored: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        stored[name] = tensor.clone() if place in seen else tensor  # safetensors refuses shared memory
+        seen.add(place)
+    return stored
 
 
 @contextmanager
