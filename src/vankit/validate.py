@@ -254,12 +254,16 @@ def _measure_scenes(
     evaluator = EVALUATORS[predictor.task](predictor.classes, predictor.things, masks)
     # the one place that reads skipped files: worker processes would keep their lists to themselves
     loader = DataLoader(dataset, 1, num_workers=0 if skip_bad else workers, collate_fn=collate)
+    count = 0
     for images, targets in track(loader, "validating", transient=True):
-        evaluator.add(targets[0], predictor.results(images)[0])
+        if images:  # else left out
+            evaluator.add(targets[0], predictor.results(images)[0])
+            count += 1
+    skipped = list(dataset.skipped)
+    if not count:
+        raise ValueError(f"no image of {data} could be used; {skipped[-1][1] if skipped else 'it is empty'}")
     measure = evaluator.measure
-    return DenseReport(
-        predictor.task, predictor.head, len(dataset), measure.compute(), measure.per_class(), list(dataset.skipped)
-    )
+    return DenseReport(predictor.task, predictor.head, count, measure.compute(), measure.per_class(), skipped)
 
 
 def _measure(

@@ -86,10 +86,11 @@ def _wrap_like(value: Tensor, like: Tensor) -> Tensor:
     return tv_tensors.wrap(value, like=like) if isinstance(like, tv_tensors.TVTensor) else value
 
 
-def collate(samples: Sequence[tuple[Tensor, dict[str, Any]]]) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Samples as a list of images and a list of targets, plain tensors in both."""
-    images = [image.as_subclass(Tensor) for image, _ in samples]
-    return images, [{name: _plain(name, value) for name, value in target.items()} for _, target in samples]
+def collate(samples: Sequence[tuple[Tensor, dict[str, Any]] | None]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """Samples as a list of images and a list of targets, plain tensors in both; None is left out."""
+    usable = [sample for sample in samples if sample is not None]
+    images = [image.as_subclass(Tensor) for image, _ in usable]
+    return images, [{name: _plain(name, value) for name, value in target.items()} for _, target in usable]
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -89,33 +89,21 @@ class _Coco(Dataset[tuple[Any, Any]], ABC):
     def __len__(self) -> int:
         return len(self._pictures)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """`load`, but with `skip_bad` an unreadable picture is replaced by the next readable one, with a warning."""
-        if not self.skip_bad:
-            return self.load(index)
-        start = range(len(self))[index]
-        for offset in range(len(self)):
-            picture = self._pictures[(start + offset) % len(self)]
-            try:
-                image, target = self._read(picture)
-            except _Unreadable as problem:
-                self._reject_late(picture.name, problem)
-                continue
-            return self._transformed(image, target)
-        raise ValueError(f"{self.annotations}: none of the {len(self)} pictures can be read: {self.skipped[-1][1]}")
-
-    def load(self, index: int) -> tuple[Any, Any]:
-        """One item, never another in its place, so that validation counts no picture twice.
+    def __getitem__(self, index: int) -> Any:
+        """One item; with `skip_bad` None for a picture that cannot be read, with a warning.
 
         Raises:
-            ValueError: the picture (or panoptic PNG) cannot be read or has another size than the JSON says; an
-                annotation cannot be decoded (with `skip_bad` it is left out, with a warning).
+            ValueError: without `skip_bad`: the picture (or panoptic PNG) cannot be read or has another size than the
+                JSON says, or an annotation cannot be decoded.
         """
         picture = self._pictures[range(len(self))[index]]
         try:
             image, target = self._read(picture)
         except _Unreadable as problem:
-            raise ValueError(f"{self.annotations}: {picture.name}: {problem}") from problem
+            if not self.skip_bad:
+                raise ValueError(f"{self.annotations}: {picture.name}: {problem}") from problem
+            self._reject_late(picture.name, problem)
+            return None
         return self._transformed(image, target)
 
     def _transformed(self, image: tv_tensors.Image, target: Target) -> tuple[Any, Any]:

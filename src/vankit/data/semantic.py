@@ -21,7 +21,7 @@ IGNORE = 255  # the label of pixels without one
 _LABEL_FOLDERS = ("annotations", "labels", "masks")
 
 
-class SemanticFolder(Dataset[tuple[Any, dict[str, Any]]]):
+class SemanticFolder(Dataset[Any]):
     """Images and label PNGs with the same names in two folders.
 
     Items are (`tv_tensors.Image` uint8 (3, H, W), {`semantic`: `tv_tensors.Mask` uint8 (H, W), 255 where unlabelled,
@@ -91,20 +91,19 @@ class SemanticFolder(Dataset[tuple[Any, dict[str, Any]]]):
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
-        start = range(len(self))[index]
-        for i in (*range(start, len(self)), *range(start)):
-            try:
-                image, semantic = self._load(i)
-            except (ValueError, OSError) as error:
-                if not self.skip_bad:
-                    raise
-                self._skip(str(self._files[i][0]), str(error))
-                continue
-            target = {"semantic": tv_tensors.Mask(torch.from_numpy(semantic)), "image_id": i}
-            sample = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1)), target
-            return sample if self.transform is None else self.transform(*sample)
-        raise ValueError(f"none of {len(self)} images could be read; {self.skipped[-1][1]}")
+    def __getitem__(self, index: int) -> Any:
+        """One item; with `skip_bad` None for a scene that cannot be used, with a warning."""
+        index = range(len(self))[index]
+        try:
+            image, semantic = self._load(index)
+        except (ValueError, OSError) as error:
+            if not self.skip_bad:
+                raise
+            self._skip(str(self._files[index][0]), str(error))
+            return None
+        target = {"semantic": tv_tensors.Mask(torch.from_numpy(semantic)), "image_id": index}
+        sample = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1)), target
+        return sample if self.transform is None else self.transform(*sample)
 
     def _skip(self, name: str, reason: str) -> None:
         if (name, reason) not in self.skipped:
@@ -176,7 +175,7 @@ def _class_names(root: Path, labels: Path, ignore_label: int, skip_bad: bool) ->
         lines = table.read_text(encoding="utf-8").splitlines()[1:]
         return [line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip()]
     if (table := root / "classes.txt").is_file():
-        return table.read_text(encoding="utf-8").splitlines()
+        return table.read_text(encoding="utf-8").rstrip().splitlines()
     folder = next((labels / name for name in SPLITS["train"] if (labels / name).is_dir()), labels)
     highest = -1
     for path in sorted(folder.rglob("*.png")):

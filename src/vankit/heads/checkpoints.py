@@ -99,7 +99,7 @@ def _backbone_prefix(names: Mapping[str, Any]) -> str:
 
 
 def from_mmseg(tensors: Mapping[str, Tensor], head: str, prefix: str) -> dict[str, Tensor]:
-    """A checkpoint of VAN-Segmentation (mmsegmentation 0.x layout) under the names and for the inputs of vankit's network.
+    """A checkpoint of VAN-Segmentation (mmsegmentation 0.x layout), renamed and adapted to vankit's normalisation.
 
     Args:
         tensors: `backbone.*`, `neck.*`, `decode_head.*`, `auxiliary_head.*`.

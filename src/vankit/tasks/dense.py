@@ -11,7 +11,6 @@ import torch.distributed
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from vankit.data.augment import collate, evaluation_transform, training_transform
 from vankit.data.scenes import open_scenes
@@ -107,8 +106,10 @@ class DenseTask(LightningModule):
     def on_train_epoch_start(self) -> None:
         self.train()  # Lightning itself leaves the modes as they are
 
-    def training_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> Tensor | None:
         images, targets = batch
+        if not images:  # all of them left out by --skip-bad
+            return None
         losses: dict[str, Tensor] = self.model(images, [_without_crowds(target) for target in targets])
         loss = torch.stack(list(losses.values())).sum()
         named = {f"train_{name}": value.detach() for name, value in losses.items()}
@@ -117,7 +118,8 @@ class DenseTask(LightningModule):
 
     def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
         images, targets = batch
-        for target, result in zip(targets, infer(self.model, images, self.settings), strict=True):
+        results = infer(self.model, images, self.settings) if images else []
+        for target, result in zip(targets, results, strict=True):
             self.evaluator.add(target, result)
 
     def on_validation_epoch_start(self) -> None:
@@ -134,12 +136,18 @@ class DenseTask(LightningModule):
         return self.evaluator.measure.compute()
 
     def configure_optimizers(self) -> Any:
-        config = self.config
-        optimizer = AdamW(parameter_groups(self.model, config, self.lr), lr=self.lr)
-        total = int(self.trainer.estimated_stepping_batches)
-        per_epoch = math.ceil(self.trainer.num_training_batches / config.accumulate)
-        scheduler = LambdaLR(optimizer, lambda update: lr_factor(config, update, total, per_epoch))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+        groups = parameter_groups(self.model, self.config, self.lr)
+        self.peak_rates = [group["lr"] for group in groups]
+        self.updates = int(self.trainer.estimated_stepping_batches)
+        self.updates_per_epoch = math.ceil(self.trainer.num_training_batches / self.config.accumulate)
+        return AdamW(groups)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # from the step and the config alone: a stored schedule would outlive a change of --epochs or --lr on resuming
+        factor = lr_factor(self.config, self.global_step, self.updates, self.updates_per_epoch)
+        optimizer: Any = self.optimizers()
+        for group, peak in zip(optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * factor
 
 
 def _without_crowds(target: dict[str, Any]) -> dict[str, Any]:
