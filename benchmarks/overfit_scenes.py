@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,13 +27,26 @@ BATCH = (
 )
 
 # head → (task, epochs of two updates, peak learning rate, further settings)
-SETTINGS: dict[str, tuple[str, int, float, dict[str, float]]] = {
+SETTINGS: dict[str, tuple[str, int, float, dict[str, Any]]] = {
     "retinanet": ("detect", 60, 3e-4, {}),
     "faster_rcnn": ("detect", 40, 3e-4, {}),
     "mask_rcnn": ("detect", 40, 3e-4, {}),
     "cascade_mask_rcnn": ("detect", 40, 3e-4, {}),
     "sparse_rcnn": ("detect", 250, 2.5e-4, {}),
-    "mask2former": ("panoptic", 100, 3e-4, {"clip_grad": 0.1, "weight_decay": 0.05}),
+    "mask2former": (
+        "panoptic",
+        120,
+        3e-4,
+        {
+            "clip_grad": 0.1,
+            "weight_decay": 0.05,
+            "schedule": "step",
+            "steps": (),
+            "queries": 40,
+            "batch_size": 4,
+            "lr_batch": 4,
+        },
+    ),
 }
 
 
@@ -71,15 +85,13 @@ def overfit(data: Path, head: str, args: argparse.Namespace) -> dict[str, object
         epochs=epochs,
         validate_every=epochs,
         lr=lr,
-        lr_batch=BATCH,
-        batch_size=BATCH,
         flip=0.0,
         short_sides=(args.short_side,),
         long_side=2 * args.short_side,
         warmup_iterations=20,
         precision=args.precision,
         workers=0,
-        **{"weight_decay": 0.0, **further},
+        **{"weight_decay": 0.0, "batch_size": BATCH, "lr_batch": BATCH, **further},
     )
     start = time.perf_counter()
     result = vankit.train(data, args.model, config, args.out / head, task=task, head=head)

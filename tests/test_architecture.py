@@ -21,7 +21,7 @@ ALLOWED = {
     "heads": {"heads", "models"},
     "tasks": {"data", "heads", "metrics", "models", "recipes", "results", "tasks"},
     "study": {"models"},
-    "predict": {"data", "models"},
+    "predict": {"data", "dense", "models"},
     "dense": {"data", "heads", "results", "tasks"},
     "train": {"heads", "models", "recipes", "tasks"},
     "validate": {"data", "dense", "heads", "models", "predict", "tasks"},

@@ -67,7 +67,7 @@ def test_a_head_trains_resumes_measures_and_draws(head: str, task: str, photogra
     assert report.measures[result.measure] == pytest.approx(metadata["measures"][result.measure], abs=1e-5)
     json.dumps(report.to_dict(), allow_nan=False)
 
-    (found,) = vankit.detect(photograph, result.last, tmp_path / "out", **({"score": 0.0} if task == "detect" else {}))
+    (found,) = vankit.predict(photograph, checkpoint=result.last, output=tmp_path / "out")
     assert isinstance(found, RESULT[task])
     with Image.open(tmp_path / "out" / "000000000139.png") as picture:
         assert picture.width >= 90 and picture.height >= 70
@@ -101,7 +101,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
 def test_one_broken_picture_does_not_stop_the_rest(trained: Fit, photograph: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(photograph.read_bytes()[:200])
-    results = vankit.detect([broken, photograph], trained("semantic_fpn", "segment"), tmp_path / "out")
+    results = vankit.predict(
+        [broken, photograph], checkpoint=trained("semantic_fpn", "segment"), output=tmp_path / "out"
+    )
     assert isinstance(results[0], vankit.Failure) and "broken.jpg" in results[0].source
     assert isinstance(results[1], vankit.SemanticMap)
     rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -112,8 +114,25 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(trained: Fit, photogra
     (tmp_path / "b").mkdir()
     other = tmp_path / "b" / photograph.name
     other.write_bytes(photograph.read_bytes())
-    vankit.detect([photograph, other], trained("semantic_fpn", "segment"), tmp_path / "out")
+    vankit.predict([photograph, other], checkpoint=trained("semantic_fpn", "segment"), output=tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
+def test_the_output_folder_is_no_input(trained: Fit, photograph: Path, tmp_path: Path) -> None:
+    checkpoint = trained("semantic_fpn", "segment")
+    with pytest.raises(ValueError, match="lies in the output folder .*: choose another"):
+        vankit.predict(photograph, checkpoint=checkpoint, output=tmp_path)
+    for _ in range(2):
+        results = vankit.predict(tmp_path, checkpoint=checkpoint, output=tmp_path / "out")
+        assert [result.source for result in results] == [str(photograph)]
+
+
+def test_image_ids_are_coco_numbers_or_places(trained: Fit, photograph: Path, tmp_path: Path) -> None:
+    (tmp_path / "7.jpg").write_bytes(photograph.read_bytes())
+    inputs = [tmp_path / "missing.jpg", tmp_path / "7.jpg", photograph]
+    vankit.predict(inputs, checkpoint=trained("semantic_fpn", "segment"), output=tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {row["file_name"]: row["image_id"] for row in rows} == {"7.jpg": 2, photograph.name: 139}
 
 
 @pytest.mark.parametrize("size", [(33, 47), (200, 31), (1, 1)])
@@ -141,6 +160,13 @@ def test_score_is_a_threshold(trained: Fit, photograph: Path) -> None:
 @pytest.mark.parametrize("test", ["multiscale", "slide"])
 def test_ways_to_segment(trained: Fit, photograph: Path, test: Any) -> None:
     assert vankit.DensePredictor(trained("semantic_fpn", "segment"), test=test)(photograph).labels.shape == (70, 90)
+
+
+def test_ways_to_segment_are_for_segmenters(trained: Fit) -> None:
+    with pytest.raises(ValueError, match="test is 'slide', but .* is for detect: only segment has it"):
+        vankit.DensePredictor(trained("retinanet", "detect"), test="slide")
+    with pytest.raises(ValueError, match="test is 'whole', expected one of single, multiscale, slide"):
+        vankit.DensePredictor(trained("semantic_fpn", "segment"), test="whole")  # type: ignore[arg-type]
 
 
 def test_a_classifier_is_no_detector(trained: Fit, photograph: Path, tmp_path: Path) -> None:

@@ -125,11 +125,11 @@ def test_one_class_of_more_than_a_hundred_detections_is_cut_as_by_pycocotools() 
     assert list(measured([(truth, result)], masks=False).compute().values()) == approx(expected)
 
 
-def test_a_hundred_detections_count_over_all_classes() -> None:
+def test_a_hundred_detections_of_a_class_count() -> None:
     box = np.array([[0.0, 0, 10, 10]])
     truth = {"boxes": box, "labels": [1]}
-    for better, expected in ((99, 1.0), (100, 0.0)):
-        result = {"boxes": box.repeat(better + 1, 0), "labels": [0] * better + [1]}
+    for label, better, expected in ((0, 200, 1.0), (1, 99, 0.01), (1, 100, 0.0)):
+        result = {"boxes": np.append(box.repeat(better, 0) + 50, box, 0), "labels": [label] * better + [1]}
         result["scores"] = np.append(np.full(better, 0.9), 0.1)
         assert measured([(truth, result)], masks=False).compute()["box AP"] == approx(expected)
 

@@ -32,7 +32,6 @@ def test_all_is_sorted_and_complete() -> None:
         "complexity",
         "convert",
         "demo",
-        "detect",
         "inference_model",
         "large_kernel_attention",
         "load_checkpoint",

@@ -19,7 +19,7 @@ from vankit.ops import large_kernel_attention
 if TYPE_CHECKING:
     from vankit.data.images import ImageError
     from vankit.demo import demo
-    from vankit.dense import DensePredictor, detect
+    from vankit.dense import DensePredictor
     from vankit.predict import Label, Prediction, Predictor, inference_model, predict
     from vankit.recipes import DenseConfig, TrainConfig, recipe
     from vankit.results import Detections, Failure, PanopticMap, SemanticMap
@@ -50,7 +50,6 @@ __all__ = [
     "complexity",
     "convert",
     "demo",
-    "detect",
     "inference_model",
     "large_kernel_attention",
     "load_checkpoint",
@@ -79,7 +78,6 @@ _LATER = {
     "TrainConfig": "recipes",
     "complexity": "study",
     "demo": "demo",
-    "detect": "dense",
     "inference_model": "predict",
     "predict": "predict",
     "recipe": "recipes",

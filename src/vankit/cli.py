@@ -95,7 +95,7 @@ def train(
         recipe: classify: in1k (the paper's), finetune (small sets, from pretrained weights) or short (from scratch,
             quickly); detect: coco_1x, coco_3x or short; segment: ade20k_fpn, ade20k_upernet or short; panoptic:
             coco_panoptic or short. The first one, or the head's own, if left out.
-        out: folder for the run; runs/MODEL or runs/MODEL-HEAD if left out.
+        out: folder for the run; runs/MODEL or runs/MODEL-HEAD-TASK if left out.
         checkpoint: weights to start from, in any public format.
         resume: continue the run in --out.
         skip_bad: leave out images and annotations that cannot be used, with a warning; not to classify.
@@ -105,10 +105,11 @@ def train(
 
     _quieten_lightning()
     given = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None} if settings else {}
-    name = "ade20k_upernet" if recipe is None and head == "upernet" else recipe
-    config = recipes.recipe(name, model, task)
+    config = recipes.recipe(recipe, model, task, head)
     if unknown := sorted(set(given) - {field.name for field in dataclasses.fields(config)}):
         raise ValueError(f"--{unknown[0].replace('_', '-')} is no setting of task {task}: leave it out")
+    if "epochs" in given and isinstance(config, recipes.DenseConfig):
+        given.setdefault("iterations", 0)  # some recipes count these instead
     config = dataclasses.replace(config, **given)
     result = run(data, model, config, out, checkpoint, resume, task=task, head=head, skip_bad=skip_bad)
     if int(os.environ.get("RANK", 0)) == 0:
@@ -177,7 +178,8 @@ def _print_scenes(data: str, report: Any) -> None:
     for row in report.per_class:
         table.add_row(row["class"], *(_figure(row[name]) for name in columns))
     _console().print(table)
-    print("  ".join(f"{name} {_figure(value)}" for name, value in report.measures.items()))
+    figures = "  ".join(f"{name} {_figure(value)}" for name, value in report.measures.items())
+    print(f"{figures}  images {report.count}  left out {len(report.skipped)}")
 
 
 def _figure(value: float | int | None) -> str:
@@ -198,8 +200,8 @@ def predict(
     batch_size: int = 16,
     device: str = "auto",
     max_pixels: int = 100_000_000,
-    score: float = 0.3,
-    test: Literal["single", "multiscale", "slide"] = "single",
+    score: float | None = None,
+    test: Literal["single", "multiscale", "slide"] | None = None,
 ) -> int:
     """Label photographs, or detect or segment what is in them, as the checkpoint was trained for.
 
@@ -217,14 +219,18 @@ def predict(
         batch_size: images per forward pass; detectors and segmenters take one at a time.
         device: cpu, cuda, or auto.
         max_pixels: largest image that is decoded, in pixels.
-        score: lowest score of the objects shown, 0 to 1.
-        test: how to segment: the whole image, at several scales and mirrored, or in sliding windows.
+        score: of a detector: lowest score of the objects shown, 0 to 1; 0.3 if left out.
+        test: of a segmenter: the whole image (single, if left out), at several scales and mirrored, or in sliding
+            windows.
     """
     if checkpoint is not None and (head := _head(checkpoint)):
         if model is not None:
             raise ValueError(f"{checkpoint} is a {head} and knows its model: leave out --model")
-        options = {"device": device, "max_pixels": max_pixels, "score": score, "test": test}
-        return _detect(images, checkpoint, output or Path("predictions"), options)
+        given = {name: value for name, value in (("score", score), ("test", test)) if value is not None}
+        options = {"device": device, "max_pixels": max_pixels, **given}
+        return _predict_scenes(images, checkpoint, output or Path("predictions"), options)
+    if score is not None or test is not None:
+        raise ValueError("--score and --test are of detectors and segmenters: pass the --checkpoint of one")
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from vankit.predict import iter_predictions
@@ -255,12 +261,12 @@ def _head(checkpoint: Path) -> str | None:
     return read_metadata(checkpoint).get("head")
 
 
-def _detect(images: list[str], checkpoint: Path, output: Path, options: dict[str, Any]) -> int:
-    from vankit.dense import iter_detections
+def _predict_scenes(images: list[str], checkpoint: Path, output: Path, options: dict[str, Any]) -> int:
+    from vankit.dense import iter_scenes
     from vankit.results import Failure
 
     failed = 0
-    for result in iter_detections(images, checkpoint, output, **options):
+    for result in iter_scenes(images, checkpoint, output, **options):
         if isinstance(result, Failure):
             failed += 1
             print(f"{result.source}: {result.error}", file=sys.stderr)
@@ -322,6 +328,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         status = app(argv, result_action="return_value")
     except (ValueError, OSError, ImportError) as error:
-        print(f"vankit: {error}", file=sys.stderr)
+        message = str(error)
+        if message.startswith("Caught "):  # in a process that loads images, with its traceback
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        print(f"vankit: {message}", file=sys.stderr)
         raise SystemExit(1) from None
     raise SystemExit(status or 0)

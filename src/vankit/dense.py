@@ -1,11 +1,11 @@
 """Detection, semantic and panoptic segmentation of pictures with a trained network."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -55,7 +55,11 @@ class DensePredictor:
     ) -> None:
         if not 0 <= score <= 1:
             raise ValueError(f"score is {score}, expected 0 to 1")
+        if test not in get_args(Test):
+            raise ValueError(f"test is {test!r}, expected one of {', '.join(get_args(Test))}")
         network, self.metadata = load_network(checkpoint)
+        if test != "single" and self.metadata["task"] != "segment":
+            raise ValueError(f"test is {test!r}, but {checkpoint} is for {self.metadata['task']}: only segment has it")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
@@ -101,62 +105,63 @@ class DensePredictor:
             source = source_name(image)
             try:
                 rgb = to_image(image, self.max_pixels)
-            except Exception as error:  # decoders raise whatever they trip over
+                found = self._found(source, rgb)
+            except Exception as error:  # decoders raise whatever they trip over; a huge picture may not fit in memory
                 yield Failure(source, str(error) or type(error).__name__), None
                 continue
-            yield self._found(source, rgb), rgb
+            yield found, rgb
 
 
-def iter_detections(
+def iter_scenes(
     inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
     checkpoint: str | PathLike[str],
     output: str | PathLike[str] | None = None,
     **options: Any,
 ) -> Iterator[Result | Failure]:
-    """`detect`, one picture at a time: pictures are read, and results written, as the iterator is consumed."""
-    predictor = DensePredictor(checkpoint, **options)
-    with ExitStack() as stack:
-        write = stack.enter_context(_Folder(Path(output), predictor)).write if output is not None else None
-        for result, image in predictor.stream(find_images(inputs)):
-            if write is not None and image is not None:
-                write(result, image)
-            yield result
+    """Detect or segment what is in image files, one at a time.
 
-
-def detect(
-    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
-    checkpoint: str | PathLike[str],
-    output: str | PathLike[str] | None = None,
-    **options: Any,
-) -> list[Result | Failure]:
-    """Detect or segment what is in image files.
+    Pictures are read, and results written, as the iterator is consumed.
 
     Args:
         inputs: files, folders (searched through) and glob patterns.
         checkpoint: see `DensePredictor`.
         output: folder for a picture per image (`NAME.png`, drawn on) and predictions.json in COCO's results format of
             the task, to which `file_name` is added; for panoptic also the PNGs that belong to it, in `panoptic/`.
-            `image_id` is the number that the file is named by, as COCO's are, else the image's place in the list,
-            from 1.
+            `image_id` is the number in a file name of COCO's kind (twelve digits), else the image's place in the list,
+            from 1. What the folder holds is no input.
         options: further arguments of `DensePredictor`.
 
-    Returns:
+    Yields:
         `Detections`, a `SemanticMap` or a `PanopticMap` per image, in order; a `Failure` for one that failed.
 
     Raises:
         FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written.
-        ValueError: see `DensePredictor`.
+        ValueError: an input lies in the output folder, or see `DensePredictor`.
     """
-    return list(iter_detections(inputs, checkpoint, output, **options))
+    predictor = DensePredictor(checkpoint, **options)
+    given = [inputs] if isinstance(inputs, str | PathLike) else list(inputs)
+    if output is None:
+        yield from (result for result, _ in predictor.stream(find_images(given)))
+        return
+    folder = Path(output).resolve()
+    if inside := [path for path in given if folder in (Path(path).resolve(), *Path(path).resolve().parents)]:
+        raise ValueError(
+            f"{inside[0]} lies in the output folder {output}, where it could be overwritten: choose another"
+        )
+    sources = (path for path in find_images(given) if folder not in path.resolve().parents)
+    with _Folder(Path(output), predictor) as written:
+        for place, (result, image) in enumerate(predictor.stream(sources), 1):
+            if image is not None:
+                written.add(result, image, place)
+            yield result
 
 
 class _Folder:
-    """The output folder of `detect`; predictions.json grows as it goes, and is whole at the end."""
+    """The output folder of `iter_scenes`; predictions.json grows as it goes, and is whole at the end."""
 
     def __init__(self, folder: Path, predictor: DensePredictor) -> None:
         self.folder, self.category_ids = folder, predictor.category_ids
         self.panoptic = predictor.task == "panoptic"
-        self.count = 0
         self.names: set[str] = set()
         self.separator = ""
 
@@ -170,11 +175,12 @@ class _Folder:
         self.file.write("\n]}\n" if self.panoptic else "\n]\n")
         self.file.close()
 
-    def write(self, result: Any, image: Image.Image) -> None:
-        self.count += 1
+    def add(self, result: Any, image: Image.Image, place: int) -> None:
         stem = Path(result.source).stem
-        image_id = int(stem) if stem.isascii() and stem.isdecimal() else self.count
-        name = stem if stem not in self.names else f"{stem}-{self.count}"
+        image_id = int(stem) if re.fullmatch(r"[0-9]{12}", stem) else place
+        name = stem
+        while name in self.names:
+            name = f"{name}-{place}"
         self.names.add(name)
         result.draw(image).save(self.folder / f"{name}.png")
         if isinstance(result, PanopticMap):

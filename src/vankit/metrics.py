@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 
 IGNORED = 255  # label of unlabelled pixels in semantic maps
 
-_MOST_DETECTIONS = 100
 _COCO_KINDS = {"box": "bbox", "mask": "segm"}
 _IOU_50, _IOU_75 = 0, 5  # of COCO's thresholds 0.5, 0.55, ..., 0.95
 _AREAS = {"s": 1, "m": 2, "l": 3}  # of COCO's area ranges; 0 is all
@@ -22,8 +21,8 @@ class DetectionMeasure:
     """COCO's average precision of boxes and masks.
 
     Source: cocodataset.org, Detection Evaluation; computed by faster_coco_eval. Crowds are ignored, objects are small,
-    medium or large by their annotated area (bounds 32² and 96² px), and of each image's detections the 100 best count,
-    over all classes. A detection's own area is that of its box for box AP, that of its mask for mask AP. Equal scores
+    medium or large by their annotated area (bounds 32² and 96² px), and of each image's detections the 100 best of a
+    class count. A detection's own area is that of its box for box AP, that of its mask for mask AP. Equal scores
     rank in the order of `add`.
 
     Args:
@@ -53,8 +52,6 @@ class DetectionMeasure:
         optional = tuple(name for name in ("iscrowd", "area") if truth.get(name) is not None)
         truths = self._checked(truth, "truth", (*masks, *optional))
         results = self._checked(result, "result", (*masks, "scores"))
-        best = np.argsort(-results["scores"].astype(np.float64), kind="stable")[:_MOST_DETECTIONS]
-        results = {name: array[best] for name, array in results.items()}
         size = results["masks"].shape[1:] if masks else (0, 0)
         if masks and truths["masks"].shape[1:] != size:
             raise ValueError(

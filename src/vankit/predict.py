@@ -17,6 +17,7 @@ from torch import nn
 
 from vankit.data.images import MAX_PIXELS, ImageLike, find_images, source_name, to_image
 from vankit.data.tables import open_table
+from vankit.dense import iter_scenes
 from vankit.models import weights
 from vankit.models.van import VARIANTS, create_model, variant_of
 
@@ -244,7 +245,7 @@ def _load(
     else:
         if checkpoint is not None:
             if "head" in weights.read_metadata(checkpoint):
-                raise ValueError(f"{checkpoint} is a detector or segmenter: use vankit.DensePredictor or vankit.detect")
+                raise ValueError(f"{checkpoint} is a detector or segmenter: use vankit.DensePredictor")
             found = weights.read_checkpoint(checkpoint)
             metadata = found.metadata
             model = model or metadata.get("model") or variant_of(found.state_dict)
@@ -303,8 +304,13 @@ def iter_predictions(
     checkpoint: str | PathLike[str] | None = None,
     output: str | PathLike[str] | None = None,
     **options: Any,
-) -> Iterator[Prediction]:
-    """`predict`, one prediction at a time: images are read, and rows written, as the iterator is consumed."""
+) -> Iterator[Any]:
+    """`predict`, one image at a time: images are read, and results written, as the iterator is consumed."""
+    if checkpoint is not None and "head" in weights.read_metadata(checkpoint):
+        if model is not None:
+            raise ValueError(f"{checkpoint} is a detector or segmenter and knows its model: leave out model")
+        yield from iter_scenes(inputs, checkpoint, output, **options)
+        return
     predictor = Predictor(model, checkpoint, **options)
     paths = find_images(inputs)
     with open_table(output, predictor.top_k) if output is not None else nullcontext() as table:
@@ -320,21 +326,23 @@ def predict(
     checkpoint: str | PathLike[str] | None = None,
     output: str | PathLike[str] | None = None,
     **options: Any,
-) -> list[Prediction]:
-    """Label image files.
+) -> list[Any]:
+    """Label image files, or detect or segment what is in them, as the checkpoint was trained for.
 
     Args:
         inputs: files, folders (searched through) and glob patterns.
-        model, checkpoint: see `Predictor`.
-        output: file that the rows are also written to as they come: .csv, .jsonl or .parquet.
-        options: further arguments of `Predictor`.
+        model, checkpoint: see `Predictor`; of a detector or segmenter the checkpoint alone, see `DensePredictor`.
+        output: file that the rows are also written to as they come: .csv, .jsonl or .parquet; of a detector or
+            segmenter a folder, see `vankit.dense.iter_scenes`.
+        options: further arguments of `Predictor` or `DensePredictor`.
 
     Returns:
-        A prediction per image, in order; one that fails has its error.
+        A `Prediction` per image, in order; one that fails has its error. Of a detector or segmenter `Detections`, a
+        `SemanticMap` or a `PanopticMap`, and a `Failure` for an image that fails.
 
     Raises:
         FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written.
-        ValueError: output's suffix is unknown, or see `Predictor`.
+        ValueError: output's suffix is unknown, or see `Predictor` and `DensePredictor`.
     """
     return list(iter_predictions(inputs, model, checkpoint, output, **options))
 

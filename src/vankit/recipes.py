@@ -15,7 +15,7 @@ class Config:
         epochs: passes over the training images; for classification those of the cosine schedule, warm-up included.
         lr: peak learning rate at a total batch of `lr_batch`; it is scaled linearly to the total batch in use.
         lr_batch: total batch (batch size x processes x accumulation) that `lr` is meant for.
-        min_lr: learning rate at the end.
+        min_lr: learning rate at the end; the step schedule has none.
         weight_decay: AdamW's.
         clip_grad: largest norm of all gradients together; 0 is none.
         batch_size: images per process and step.
@@ -137,11 +137,12 @@ class DenseConfig(Config):
         warmup_iterations: updates of linear warm-up from a thousandth of `lr`.
         decay_norms: weight decay on norms, biases and layer scales too.
         backbone_lr: factor on the backbone's learning rate.
-        batch_norm: of the backbone: train, frozen (running statistics, for small batches) or sync (over processes).
-        short_sides: lengths of an image's shorter side in pixels: one is drawn per training image, the last one is
-            used to predict.
+        batch_norm: of the backbone: train, frozen (running statistics, for small batches) or sync (statistics over all
+            processes, on GPUs).
+        short_sides: lengths of an image's shorter side in pixels. The last one is used to predict. To train without a
+            crop, one is drawn per image; to segment, the last one is what `scale_range` is relative to.
         long_side: upper limit of the longer side in pixels.
-        scale_range: further random factor on a training image's size, low and high (large-scale jitter).
+        scale_range: random factor on a training image's size before the crop, low and high (large-scale jitter).
         crop: side in pixels of the square cut from training images, padded where they are smaller; 0 is none.
         flip: probability of a horizontal flip, 0 to 1.
         color: random brightness, contrast, saturation and hue.
@@ -334,17 +335,18 @@ RECIPES: dict[str, dict[str, Callable[[str], Config]]] = {
 
 
 @overload
-def recipe(name: str | None, model: str, task: Literal["classify"] = "classify") -> TrainConfig: ...
+def recipe(name: str | None, model: str, task: Literal["classify"] = "classify", head: None = None) -> TrainConfig: ...
 @overload
-def recipe(name: str | None, model: str, task: str) -> Any: ...
-def recipe(name: str | None, model: str, task: str = "classify") -> Any:
+def recipe(name: str | None, model: str, task: str, head: str | None = None) -> Any: ...
+def recipe(name: str | None, model: str, task: str = "classify", head: str | None = None) -> Any:
     """The config of the recipe `name` for a model.
 
     Args:
         name: in1k, finetune or short for classify; coco_1x, coco_3x or short for detect; ade20k_fpn, ade20k_upernet or
-            short for segment; coco_panoptic or short for panoptic. None takes the first.
+            short for segment; coco_panoptic or short for panoptic. None takes the head's own, or else the first.
         model: such as van_b0.
         task: classify, detect, segment or panoptic.
+        head: such as upernet.
 
     Returns:
         A `TrainConfig` for classify, else a `DenseConfig`.
@@ -357,4 +359,5 @@ def recipe(name: str | None, model: str, task: str = "classify") -> Any:
     known = RECIPES[task]
     if name is not None and name not in known:
         raise ValueError(f"unknown recipe {name!r} for {task}: expected one of {', '.join(known)}")
-    return known[name or next(iter(known))](model)
+    own = f"ade20k_{head}"  # ade20k_upernet is that head's
+    return known[name or (own if own in known else next(iter(known)))](model)

@@ -74,7 +74,7 @@ def train(
         model: such as van_b0, or van_b0.cifar10 to start from those weights.
         config: settings: a `TrainConfig` for classify, else a `DenseConfig`; the task's first recipe if None.
         out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and tensorboard/;
-            `runs/MODEL`, or `runs/MODEL-HEAD`, if None.
+            `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
         checkpoint: weights of any public format to start from; for the other tasks also of a whole network.
         resume: continue the run in `out` from its last validated epoch.
         task: classify, detect, segment or panoptic.
@@ -90,9 +90,9 @@ def train(
             together, or `out` already holds a run.
     """
     head = head or _DEFAULT_HEADS.get(task)
-    config = config or _default_config(task, head, model)
+    config = config or recipe(None, model, task, head)
     _check_task(task, head, config, skip_bad)
-    out = Path(out) if out is not None else Path("runs") / "-".join(filter(None, (model, head)))
+    out = Path(out) if out is not None else Path("runs") / "-".join(filter(None, (model, head, head and task)))
     state = _resume_state(out, resume)
     processes = Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     seed_everything(config.seed, verbose=False)
@@ -112,10 +112,6 @@ def train(
 
 
 _DEFAULT_HEADS = {"detect": "mask_rcnn", "segment": "semantic_fpn", "panoptic": "mask2former"}
-
-
-def _default_config(task: str, head: str | None, model: str) -> Config:
-    return recipe("ade20k_upernet" if head == "upernet" else None, model, task)
 
 
 def _check_task(task: str, head: str | None, config: Config, skip_bad: bool) -> None:

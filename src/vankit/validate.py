@@ -191,6 +191,8 @@ def validate(
         report = _measure_scenes(data, predictor, split, workers, seed, skip_bad)
         _write(report, output)
         return report
+    if test != "single" or skip_bad:
+        raise ValueError("test and skip_bad are of detectors and segmenters: pass the checkpoint of one")
     return _validate_classifier(data, model, checkpoint, output, picture, split, batch_size, device, workers, seed)
 
 

@@ -124,7 +124,7 @@ def test_semantic_training_and_output(batch: Any) -> None:
     with torch.no_grad():
         results = segmenter.eval()(batch[0])
     assert [tuple(result["logits"].shape) for result in results] == [(CLASSES, *size) for size in SIZES]
-    assert all(result["logits"].min() >= 0 for result in results)
+    assert all(result["logits"].isfinite().all() for result in results)
 
 
 def teach(network: Any, batch: Any) -> Any:

@@ -138,6 +138,7 @@ class _Coco(Dataset[tuple[Any, Any]], ABC):
                 picture = _Picture(number, _text(entry, "file_name"), _whole(entry, "width"), _whole(entry, "height"))
                 if min(picture.width, picture.height) < 1:
                     raise ValueError(f"image {number} is {picture.width} x {picture.height} pixels, expected more")
+                _check_name(picture.name)
                 if not os.path.isfile(self.images / picture.name):
                     raise FileNotFoundError(f"no such image file in {self.images}")
                 pictures[number] = picture
@@ -153,7 +154,7 @@ class _Coco(Dataset[tuple[Any, Any]], ABC):
 
     def _reject(self, name: str, problem: Exception) -> None:
         if not self.skip_bad:
-            advice = "correct it, or leave out what is bad with skip_bad=True"
+            advice = "correct it, or leave out what is bad with --skip-bad (skip_bad=True)"
             raise type(problem)(f"{self.annotations}: {name}: {problem}; {advice}") from None
         self.skipped.append((name, str(problem)))
 
@@ -312,7 +313,7 @@ class CocoPanoptic(_Coco):
                 self._reject(picture.name, ValueError(f"image {number} has no annotation"))
 
     def _png_and_infos(self, entry: dict[str, Any]) -> tuple[Path, list[Any]]:
-        png, infos = self.segments / _text(entry, "file_name"), entry.get("segments_info")
+        png, infos = self.segments / _check_name(_text(entry, "file_name")), entry.get("segments_info")
         if not png.is_file():
             raise FileNotFoundError(f"no such segment PNG: {png}")
         if not isinstance(infos, list):
@@ -348,6 +349,13 @@ class CocoPanoptic(_Coco):
         # masks_to_boxes gives the last pixel inside, a box ends where that pixel does.
         boxes = masks_to_boxes(masks).float() + torch.tensor([0.0, 0.0, 1.0, 1.0])
         return _as_target(picture, objects, boxes, masks.sum((1, 2)).float(), masks)
+
+
+def _check_name(name: str) -> str:
+    """The name, unless it leads out of the folder that it is looked for in."""
+    if os.path.isabs(name) or ".." in Path(name).parts:
+        raise ValueError(f"file_name {name!r} leads out of the set's folder; expected a name inside it")
+    return name
 
 
 def find_coco(root: Path, split: str, kind: Literal["instances", "panoptic"]) -> tuple[Path, Path]:
@@ -459,7 +467,7 @@ def _check_inside(what: str, xs: Sequence[float], ys: Sequence[float], picture: 
 
 def _segmentation(value: Any, picture: _Picture) -> list[NDArray[np.float64]] | dict[str, Any]:
     if not value:
-        raise ValueError("no segmentation, but masks are wanted; add it, or open the set with masks=False")
+        raise ValueError("no segmentation, but masks are wanted; add it, or train a head without, such as retinanet")
     if isinstance(value, list):
         return [_polygon(polygon, picture) for polygon in value]
     counts = value.get("counts") if isinstance(value, dict) else None

@@ -30,7 +30,7 @@ class SemanticFolder(Dataset[Any]):
     Args:
         images: folder of images.
         labels: folder of single-channel PNGs with a class index per pixel.
-        classes: names by index; None reads them from the files, see `class_names`.
+        classes: names by index.
         transform: (image, target) → (image, target).
         ignore_label: index that counts as unlabelled, beside 255.
         zero_is_unlabelled: indices start at 1, and 0 is unlabelled, as in ADE20K.
@@ -158,7 +158,8 @@ def open_semantic(root: Path, split: str, transform: Any, ignore_label: int, ski
         ValueError: see `SemanticFolder`.
     """
     folders = [root / name for name in _LABEL_FOLDERS if (root / name).is_dir()]
-    names = SPLITS.get(split, (split,))
+    # never the test images for validation, by which the best weights are chosen
+    names = [name for name in SPLITS.get(split, (split,)) if name != "test" or split == "test"]
     found = [(root / "images" / name, folder / name) for name in names for folder in folders]
     found = [(images, labels) for images, labels in found if images.is_dir() and labels.is_dir()]
     if not found:

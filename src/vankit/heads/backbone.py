@@ -117,6 +117,16 @@ def input_transform(short_sides: Sequence[int] = (800,), long_side: int = 1333) 
     return GeneralizedRCNNTransform(tuple(short_sides), long_side, list(MEAN_STD), list(MEAN_STD))
 
 
+class AsTheyCome(GeneralizedRCNNTransform):
+    """`input_transform` without the resizing."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, list(MEAN_STD), list(MEAN_STD))
+
+    def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        return image, target
+
+
 def keep_training_size(network: nn.Module) -> None:
     """Let a network train on images of the size they come in, cropped by the data; it still resizes in eval mode."""
     for module in network.modules():

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vankit.heads.backbone import MEAN_STD, backbone_of
+from vankit.heads.backbone import backbone_of
 from vankit.heads.build import HeadOptions, build_network
 from vankit.models import weights
 
@@ -29,7 +29,6 @@ _MMSEG: dict[str, tuple[tuple[str, str], ...]] = {
         (r"(decode_head|auxiliary_head)\.(.+)\.conv\.(.+)", r"network.\1.\2.conv.\3"),
     ),
 }
-_MMSEG_MEAN, _MMSEG_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of VAN-Segmentation's configurations
 _SCALE_HEAD = re.compile(r"decode_head\.scale_heads\.(\d)\.(\d)\.(conv|bn)\.(.+)")
 
 
@@ -109,10 +108,8 @@ def from_mmseg(tensors: Mapping[str, Tensor], head: str, prefix: str) -> dict[st
     Raises:
         ValueError: a tensor has no place, because the file is of another head.
     """
-    backbone = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-    renamed = {prefix + name: t for name, t in weights.rename(backbone, "official", "vankit").items()}
-    stem = prefix + "stage1.patch_embed.proj."
-    renamed |= _for_our_normalisation(renamed[f"{stem}weight"], renamed[f"{stem}bias"], stem)
+    backbone = weights.rename(weights.van_inside(tensors), "official", "vankit")
+    renamed = {prefix + name: tensor for name, tensor in backbone.items()}
     left = []
     for name, tensor in tensors.items():
         if name.startswith("backbone."):
@@ -125,18 +122,6 @@ def from_mmseg(tensors: Mapping[str, Tensor], head: str, prefix: str) -> dict[st
     if left:
         raise ValueError(f"the checkpoint is no {head} of mmseg: {', '.join(left[:4])} have no place in it")
     return renamed
-
-
-def _for_our_normalisation(weight: Tensor, bias: Tensor, stem: str) -> dict[str, Tensor]:
-    """The first convolution of weights trained on ImageNet's mean and std, for images of vankit's.
-
-    Exact but for the padding, which is grey in both but not of the same grey.
-    """
-    ours, mean, std = (weight.new_tensor(values)[:, None, None] for values in (MEAN_STD, _MMSEG_MEAN, _MMSEG_STD))
-    return {
-        f"{stem}weight": weight * (ours / std),
-        f"{stem}bias": bias + (weight * ((ours - mean) / std)).sum((1, 2, 3)),
-    }
 
 
 def _mmseg_name(name: str, head: str) -> str | None:

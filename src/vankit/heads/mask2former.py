@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import masks_to_boxes
 
-from vankit.heads.backbone import input_transform, install_backbone
+from vankit.heads.backbone import AsTheyCome, input_transform, install_backbone
 from vankit.heads.from_transformers import backbone_config
 from vankit.heads.semantic_fpn import IGNORE
 
@@ -41,7 +41,7 @@ def mask2former(
             output. None for all of them.
         output: what eval mode returns, and for "semantic" also what training takes.
         queries: segments at most.
-        short_sides, long_side: see `vankit.heads.backbone.input_transform`.
+        short_sides, long_side: see `vankit.heads.backbone.input_transform`; semantic output takes images as they come.
 
     Raises:
         ValueError: `things` has not one entry per class.
@@ -57,7 +57,8 @@ def mask2former(
     config.num_labels = num_classes
     network = Mask2FormerForUniversalSegmentation(config)
     install_backbone(network, features)
-    return Mask2Former(network, input_transform(short_sides, long_side), countable, output)
+    transform = AsTheyCome() if output == "semantic" else input_transform(short_sides, long_side)
+    return Mask2Former(network, transform, countable, output)
 
 
 class Mask2Former(nn.Module):
@@ -140,7 +141,8 @@ class Mask2Former(nn.Module):
     def _predict(self, logits: Tensor, masks: "Masks") -> dict[str, Tensor]:
         probabilities = logits.softmax(1)[:, :-1]  # (Q, C)
         if self.output == "semantic":
-            return {"logits": torch.einsum("qc,qhw->chw", probabilities, masks.logits().sigmoid())}
+            scores = torch.einsum("qc,qhw->chw", probabilities, masks.logits().sigmoid())
+            return {"logits": scores.clamp(min=torch.finfo(scores.dtype).tiny).log()}
         if self.output == "instance":
             return instances(probabilities * self.things, masks)
         return panoptic(probabilities, masks, self.things)

@@ -22,6 +22,7 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.nn as nn
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor
 
@@ -178,15 +179,33 @@ def rename(state_dict: Mapping[str, Tensor], source: str, target: str) -> dict[s
     return out
 
 
-def _backbone_inside(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The VAN inside a dense task's network, under vankit's or the official names; empty if this is none."""
+def van_inside(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The VAN inside a dense task's network, under vankit's or the official names; empty if this is none.
+
+    Under the official names it is of VAN-Segmentation, whose images are normalised by ImageNet's mean and standard
+    deviation: its first convolution is adapted to vankit's.
+    """
     for stem, parts in ((_EMBED[0][0], r"stage\d\."), (_EMBED[0][1], r"(?:patch_embed|block|norm)\d\.")):
-        name = f"{stem.format(s=1)}.weight"
-        prefix = next((found.removesuffix(name) for found in tensors if found.endswith(f".{name}")), None)
-        if prefix:
-            pattern = re.compile(re.escape(prefix) + f"({parts}.*)")
-            return {match[1]: tensor for key, tensor in tensors.items() if (match := pattern.fullmatch(key))}
+        stem = stem.format(s=1)
+        prefix = next(
+            (name.removesuffix(f"{stem}.weight") for name in tensors if name.endswith(f".{stem}.weight")), None
+        )
+        if not prefix or any(name.startswith(f"{prefix}head.") for name in tensors):  # a classifier, perhaps wrapped
+            continue
+        pattern = re.compile(re.escape(prefix) + f"({parts}.*)")
+        inside = {match[1]: tensor for name, tensor in tensors.items() if (match := pattern.fullmatch(name))}
+        if stem == _EMBED[0][1].format(s=1):
+            inside |= _from_imagenet_normalisation(inside, stem)
+        return inside
     return {}
+
+
+def _from_imagenet_normalisation(tensors: Mapping[str, Tensor], stem: str) -> dict[str, Tensor]:
+    """The first convolution, for images normalised by 0.5. Exact but at the padding, which is another grey."""
+    weight, bias = tensors[f"{stem}.weight"], tensors[f"{stem}.bias"]
+    mean, std = (weight.new_tensor(v)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    shift = (weight * ((0.5 - mean) / std)).sum((1, 2, 3))
+    return {f"{stem}.weight": weight * (0.5 / std), f"{stem}.bias": bias + shift}
 
 
 def _check_names(expected: set[str], found: set[str]) -> None:
@@ -216,7 +235,7 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    if backbone := _backbone_inside(tensors):
+    if backbone := van_inside(tensors):
         logger.warning(
             "%s holds a VAN and a head of %s: took the VAN alone", path, metadata.get("head", "another task")
         )
