@@ -22,11 +22,10 @@ IMAGES = 4
 COLUMNS = ("head", "task", "model", "epochs", "short_side", "lr", "precision", "threads", "seconds", "measures")
 RESULTS = Path(__file__).parent / "results" / "overfit_scenes.csv"
 
-BATCH = (
-    2  # in random pairs: four at a time would always be padded to the same size, unlike the single pictures measured
-)
+# in random pairs: four at a time would always be padded to the same size, unlike the single pictures measured
+BATCH = 2
 
-# head → (task, epochs of two updates, peak learning rate, further settings)
+# head → (task, epochs, peak learning rate, further settings)
 SETTINGS: dict[str, tuple[str, int, float, dict[str, Any]]] = {
     "retinanet": ("detect", 60, 3e-4, {}),
     "faster_rcnn": ("detect", 40, 3e-4, {}),
