@@ -255,8 +255,9 @@ class KeepWeights(Callback):
         if isinstance(pl_module, DenseTask):  # a classifier logs its own
             named = {f"val_{name.replace(' ', '_')}": value for name, value in measures.items() if value == value}
             pl_module.log_dict(named, rank_zero_only=True)
-        improved = score > self.best or self.best < 0  # a figure without any object to measure is NaN
-        self.best = max(score, self.best) if score == score else max(self.best, 0.0)
+        # NaN, the figure of images without objects, is no reason to keep the weights of the first epoch
+        if improved := not score <= self.best:
+            self.best = score
         if not trainer.is_global_zero:
             return
         epoch = trainer.current_epoch + 1

@@ -104,11 +104,17 @@ def test_training_labels_have_to_name_a_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("split", "folder"),
-    [("train", "training"), ("val", "validation"), ("val", "valid"), ("val", "test"), ("test", "test"), ("x", "x")],
+    [("train", "training"), ("val", "validation"), ("val", "valid"), ("test", "test"), ("x", "x")],
 )
 def test_splits_have_several_names(tmp_path: Path, split: str, folder: str) -> None:
     write(tmp_path, folder, "1", [[1, 0]])
     assert len(opened(tmp_path, split)) == 1
+
+
+def test_the_test_images_are_not_for_choosing_the_best_weights(tmp_path: Path) -> None:
+    write(tmp_path, "test", "1", [[1, 0]])
+    with pytest.raises(FileNotFoundError, match="no val split"):
+        opened(tmp_path, "val")
 
 
 @pytest.mark.parametrize("folder", ["annotations", "labels", "masks"])

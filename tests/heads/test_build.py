@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import vankit  # noqa: F401  (registers the models)
-from vankit.heads.backbone import backbone_of
+from vankit.heads.backbone import AsTheyCome, backbone_of
 from vankit.heads.build import HEADS, HeadOptions, build_network
 
 CLASSES = 13
@@ -60,9 +60,10 @@ def test_every_head_takes_its_settings(head: str, task: str) -> None:
         name: p.shape for name, p in classifier.named_parameters()
     }
     transforms = [m for m in network.modules() if isinstance(m, GeneralizedRCNNTransform)]
-    # semantic segmentation takes images as they come; mask2former resizes for every task
-    assert len(transforms) == (task != "segment" or head == "mask2former")
-    assert all((tuple(t.min_size), t.max_size) == ((48, 64), 96) for t in transforms)
+    if task == "segment":  # takes images as they come
+        assert all(isinstance(transform, AsTheyCome) for transform in transforms)
+    else:
+        assert [(tuple(t.min_size), t.max_size) for t in transforms] == [((48, 64), 96)]
     shapes = {tuple(p.shape) for p in network.parameters()}
     assert any(shape[0] in (CLASSES, CLASSES + 1, 9 * CLASSES) for shape in shapes)
     if head in ("sparse_rcnn", "deformable_detr", "mask2former"):
