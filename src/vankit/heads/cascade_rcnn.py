@@ -96,7 +96,7 @@ class CascadeStage(RoIHeads):
 
     def predict_masks(self, features: Mapping[str, Tensor], boxes: list[Tensor], sizes: Sizes) -> Tensor:
         """Mask logits (N, classes, 28, 28) of the boxes of all images."""
-        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, sizes))).float()
+        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, sizes)))
 
     def refine(self, deltas: Tensor, boxes: list[Tensor], sizes: Sizes) -> list[Tensor]:
         """Apply the box regression, clip to the image, cut the gradient."""
