@@ -99,7 +99,7 @@ def train(
     start_config = dataclasses.replace(config, pretrained=config.pretrained and not resume)
     start = None if resume else checkpoint
     if isinstance(start_config, DenseConfig):
-        options = HeadOptions(task, head or "", model, queries=start_config.queries)
+        options = HeadOptions(task, head or "", model)
         setup = setup_dense(data, options, start_config, processes, start, skip_bad)
     else:
         assert isinstance(start_config, TrainConfig)

@@ -49,6 +49,21 @@ def test_detectors_have_the_published_number_of_parameters(head: str, model: str
     assert parameters(build("detect", head, model)) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("head", "task", "millions"),
+    [
+        ("faster_rcnn", "detect", 21.2),
+        ("rt_detr", "detect", 22.5),
+        ("d_fine", "detect", 20.8),
+        ("semantic_fpn", "segment", 8.0),
+        ("upernet", "segment", 32.1),
+        ("mask2former", "panoptic", 23.5),
+    ],
+)
+def test_the_other_heads_have_the_number_of_parameters_in_the_docs(head: str, task: str, millions: float) -> None:
+    assert round(parameters(build(task, head, "van_b0")) / 1e6, 1) == millions
+
+
 @pytest.mark.parametrize(("head", "task"), PAIRS)
 def test_every_head_takes_its_settings(head: str, task: str) -> None:
     things = [i % 2 == 0 for i in range(CLASSES)]

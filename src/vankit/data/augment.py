@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 _COLOUR = {"brightness": 0.125, "contrast": 0.5, "saturation": 0.5, "hue": 0.05}  # of SSD, arXiv 1512.02325
 _GREY = 127  # the mean that VAN's preprocessing subtracts
-_PER_INSTANCE = ("labels", "boxes", "masks", "iscrowd", "area")
+PER_INSTANCE = ("labels", "boxes", "masks", "iscrowd", "area")
 
 
 def training_transform(
@@ -78,7 +78,7 @@ class DropEmpty(v2.Transform):
         if keep.all():
             return image, target
         return image, {
-            name: _wrap_like(value[keep], value) if name in _PER_INSTANCE else value for name, value in target.items()
+            name: _wrap_like(value[keep], value) if name in PER_INSTANCE else value for name, value in target.items()
         }
 
 

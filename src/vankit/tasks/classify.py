@@ -13,11 +13,10 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from vankit.data.folders import open_dataset
+from vankit.heads.backbone import MEAN_STD
 from vankit.models.van import VAN, create_model
 from vankit.recipes import TrainConfig
 from vankit.tasks.setup import Processes, Setup, loaders, to_channels_last
-
-MEAN_STD = (0.5, 0.5, 0.5)  # VAN's published preprocessing
 
 
 class Classifier(LightningModule):

@@ -12,8 +12,9 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from vankit.data.augment import collate, evaluation_transform, training_transform
+from vankit.data.augment import PER_INSTANCE, collate, evaluation_transform, training_transform
 from vankit.data.scenes import open_scenes
+from vankit.data.semantic import IGNORE
 from vankit.heads.backbone import keep_training_size
 from vankit.heads.build import HEADS, HeadOptions, build_network
 from vankit.heads.checkpoints import start_from
@@ -155,7 +156,7 @@ def _without_crowds(target: dict[str, Any]) -> dict[str, Any]:
     if "iscrowd" not in target or not target["iscrowd"].any():
         return target
     keep = ~target["iscrowd"]
-    return {k: v[keep] if k in ("boxes", "labels", "masks", "iscrowd", "area") else v for k, v in target.items()}
+    return {k: v[keep] if k in PER_INSTANCE else v for k, v in target.items()}
 
 
 def setup_dense(
@@ -225,7 +226,7 @@ def _datasets(data: str | PathLike[str], options: HeadOptions, config: DenseConf
         config.crop,
         config.flip,
         config.color,
-        padding_label=255 if segment else 0,
+        padding_label=IGNORE if segment else 0,
     )
     shared: dict[str, Any] = {
         "masks": HEADS[options.head].masks if options.head in HEADS else True,
