@@ -22,6 +22,14 @@ GOLDEN = Path(__file__).parent / "golden"
 NameRow = tuple[str, str, str, list[int]]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled models of the tests are kept apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VANKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def golden_names() -> dict[str, list[NameRow]]:
     """By variant, the public names and the shape of every tensor, in the order of the official files."""

@@ -20,6 +20,7 @@ from vankit.data.shapes import render_scene
 from vankit.heads.backbone import backbone_of
 from vankit.heads.build import HEADS
 from vankit.heads.checkpoints import load_network
+from vankit.models.van import Stage
 from vankit.models.weights import read_metadata
 from vankit.recipes import DenseConfig
 
@@ -213,6 +214,28 @@ def test_another_head_is_not_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.export
+@pytest.mark.parametrize(("head", "task"), [("sparse_rcnn", "detect"), ("upernet", "segment")])
+def test_the_backbone_runs_on_any_engine(trained: Fit, head: str, task: str) -> None:
+    images = [torch.rand(3, 70, 90), torch.rand(3, 200, 64)]
+    expected, *others = [
+        [vankit.DensePredictor(trained(head, task), engine=engine).results([image])[0] for image in images]
+        for engine in ("torch", "auto", "onnxruntime")
+    ]
+    for found in others:
+        for one, other in zip(found, expected, strict=True):
+            for key in {"boxes", "scores", "logits"} & set(other):
+                torch.testing.assert_close(one[key], other[key], atol=1e-3, rtol=1e-4)
+    automatic = vankit.DensePredictor(trained(head, task), device="cpu")
+    assert not [m for m in automatic.network.modules() if isinstance(m, Stage)]
+
+
+def test_precision_is_the_backbones(trained: Fit) -> None:
+    with pytest.raises(ValueError, match="int8 needs photographs"):
+        vankit.DensePredictor(trained("retinanet", "detect"), precision="int8")
+    with pytest.raises(ValueError, match="bf16 is for engine openvino"):
+        vankit.DensePredictor(trained("retinanet", "detect"), engine="torch", precision="bf16")
+
+
 def test_the_backbone_exports(trained: Fit) -> None:
     backbone = backbone_of(load_network(trained("semantic_fpn", "segment"))[0])
     x = torch.randn(1, 3, 64, 64)

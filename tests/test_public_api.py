@@ -32,6 +32,7 @@ def test_all_is_sorted_and_complete() -> None:
         "complexity",
         "convert",
         "demo",
+        "fold",
         "inference_model",
         "large_kernel_attention",
         "load_checkpoint",

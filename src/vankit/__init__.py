@@ -1,25 +1,25 @@
-"""The Visual Attention Network and large kernel attention. Importing this registers van_b0 to van_b6 with timm."""
+"""The Visual Attention Network and large kernel attention. Importing this registers van_b0 to van_b6 with timm.
+
+The models, and with them PyTorch, are loaded when timm is, or when a name of theirs is first used: an exported network
+is run without either.
+"""
 
 import importlib
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vankit.models.hub import DownloadError
-from vankit.models.van import VAN, LargeKernelAttention
-from vankit.models.weights import (
-    Checkpoint,
-    convert,
-    load_checkpoint,
-    read_checkpoint,
-    save_checkpoint,
-)
-from vankit.ops import large_kernel_attention
+from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
     from vankit.data.images import ImageError
     from vankit.demo import demo
     from vankit.dense import DensePredictor
+    from vankit.models.fold import fold
+    from vankit.models.hub import DownloadError
+    from vankit.models.van import VAN, LargeKernelAttention
+    from vankit.models.weights import Checkpoint, convert, load_checkpoint, read_checkpoint, save_checkpoint
+    from vankit.ops import large_kernel_attention
     from vankit.predict import Label, Prediction, Predictor, inference_model, predict
     from vankit.recipes import DenseConfig, TrainConfig, recipe
     from vankit.results import Detections, Failure, PanopticMap, SemanticMap
@@ -50,6 +50,7 @@ __all__ = [
     "complexity",
     "convert",
     "demo",
+    "fold",
     "inference_model",
     "large_kernel_attention",
     "load_checkpoint",
@@ -61,26 +62,36 @@ __all__ = [
     "validate",
 ]
 
-# Loaded on first use: Lightning, torchmetrics and the dataset readers take seconds to import
+# Loaded on first use: PyTorch, Lightning, torchmetrics and the dataset readers take seconds to import
 _LATER = {
+    "VAN": "models.van",
+    "Checkpoint": "models.weights",
     "ClassificationReport": "validate",
     "DenseConfig": "recipes",
     "DensePredictor": "dense",
     "DenseReport": "validate",
     "Detections": "results",
+    "DownloadError": "models.hub",
     "Failure": "results",
     "ImageError": "data.images",
     "Label": "predict",
+    "LargeKernelAttention": "models.van",
+    "PanopticMap": "results",
     "Prediction": "predict",
     "Predictor": "predict",
-    "PanopticMap": "results",
     "SemanticMap": "results",
     "TrainConfig": "recipes",
     "complexity": "study",
+    "convert": "models.weights",
     "demo": "demo",
+    "fold": "models.fold",
     "inference_model": "predict",
+    "large_kernel_attention": "ops",
+    "load_checkpoint": "models.weights",
     "predict": "predict",
+    "read_checkpoint": "models.weights",
     "recipe": "recipes",
+    "save_checkpoint": "models.weights",
     "train": "train",
     "validate": "validate",
 }
@@ -105,3 +116,5 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+register_post_import_hook(lambda _: importlib.import_module("vankit.models.van"), "timm")

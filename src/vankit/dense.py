@@ -10,13 +10,18 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from timm.models import FeatureListNet
+from torch import Tensor, nn
 
 from vankit.data.images import MAX_PIXELS, ImageLike, find_images, source_name, to_image
+from vankit.engines import Engine, TorchEngine, check_options
+from vankit.export import engine_for
 from vankit.heads.checkpoints import load_network
 from vankit.results import Detections, Failure, PanopticMap, SemanticMap
 from vankit.tasks.dense import EVALUATORS, infer
 from vankit.tasks.segment import Test
+
+_EXAMPLE = (3, 96, 128)  # any size, of which the exported backbone does not depend
 
 Result = Detections | SemanticMap | PanopticMap
 
@@ -28,6 +33,8 @@ class DensePredictor:
         checkpoint: a file that `vankit train` wrote; it knows its task, head, model and classes.
         score: lowest score of the objects returned, 0 to 1; for detectors.
         test: for semantic segmentation, see `vankit.tasks.segment.segment_logits`.
+        engine: what runs the backbone, see `vankit.Predictor`; the head runs on PyTorch.
+        precision: float32 or bf16, of the backbone; 'auto' is float32.
         device: torch's name, or 'auto' for CUDA where there is one.
         max_pixels: largest image decoded, in pixels.
 
@@ -50,6 +57,8 @@ class DensePredictor:
         *,
         score: float = 0.3,
         test: Test = "single",
+        engine: str = "auto",
+        precision: str = "auto",
         device: str = "auto",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -57,12 +66,14 @@ class DensePredictor:
             raise ValueError(f"score is {score}, expected 0 to 1")
         if test not in get_args(Test):
             raise ValueError(f"test is {test!r}, expected one of {', '.join(get_args(Test))}")
+        check_options(engine, precision)
         network, self.metadata = load_network(checkpoint)
         if test != "single" and self.metadata["task"] != "segment":
             raise ValueError(f"test is {test!r}, but {checkpoint} is for {self.metadata['task']}: only segment has it")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
+        _put_backbone_on(network, engine, precision, device)
         self.network = network.to(memory_format=torch.channels_last).to(self.device)
         self.task: str = self.metadata["task"]
         self.head: str = self.metadata["head"]
@@ -110,6 +121,29 @@ class DensePredictor:
                 yield Failure(source, str(error) or type(error).__name__), None
                 continue
             yield found, rgb
+
+
+class _Backbone(nn.Module):
+    """A VAN's feature maps from an engine that is not PyTorch's."""
+
+    def __init__(self, features: FeatureListNet, engine: Engine) -> None:
+        super().__init__()
+        self.feature_info, self.return_layers = features.feature_info, features.return_layers
+        self.engine = engine
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(y) for y in self.engine.outputs(x.float().contiguous().numpy())]
+
+
+def _put_backbone_on(network: nn.Module, engine: str, precision: str, device: str) -> None:
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, FeatureListNet):
+                found = engine_for(child, _EXAMPLE, engine, precision, device, cached=True, dynamic=True)
+                if not isinstance(found, TorchEngine):
+                    setattr(parent, name, _Backbone(child, found))
+                elif precision == "bf16":
+                    raise ValueError("bf16 is for engine openvino: leave out precision")
 
 
 def iter_scenes(

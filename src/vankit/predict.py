@@ -1,35 +1,28 @@
-"""Prediction: images in, labels out."""
+"""Prediction: images in, labels out. PyTorch is loaded with a network of its own, not for an exported folder."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
+from itertools import chain, islice
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
-from torch import nn
 
 from vankit.data.images import MAX_PIXELS, ImageLike, find_images, source_name, to_image
 from vankit.data.tables import open_table
-from vankit.dense import iter_scenes
-from vankit.models import weights
-from vankit.models.van import VARIANTS, create_model, variant_of
+from vankit.engines import Engine, check_options
+from vankit.exported import is_exported, read_exported
 
-# MMPretrain's names of the four published classifiers
-ALIASES = {
-    "van-tiny_3rdparty_in1k": "van_b0.in1k",
-    "van-small_3rdparty_in1k": "van_b1.in1k",
-    "van-base_3rdparty_in1k": "van_b2.in1k",
-    "van-large_3rdparty_in1k": "van_b3.in1k",
-}
-
-_Prepared = tuple[str, NDArray[np.float32] | None, str | None]  # name, network input, error
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -56,52 +49,31 @@ class Prediction:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """From an RGB image to the network's input: resize the short side, crop the centre, normalise.
-
-    Attributes:
-        input_size: (channels, height, width).
-        mean, std: per channel, in units of 0 to 1.
-        crop_pct: part of the resized short side that the crop keeps.
-        interpolation: timm's name, such as bicubic.
-    """
-
-    input_size: Sequence[int]
-    mean: Sequence[float]
-    std: Sequence[float]
-    crop_pct: float
-    interpolation: str
-
-    def transform(self) -> Any:
-        """A callable: PIL RGB image → float32 tensor (3, H, W)."""
-        return create_transform(
-            tuple(self.input_size),
-            interpolation=self.interpolation,
-            mean=self.mean,
-            std=self.std,
-            crop_pct=self.crop_pct,
-        )
-
-
 class Predictor:
     """A classifier ready for use.
 
     Args:
-        model: a timm model name such as van_b0, van_b0.cifar10 or one of MMPretrain's four VAN names; or a network
-            (B, 3, H, W) → (B, classes). None takes the checkpoint's.
+        model: a timm model name such as van_b0, van_b0.cifar10 or one of MMPretrain's four VAN names; a folder that
+            `vankit export` wrote; or a network (B, 3, H, W) → (B, classes). None takes the checkpoint's.
         checkpoint: a file of any public format. Its classes and preprocessing are used where it names them.
         pretrained: without a checkpoint, load the model's public weights (else they are random).
+        engine: what runs the network: torch, openvino or onnxruntime; 'auto' is compiled torch on CUDA devices,
+            OpenVINO on CPUs (or torch for a network that OpenVINO cannot take), and for an exported folder what it was
+            made for.
+        precision: float32, bf16 or int8 (for a folder exported so); 'auto' is float32, and int8 for such a folder.
         classes: names by index, over those of the weights.
         top_k: labels per prediction, at most the number of classes.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass of engine torch; the others are fastest with one at a time, on all cores.
         device: torch's name, or 'auto' for CUDA where there is one.
         max_pixels: largest image decoded, in pixels.
+        reduced: decode JPEGs at 1/2, 1/4 or 1/8 of their size where at least twice the pixels that the network sees
+            a side remain: much sooner for large photographs, and a label in some hundred differs, see
+            docs/performance.md.
 
     Attributes:
-        network: the model in eval mode.
         classes: names by index; the indices as text where the weights name none (`named` is False).
-        preprocessing: a `Preprocessing`.
+        preprocessing: see `vankit.data.preprocessing.Preprocessing`.
+        network: the PyTorch module in eval mode; None of an exported folder.
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had.
@@ -109,35 +81,50 @@ class Predictor:
 
     def __init__(
         self,
-        model: str | nn.Module | None = None,
+        model: "str | PathLike[str] | nn.Module | None" = None,
         checkpoint: str | PathLike[str] | None = None,
         pretrained: bool = True,
         *,
+        engine: str = "auto",
+        precision: str = "auto",
         classes: Sequence[str] | None = None,
         top_k: int = 5,
         batch_size: int = 16,
         device: str = "auto",
         max_pixels: int = MAX_PIXELS,
+        reduced: bool = False,
     ) -> None:
         if top_k < 1 or batch_size < 1:
             raise ValueError(f"top_k is {top_k} and batch_size {batch_size}, expected 1 or more")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        network, own_classes, self.preprocessing = _load(model, checkpoint, pretrained)
-        self.device = torch.device(device)
-        self.network = network.eval().to(memory_format=torch.channels_last).to(self.device)
-        self.named = classes is not None or own_classes is not None
-        outputs = getattr(network, "num_classes", len(classes or ()))
-        self.classes = list(classes or own_classes or (str(i) for i in range(outputs)))
-        if not outputs or len(self.classes) != outputs:
-            raise ValueError(
-                f"the network has {outputs} outputs and there are {len(self.classes)} class names: expected as many "
-                "names as outputs, and at least one; pass classes=, or a checkpoint with a classification head"
+        check_options(engine, precision)
+        self.network: nn.Module | None = None
+        self._open: Callable[[], Engine]
+        if is_exported(model):
+            if checkpoint is not None:
+                raise ValueError(f"{model} is an exported folder and holds its weights: leave out checkpoint")
+            exported = read_exported(model)
+            self.preprocessing, self.named, self.classes = exported.preprocessing, True, exported.classes
+            self._open = lambda: exported.engine(engine, precision, device)
+        else:
+            from vankit.classifier import load_classifier
+            from vankit.export import engine_for
+
+            found = load_classifier(
+                str(model) if isinstance(model, PathLike) else model, checkpoint, pretrained, classes
             )
+            self.network, self.preprocessing = found.network, found.preprocessing
+            self.named, self.classes = found.named, found.classes
+            size = self.preprocessing.input_size
+            cached = found.model is not None
+            self._open = lambda: engine_for(found.network, size, engine, precision, device, batch_size, cached)
         self.top_k = min(top_k, len(self.classes))
-        self.batch_size = batch_size
         self.max_pixels = max_pixels
-        self._transform = self.preprocessing.transform()
+        self._min_side = 2 * self.preprocessing.min_side if reduced else None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What runs the network; made on first use, which takes seconds for a network never run on this machine."""
+        return self._open()
 
     def preprocess(self, image: ImageLike) -> NDArray[np.float32]:
         """Decode and prepare one image.
@@ -151,27 +138,26 @@ class Predictor:
         Raises:
             FileNotFoundError, ValueError: the image cannot be used; `vankit.data.images.ImageError` if it is broken.
         """
-        rgb = to_image(image, self.max_pixels)
-        return np.asarray(self._transform(rgb), dtype=np.float32)
+        return self.preprocessing(to_image(image, self.max_pixels, self._min_side))
 
     def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the network.
 
         Args:
-            x: preprocessed images, float32 (B, 3, H, W).
+            x: preprocessed images, float32 (B, 3, H, W) of the size in `preprocessing`.
 
         Returns:
             (B, num_classes), float32.
 
         Raises:
-            ValueError: x has another dtype or rank.
+            ValueError: x has another dtype, rank or size.
         """
         x = np.asarray(x)
-        if x.dtype != np.float32 or x.ndim != 4:
-            raise ValueError(f"x is {x.dtype} of shape {x.shape}: expected float32 (B, 3, H, W)")
-        with torch.inference_mode():
-            images = torch.from_numpy(x).to(self.device, memory_format=torch.channels_last)
-            return self.network(images).float().cpu().numpy()
+        expected = tuple(self.preprocessing.input_size)
+        if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != expected:
+            shape = ", ".join(map(str, expected))
+            raise ValueError(f"x is {x.dtype} of shape {x.shape}: expected float32 (B, {shape})")
+        return self.engine(x)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Any:
         """Label images.
@@ -187,38 +173,58 @@ class Predictor:
         return list(self.stream(images))
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[Prediction]:
-        """Label images batch by batch; the iterable is read as needed, one batch ahead of the answers."""
+        """Label images in order, on all cores; the iterable is read as needed, a few images ahead of the answers."""
         source, failure = iter(images), None
 
-        def submit() -> list[Future[_Prepared]]:
+        def take(count: int) -> list[ImageLike]:
             nonlocal failure
-            futures: list[Future[_Prepared]] = []
+            taken: list[ImageLike] = []
             try:
-                for image in islice(source, self.batch_size):
-                    futures.append(pool.submit(self._prepare, image))
+                taken.extend(islice(source, count))
             except Exception as error:  # raised once the images before it are answered
                 failure = error
-            return futures
+            return taken
 
-        with ThreadPoolExecutor(2) as pool:
-            ahead = submit()
-            while ahead:
-                batch, ahead = ahead, ([] if failure else submit())
-                yield from self._label([future.result() for future in batch])
+        first = take(2)
+        if len(first) < 2:
+            yield from self._label(first, self.logits)
+        else:
+            source = chain(first, source)
+            yield from self._on_all_cores(take)
         if failure is not None:
             raise failure
 
-    def _prepare(self, image: ImageLike) -> _Prepared:
-        name = source_name(image)
-        try:
-            return name, self.preprocess(image), None
-        except Exception as error:  # decoders of lazily opened images raise whatever they trip over
-            return name, None, str(error) or type(error).__name__
+    def _on_all_cores(self, take: Callable[[int], list[ImageLike]]) -> Iterator[Prediction]:
+        """Each thread carries a chunk of images from file to label, so that decoding and inference overlap."""
+        engine, local = self.engine, threading.local()
 
-    def _label(self, batch: list[_Prepared]) -> Iterator[Prediction]:
-        ready = [x for _, x, _ in batch if x is not None]
-        scores: Iterator[NDArray[np.float32]] = iter(_softmax(self.logits(np.stack(ready))) if ready else ())
-        for name, x, error in batch:
+        def start() -> None:
+            local.run = engine.worker()
+
+        def submit() -> None:
+            if chunk := take(engine.batch_size):
+                pending.append(pool.submit(lambda: list(self._label(chunk, local.run))))
+
+        pending: deque[Future[list[Prediction]]] = deque()
+        pool = ThreadPoolExecutor(engine.workers, initializer=start)
+        try:
+            # as many waiting as under way, so that no thread waits for the one with the largest image
+            for _ in range(2 * engine.workers):
+                submit()
+            while pending:
+                done = pending.popleft().result()
+                submit()
+                yield from done
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _label(
+        self, images: Sequence[ImageLike], run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    ) -> Iterator[Prediction]:
+        prepared = [self._prepare(image) for image in images]
+        ready = [x for _, x, _ in prepared if x is not None]
+        scores: Iterator[NDArray[np.float32]] = iter(_softmax(run(np.stack(ready))) if ready else ())
+        for name, x, error in prepared:
             if x is None:
                 yield Prediction(name, error=error)
                 continue
@@ -226,52 +232,22 @@ class Predictor:
             best = np.argsort(-row, kind="stable")[: self.top_k]
             yield Prediction(name, tuple(Label(self.classes[i], int(i), float(row[i])) for i in best))
 
+    def _prepare(self, image: ImageLike) -> tuple[str, NDArray[np.float32] | None, str | None]:
+        """Name, network input, error."""
+        name = source_name(image)
+        try:
+            return name, self.preprocess(image), None
+        except Exception as error:  # decoders of lazily opened images raise whatever they trip over
+            return name, None, str(error) or type(error).__name__
+
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     e = np.exp(logits - logits.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
 
 
-def _load(
-    model: str | nn.Module | None, checkpoint: str | PathLike[str] | None, pretrained: bool
-) -> tuple[Any, list[str] | None, Preprocessing]:
-    """The network with its class names, if it has any, and preprocessing."""
-    metadata: dict[str, Any] = {}
-    network: Any
-    if isinstance(model, nn.Module):
-        network = model
-        if checkpoint is not None:
-            metadata = weights.load_checkpoint(network, checkpoint).metadata
-    else:
-        if checkpoint is not None:
-            if "head" in weights.read_metadata(checkpoint):
-                raise ValueError(f"{checkpoint} is a detector or segmenter: use vankit.DensePredictor")
-            found = weights.read_checkpoint(checkpoint)
-            metadata = found.metadata
-            model = model or metadata.get("model") or variant_of(found.state_dict)
-            if model is None:
-                raise ValueError(f"{checkpoint} is none of {', '.join(VARIANTS)}: pass the network itself as model")
-            if not found.num_classes:
-                raise ValueError(f"{checkpoint} holds no classification head, only a backbone")
-            network = create_model(ALIASES.get(model, model), num_classes=found.num_classes)
-            weights.load_checkpoint(network, found)
-        else:
-            name = model or "van_b0"
-            network = create_model(ALIASES.get(name, name), pretrained=pretrained)
-            file = network.pretrained_cfg.get("file")
-            if pretrained and file:
-                metadata = weights.read_metadata(file)
-    config = {**resolve_model_data_config(network), **metadata.get("preprocessing", {})}
-    keys = ("input_size", "mean", "std", "crop_pct", "interpolation")
-    preprocessing = Preprocessing(**{key: config[key] for key in keys})
-    classes = metadata.get("classes")
-    if classes is None and getattr(network, "num_classes", 0) == 1000:
-        classes = list(ImageNetInfo("imagenet-1k").label_descriptions())
-    return network, classes, preprocessing
-
-
 def inference_model(
-    model: str | nn.Module, image: ImageLike, checkpoint: str | PathLike[str] | None = None, **options: Any
+    model: "str | nn.Module", image: ImageLike, checkpoint: str | PathLike[str] | None = None, **options: Any
 ) -> dict[str, Any]:
     """Classify one image and answer like MMPretrain's function of this name.
 
@@ -300,31 +276,61 @@ def inference_model(
 
 def iter_predictions(
     inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
-    model: str | nn.Module | None = None,
+    model: "str | PathLike[str] | nn.Module | None" = None,
     checkpoint: str | PathLike[str] | None = None,
     output: str | PathLike[str] | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> Iterator[Any]:
     """`predict`, one image at a time: images are read, and results written, as the iterator is consumed."""
-    if checkpoint is not None and "head" in weights.read_metadata(checkpoint):
-        if model is not None:
-            raise ValueError(f"{checkpoint} is a detector or segmenter and knows its model: leave out model")
+    if checkpoint is not None and _is_dense(checkpoint):
+        from vankit.dense import iter_scenes
+
+        if model is not None or resume:
+            raise ValueError(f"{checkpoint} is a detector or segmenter: leave out model and resume")
         yield from iter_scenes(inputs, checkpoint, output, **options)
         return
+    if resume and output is None:
+        raise ValueError("resume continues an output: name it (--output)")
     predictor = Predictor(model, checkpoint, **options)
-    paths = find_images(inputs)
-    with open_table(output, predictor.top_k) if output is not None else nullcontext() as table:
+    paths: Iterator[Path] = find_images(inputs)
+    with open_table(output, predictor.top_k, resume) if output is not None else nullcontext() as table:
+        if table is not None:
+            paths = _rest(paths, table.written(), table.path)
         for prediction in predictor.stream(paths):
             if table is not None:
                 table.write(_row(prediction))
             yield prediction
 
 
+def _is_dense(checkpoint: str | PathLike[str]) -> bool:
+    from vankit.models.weights import read_metadata
+
+    return "head" in read_metadata(checkpoint)
+
+
+def _rest(paths: Iterator[Path], written: Iterable[str], output: Path) -> Iterator[Path]:
+    """The images after those that have a row.
+
+    Raises:
+        ValueError: the rows are of other images.
+    """
+    for number, name in enumerate(written, 1):
+        path = next(paths, None)
+        if path is None or _text(str(path)) != name:
+            raise ValueError(
+                f"cannot continue {output}: its row {number} is of {name}, where the images given now have "
+                f"{path or 'ended'}; give the same inputs as before, or leave out resume to write it anew"
+            )
+    yield from paths
+
+
 def predict(
     inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
-    model: str | nn.Module | None = None,
+    model: "str | PathLike[str] | nn.Module | None" = None,
     checkpoint: str | PathLike[str] | None = None,
     output: str | PathLike[str] | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> list[Any]:
     """Label image files, or detect or segment what is in them, as the checkpoint was trained for.
@@ -334,17 +340,19 @@ def predict(
         model, checkpoint: see `Predictor`; of a detector or segmenter the checkpoint alone, see `DensePredictor`.
         output: file that the rows are also written to as they come: .csv, .jsonl or .parquet; of a detector or
             segmenter a folder, see `vankit.dense.iter_scenes`.
+        resume: continue an output that a run of the same inputs left unfinished: its rows stay, and only images
+            without a row are read. Not for detectors and segmenters.
         options: further arguments of `Predictor` or `DensePredictor`.
 
     Returns:
         A `Prediction` per image, in order; one that fails has its error. Of a detector or segmenter `Detections`, a
-        `SemanticMap` or a `PanopticMap`, and a `Failure` for an image that fails.
+        `SemanticMap` or a `PanopticMap`, and a `Failure` for an image that fails. With `resume`, only the new ones.
 
     Raises:
         FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written.
-        ValueError: output's suffix is unknown, or see `Predictor` and `DensePredictor`.
+        ValueError: output's suffix is unknown, or it cannot be continued, or see `Predictor` and `DensePredictor`.
     """
-    return list(iter_predictions(inputs, model, checkpoint, output, **options))
+    return list(iter_predictions(inputs, model, checkpoint, output, resume, **options))
 
 
 def _row(prediction: Prediction) -> dict[str, Any]:

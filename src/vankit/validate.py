@@ -147,13 +147,15 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 def validate(
     data: str | PathLike[str],
-    model: str | nn.Module | None = None,
+    model: str | PathLike[str] | nn.Module | None = None,
     checkpoint: str | PathLike[str] | None = None,
     output: str | PathLike[str] | None = None,
     picture: str | PathLike[str] | None = None,
     *,
     batch_size: int = 64,
     device: str = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
     workers: int = 2,
     seed: int = 0,
     split: str = "val",
@@ -171,7 +173,7 @@ def validate(
         model, checkpoint: see `vankit.Predictor`; for a detector or segmenter the checkpoint alone.
         output: JSON file for the report.
         picture: image file for a classifier's confusion matrix, such as confusion.png.
-        batch_size, device: see `vankit.Predictor`; detectors and segmenters take one image at a time.
+        batch_size, device, engine, precision: see `vankit.Predictor`; detectors and segmenters take an image at a time.
         workers: processes that load images.
         seed: of generated `shapes`; the one they were trained with.
         split: train, val, or the name of a folder such as test.
@@ -187,35 +189,32 @@ def validate(
     if checkpoint is not None and "head" in read_metadata(checkpoint):
         if model is not None or picture is not None:
             raise ValueError(f"{checkpoint} knows its model and has no confusion matrix: leave out model and picture")
-        predictor = DensePredictor(checkpoint, test=test, device=device)
-        report = _measure_scenes(data, predictor, split, workers, seed, skip_bad)
+        dense = DensePredictor(checkpoint, test=test, engine=engine, precision=precision, device=device)
+        report = _measure_scenes(data, dense, split, workers, seed, skip_bad)
         _write(report, output)
         return report
     if test != "single" or skip_bad:
         raise ValueError("test and skip_bad are of detectors and segmenters: pass the checkpoint of one")
-    return _validate_classifier(data, model, checkpoint, output, picture, split, batch_size, device, workers, seed)
+    predictor = Predictor(model, checkpoint, engine=engine, precision=precision, batch_size=batch_size, device=device)
+    return _validate_classifier(data, predictor, output, picture, split, batch_size, workers, seed)
 
 
 def _validate_classifier(
     data: str | PathLike[str],
-    model: str | nn.Module | None,
-    checkpoint: str | PathLike[str] | None,
+    predictor: Predictor,
     output: str | PathLike[str] | None,
     picture: str | PathLike[str] | None,
     split: str,
     batch_size: int,
-    device: str,
     workers: int,
     seed: int,
 ) -> ClassificationReport:
-    predictor = Predictor(model, checkpoint, batch_size=batch_size, device=device)
-    transform = predictor.preprocessing.transform()
-    dataset = open_dataset(data, split, transform, predictor.preprocessing.input_size[-1], seed)
+    dataset = open_dataset(data, split, predictor.preprocessing, predictor.preprocessing.input_size[-1], seed)
     names: list[str] = list(dataset.classes)
     index = _class_index(names, predictor.classes, predictor.named)
     if isinstance(dataset, ImageFolder):
         dataset = _Tolerant(dataset)
-    loader = DataLoader(dataset, predictor.batch_size, num_workers=workers, collate_fn=_collate)
+    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_collate)
     report = _measure(predictor, loader, names, index)
     for path, reason in report.skipped:
         logger.warning("left out %s: %s", path, reason)

@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vankit.data.images import IMAGE_SUFFIXES, ImageError, find_images, load_image
+from vankit.data.images import IMAGE_SUFFIXES, ImageError, find_images, load_image, to_image
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 9, 3), np.uint8)
 GREYS16 = RNG.integers(0, 65536, (6, 9), np.uint16)
+ROWS, COLUMNS = np.mgrid[:96, :160]
+SLOPES = np.stack([COLUMNS * 1.5, ROWS * 2.5, 250 - COLUMNS], -1).astype(np.uint8)  # no level appears twice by symmetry
 
 
 def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
@@ -240,6 +243,57 @@ def test_first_frame_of_many(file_format: str) -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@given(width=st.integers(1, 300), height=st.integers(1, 300), min_side=st.integers(1, 150))
+def test_a_jpeg_is_reduced_as_far_as_both_sides_allow(width: int, height: int, min_side: int) -> None:
+    scale = max(s for s in (1, 2, 4, 8) if s == 1 or min(width, height) / s >= min_side)
+    found = load_image(encoded(Image.new("RGB", (width, height)), "JPEG"), min_side=min_side)
+    assert found.size == (-(-width // scale), -(-height // scale))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=str)
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+def test_a_reduced_jpeg_is_the_picture_made_smaller(scale: int, options: dict[str, Any], mode: str) -> None:
+    data = encoded(Image.fromarray(SLOPES).convert(mode), "JPEG", quality=95, **options)
+    exact = load_image(data)
+    np.testing.assert_allclose(pixels(data, min_side=96 // scale), exact.reduce(scale), atol=4 * (scale > 1))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_reduced_jpeg_stands_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(SLOPES), "JPEG", exif=exif, quality=95)
+    expected = UPRIGHT[orientation](np.asarray(Image.fromarray(SLOPES).reduce(4)))
+    np.testing.assert_allclose(pixels(data, min_side=24), expected, atol=6)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF"])
+def test_other_formats_are_not_reduced(file_format: str) -> None:
+    data = encoded(Image.fromarray(SLOPES), file_format)
+    np.testing.assert_array_equal(pixels(data, min_side=1), pixels(data))
+
+
+def test_the_limit_counts_the_pixels_of_the_file_not_of_the_reduced_picture() -> None:
+    data = encoded(Image.fromarray(SLOPES), "JPEG")
+    assert load_image(data, max_pixels=160 * 96, min_side=12).size == (20, 12)
+    with pytest.raises(ImageError, match="160 x 96"):
+        load_image(data, max_pixels=160 * 96 - 1, min_side=12)
+
+
+def test_min_side_of_every_source(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(SLOPES).save(path)
+    with path.open("rb") as file:
+        assert load_image(file, min_side=48).size == (80, 48)
+    assert load_image(path, min_side=48).size == to_image(path, min_side=48).size == (80, 48)
+    with Image.open(path) as opened:
+        assert to_image(opened, min_side=48).size == to_image(SLOPES, min_side=48).size == (160, 96)
+    with pytest.raises(ValueError, match="min_side is 0"):
+        load_image(path, min_side=0)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]),
     width=st.integers(1, 40),
@@ -253,11 +307,13 @@ def test_any_mode_and_size_gives_rgb_of_that_size(mode: str, width: int, height:
 
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=100, deadline=None)
-@given(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]), st.floats(0, 0.9))
-def test_truncated_files_raise(file_format: str, share: float) -> None:
+@given(
+    st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]), st.floats(0, 0.9), st.sampled_from([None, 1])
+)
+def test_truncated_files_raise(file_format: str, share: float, min_side: int | None) -> None:
     data = encoded(Image.fromarray(np.tile(COLOURS, (5, 5, 1))), file_format)
     with pytest.raises(ImageError, match=r"image of \d+ bytes"):
-        load_image(data[: int(share * len(data))])
+        load_image(data[: int(share * len(data))], min_side=min_side)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -265,13 +321,16 @@ def test_truncated_files_raise(file_format: str, share: float) -> None:
 @given(
     st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000"]),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
+    st.sampled_from([None, 2]),
 )
-def test_altered_bytes_give_an_image_or_an_image_error(file_format: str, changes: list[tuple[float, int]]) -> None:
+def test_altered_bytes_give_an_image_or_an_image_error(
+    file_format: str, changes: list[tuple[float, int]], min_side: int | None
+) -> None:
     data = bytearray(encoded(Image.fromarray(COLOURS), file_format))
     for at, value in changes:
         data[int(at * len(data))] = value
     try:
-        image = load_image(bytes(data), max_pixels=1_000_000)
+        image = load_image(bytes(data), max_pixels=1_000_000, min_side=min_side)
     except ImageError:
         return
     assert image.mode == "RGB" and image.width * image.height <= 1_000_000

@@ -68,7 +68,9 @@ class ImageError(ValueError):
     """A file that is not an image, is broken, or is larger than allowed; the message names it and the reason."""
 
 
-def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS, min_side: int | None = None
+) -> Image.Image:
     """Decode one image file to upright RGB, 8 bits a channel.
 
     The first frame of an animation or multi-page file is taken, EXIF orientation is applied, transparency is laid over
@@ -80,6 +82,8 @@ def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: in
         source: path, encoded bytes, or a binary stream (read from its start, left open).
         max_pixels: largest width * height accepted, checked from the header before anything is decoded. Pillow's own
             `Image.MAX_IMAGE_PIXELS` plays no part.
+        min_side: decode a JPEG at 1/2, 1/4 or 1/8 of its size, the smallest at which both sides keep this many pixels:
+            sooner, for a picture that is made smaller anyway, and not pixel by pixel the same. None decodes exactly.
 
     Returns:
         An image of mode "RGB", loaded, without a reference to the file.
@@ -87,23 +91,26 @@ def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: in
     Raises:
         FileNotFoundError: no file has that path.
         ImageError: a folder, not an image, truncated or broken, or more than `max_pixels` pixels.
+        ValueError: `min_side` is below 1.
     """
+    if min_side is not None and min_side < 1:
+        raise ValueError(f"min_side is {min_side}: expected at least 1 pixel, or None to decode exactly")
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), f"image of {len(source)} bytes", max_pixels)
+        return _decode(io.BytesIO(source), f"image of {len(source)} bytes", max_pixels, min_side)
     if not isinstance(source, str | os.PathLike):
         stream = source if source.seekable() else io.BytesIO(source.read())
         stream.seek(0)
-        return _decode(stream, str(getattr(source, "name", "image stream")), max_pixels)
+        return _decode(stream, str(getattr(source, "name", "image stream")), max_pixels, min_side)
     name = os.fspath(source)
     if os.path.isdir(name):
         raise ImageError(f"{name} is a folder, expected an image file; find_images() lists the images of a folder")
     if not os.path.exists(name):
         raise FileNotFoundError(f"no such image file: {name} (looked from {os.getcwd()})")
     with open(name, "rb") as file:
-        return _decode(file, name, max_pixels)
+        return _decode(file, name, max_pixels, min_side)
 
 
-def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+def _decode(file: BinaryIO, name: str, max_pixels: int, min_side: int | None) -> Image.Image:
     head = file.read(32)
     file.seek(0)
     decoder = next((cls for at, magic, cls in _FORMATS if head[at : at + len(magic)] == magic), None)
@@ -116,6 +123,8 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         with _pillow_limit(_check_size(_header_size(head), name, max_pixels)):
             image = decoder(file, "")
         with _pillow_limit(_check_size(image.size, name, max_pixels)):
+            if min_side is not None:
+                image.draft(None, (min_side, min_side))
             image.load()
         return to_rgb(image)
     except ImageError:
@@ -236,12 +245,13 @@ def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
     return rgb if transpose is None else rgb.transpose(transpose)
 
 
-def to_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def to_image(image: ImageLike, max_pixels: int = MAX_PIXELS, min_side: int | None = None) -> Image.Image:
     """An upright RGB picture from whatever a predictor is given.
 
     Args:
         image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB order or (H, W) grey.
         max_pixels: largest image that is decoded, in pixels.
+        min_side: of a path, see `load_image`.
 
     Raises:
         FileNotFoundError, ValueError: the image cannot be used; `ImageError` if it is broken.
@@ -252,7 +262,7 @@ def to_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 f"the array is {image.dtype} of shape {image.shape}: expected uint8 (H, W, 3) in RGB order or (H, W)"
             )
         image = Image.fromarray(image)
-    return to_rgb(image) if isinstance(image, Image.Image) else load_image(image, max_pixels)
+    return to_rgb(image) if isinstance(image, Image.Image) else load_image(image, max_pixels, min_side)
 
 
 def source_name(image: ImageLike) -> str:

@@ -22,7 +22,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1)
         with torch.autocast("cpu", enabled=False):
             wide_bias = None if bias is None else bias.float()
             return depthwise(x.float(), weight.float(), wide_bias, dilation).to(result_type)
-    if not (torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling()):
+    if not torch.jit.is_scripting() and _sizes_are_known(x):
         weight = _reachable_taps(weight, x.shape[-2], x.shape[-1], dilation)
     padding = [dilation * (weight.shape[-2] // 2), dilation * (weight.shape[-1] // 2)]
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=weight.shape[0])
@@ -37,6 +37,14 @@ def _would_train_in_bfloat16(x: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu"):
         return torch.get_autocast_dtype("cpu") == torch.bfloat16
     return x.dtype == torch.bfloat16
+
+
+@torch.jit.unused
+def _sizes_are_known(x: Tensor) -> bool:
+    """Whether the taps may be chosen by the map's size: not where the graph made here must serve other sizes."""
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():  # where symbols pass for int
+        return type(x.shape[-2]) is int and type(x.shape[-1]) is int
+    return not (torch.jit.is_tracing() or torch.compiler.is_compiling())
 
 
 def _reachable_taps(weight: Tensor, height: int, width: int, dilation: int) -> Tensor:

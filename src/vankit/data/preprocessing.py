@@ -1,0 +1,109 @@
+"""From an RGB picture to the network's input, with Pillow and NumPy alone, so that predicting needs no torch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vankit.data.images import MAX_PIXELS
+
+INTERPOLATIONS = {  # timm's names; Pillow has more
+    name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an RGB image to the network's input: resize the short side, crop the centre, normalise.
+
+    Pixel by pixel what timm's `create_transform` of the same settings gives for evaluation. `dataclasses.asdict` turns
+    it into what JSON holds, and `Preprocessing(**settings)` back.
+
+    Attributes:
+        input_size: (channels, height, width); channels are 3.
+        mean, std: per channel, in units of 0 to 1.
+        crop_pct: part of the resized short side that the crop keeps; above 1 the crop is padded with black.
+        interpolation: timm's name: nearest, box, bilinear, hamming, bicubic or lanczos.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    input_size: Sequence[int]
+    mean: Sequence[float]
+    std: Sequence[float]
+    crop_pct: float
+    interpolation: str
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "mean", "std"):  # JSON knows only lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        size = self.input_size
+        if len(size) != 3 or size[0] != 3 or any(not isinstance(n, int) or n < 1 for n in size):
+            raise ValueError(f"input_size is {size}: expected (3, height, width) in whole pixels, at least 1")
+        if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean is {self.mean}: expected three finite numbers, in units of 0 to 1")
+        if len(self.std) != 3 or not all(math.isfinite(s) and s > 0 for s in self.std):
+            raise ValueError(f"std is {self.std}: expected three numbers above 0, in units of 0 to 1")
+        if not 0 < self.crop_pct <= min(size[1:]):  # else the resized short side would have no pixel
+            raise ValueError(f"crop_pct is {self.crop_pct}: expected above 0, such as 0.9, and at most {min(size[1:])}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation is {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
+
+    @property
+    def min_side(self) -> int:
+        """Pixels: a picture with both sides at least this long is never enlarged; see `min_side` of `load_image`."""
+        return max(self._scaled())
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) that a picture of this size is resized to, before the crop."""
+        target_height, target_width = self._scaled()
+        # timm rounds down for square inputs and to the nearest for others
+        if target_height == target_width:
+            short, long = min(width, height), max(width, height)
+            new_long = int(target_height * long / short)
+            return (target_height, new_long) if width <= height else (new_long, target_height)
+        ratio = min(height / target_height, width / target_width)
+        return round(width / ratio), round(height / ratio)
+
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
+        """Prepare one picture.
+
+        Args:
+            image: of mode RGB, as `load_image` and `to_image` return it.
+
+        Returns:
+            float32 (3, height, width), contiguous.
+
+        Raises:
+            ValueError: the image is not RGB, or so elongated that the resized one has more than `MAX_PIXELS` pixels.
+        """
+        if image.mode != "RGB":
+            raise ValueError(f"the image's mode is {image.mode}: expected RGB, which vankit.data.images.to_image makes")
+        size = self.resized(*image.size)
+        if math.prod(size) > MAX_PIXELS:
+            raise ValueError(
+                f"an image of {image.width} x {image.height} pixels would be resized to {size[0]} x {size[1]} before "
+                f"its centre is cropped, more than {MAX_PIXELS:,} pixels: crop it first"
+            )
+        _, height, width = self.input_size
+        left, top = _offset(size[0], width), _offset(size[1], height)
+        crop = image.resize(size, INTERPOLATIONS[self.interpolation]).crop((left, top, left + width, top + height))
+        std = np.array(self.std)
+        scale, shift = 1 / (255 * std), -np.array(self.mean) / std
+        x = np.empty((3, height, width), np.float32)
+        np.multiply(np.asarray(crop).transpose(2, 0, 1), scale.astype(np.float32)[:, None, None], out=x)
+        x += shift.astype(np.float32)[:, None, None]
+        return x
+
+    def _scaled(self) -> tuple[int, int]:
+        """(height, width) that the resized picture just covers."""
+        return math.floor(self.input_size[1] / self.crop_pct), math.floor(self.input_size[2] / self.crop_pct)
+
+
+def _offset(size: int, crop: int) -> int:
+    """Where a centred crop starts; below 0 where it is the longer one and Pillow pads with black."""
+    return -((crop - size) // 2) if crop > size else round((size - crop) / 2)
