@@ -29,9 +29,11 @@ def test_all_is_sorted_and_complete() -> None:
         "Predictor",
         "SemanticMap",
         "TrainConfig",
+        "bench",
         "complexity",
         "convert",
         "demo",
+        "export",
         "fold",
         "inference_model",
         "large_kernel_attention",
@@ -70,5 +72,19 @@ def test_import_registers_the_models_and_nothing_heavy() -> None:
         "import sys, vankit, timm; assert timm.is_model('van_b6'); "
         "print([m for m in ('lightning', 'matplotlib', 'pyarrow', 'cyclopts', 'tensorboard') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert run(code) == "[]"
+
+
+@pytest.mark.parametrize("order", ["import timm, vankit", "import vankit; from timm.models import create_model"])
+def test_the_models_are_registered_whatever_is_imported_first(order: str) -> None:
+    assert run(f"{order}; import timm; print(type(timm.create_model('van_b0')).__name__)") == "VAN"
+
+
+@pytest.mark.parametrize("module", ["vankit", "vankit.predict", "vankit.cli", "vankit.engines", "vankit.exported"])
+def test_without_pytorch(module: str) -> None:
+    heavy = "[name for name in ('torch', 'timm', 'torchvision') if name in sys.modules]"
+    assert run(f"import sys, {module}; print({heavy})") == "[]"
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

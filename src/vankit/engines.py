@@ -164,6 +164,8 @@ def _core() -> Any:
         import openvino
     except ImportError:
         raise ImportError("engine openvino needs OpenVINO: pip install openvino, or use engine='torch'") from None
+    # its binding's first conversion to NumPy deadlocks if two threads do it at once
+    openvino.Tensor(np.zeros(1, np.float32)).data  # noqa: B018
     return openvino.Core()
 
 
