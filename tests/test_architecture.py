@@ -21,17 +21,28 @@ ALLOWED = {
     "heads": {"heads", "models"},
     "tasks": {"data", "heads", "metrics", "models", "recipes", "results", "tasks"},
     "study": {"models"},
-    "predict": {"data", "dense", "models"},
-    "dense": {"data", "heads", "results", "tasks"},
+    "engines": set(),
+    "exported": {"data", "engines"},
+    "export": {"classifier", "engines", "exported", "model_card", "models", "quantize"},
+    "model_card": {"data", "exported"},
+    "quantize": {"data", "engines", "exported", "validate"},
+    "bench": {"models", "predict"},
+    "cluster": {"data", "predict"},
+    "classifier": {"data", "models"},
+    "predict": {"classifier", "data", "dense", "engines", "export", "exported", "models"},
+    "dense": {"data", "engines", "export", "heads", "results", "tasks"},
     "train": {"heads", "models", "recipes", "tasks"},
     "validate": {"data", "dense", "heads", "models", "predict", "tasks"},
     "demo": {"data", "predict", "recipes", "train", "validate"},
-    "cli": {"", "data", "demo", "dense", "models", "predict", "recipes", "results", "study", "train", "validate"},
+    "cli": {
+        "", "bench", "cluster", "data", "demo", "dense", "engines", "export", "models", "predict", "recipes", "results",
+        "study", "train", "validate",
+    },
     "__main__": {"cli"},
 }
 OPTIONAL = {
     "pyarrow", "datasets", "webdataset", "transformers", "faster_coco_eval", "pycocotools", "supervision", "scipy",
-    "openvino", "onnx", "onnxruntime", "ray",
+    "openvino", "onnx", "onnxruntime", "onnxscript", "nncf", "ray", "fsspec",
 }  # fmt: skip
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "misc.py", "common.py"}
 

@@ -1,6 +1,7 @@
 """The command line as a user types it."""
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import timm
 from PIL import Image
 
 import vankit
+from vankit.bench import Timing
 from vankit.cli import main
 from vankit.heads.build import HeadOptions, build_network
 from vankit.models.weights import write_tensors
@@ -38,7 +40,7 @@ def run(*words: object) -> int:
     return int(end.value.code or 0)
 
 
-@pytest.mark.parametrize("command", ["", "models", "train", "validate", "predict", "convert", "demo"])
+@pytest.mark.parametrize("command", ["", "models", "train", "validate", "predict", "export", "bench", "convert", "demo"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command.split(), "--help") == 0
     assert "Usage: vankit" in capsys.readouterr().out
@@ -97,6 +99,49 @@ def test_predict_reports_failures_and_goes_on(
     assert "2 images, 1 failed" in page.out
 
 
+def test_a_killed_run_is_resumed(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    photos = [tmp_path / f"{i}.png" for i in range(4)]
+    for path in photos:
+        path.write_bytes(photo.read_bytes())
+    whole, killed = tmp_path / "whole.csv", tmp_path / "killed.csv"
+    assert run("predict", *photos, "--checkpoint", checkpoint, "--output", whole) == 0
+    killed.write_bytes(whole.read_bytes()[:-40])  # in the midst of the last row
+    before = killed.read_bytes().rpartition(b"\n")[0]
+    assert run("predict", *photos, "--checkpoint", checkpoint, "--output", killed, "--resume") == 0
+    assert killed.read_bytes() == whole.read_bytes()
+    assert killed.read_bytes().startswith(before)
+
+
+def test_other_images_are_not_resumed(
+    checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("predict", photo, "--checkpoint", checkpoint, "--output", tmp_path / "out.csv") == 0
+    other = photo.rename(tmp_path / "other.png")
+    assert run("predict", other, "--checkpoint", checkpoint, "--output", tmp_path / "out.csv", "--resume") == 1
+    assert "its row 1 is of" in capsys.readouterr().err
+
+
+def test_export_and_predict(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("predict", photo, "--model", "van_b0.cifar10")
+    expected = capsys.readouterr().out
+    assert run("export", "van_b0.cifar10", "--out", tmp_path / "exported") == 0
+    assert "next: vankit predict photo.jpg --model " in capsys.readouterr().out
+    assert run("predict", photo, "--model", tmp_path / "exported") == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        Timing("van_b0", "plain PyTorch", "", 0.0, 1.0, 30.0, 29.0, 31.0, 28.0, 1.0, 1.0, 1.0),
+        Timing("van_b0", "openvino float32", "", 1e-5, 1.0, 5.0, 4.9, 5.1, 4.8, 6.0, 5.9, 6.1),
+        Timing("van_b0", "onnxruntime float32", "not installed"),
+    ]
+    monkeypatch.setattr(importlib.import_module("vankit.bench"), "bench", lambda models, seconds: iter(rows))
+    assert run("bench") == 0
+    page = capsys.readouterr().out
+    assert "5.00" in page and "6.0" in page and "not installed" in page
+
+
 def test_convert(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("convert", checkpoint, tmp_path / "w.pth", "--to", "mmpretrain") == 0
     assert "(vankit)" in capsys.readouterr().out
@@ -112,6 +157,12 @@ def test_convert(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (("train", "shapes", "--recipe", "in21k"), "unknown recipe 'in21k'"),
         (("train", "shapes", "--epochs", "0"), "epochs is 0, expected 1 or more"),
         (("predict", "x.jpg", "--model", "van_b7"), "van_b7"),
+        (("predict", "x.jpg", "--model", "./nowhere/"), "unknown model './nowhere/'"),
+        (("predict", "x.jpg", "--model", "van_b0.cifar10", "--resume"), "resume continues an output"),
+        (("predict", "x.jpg", "--address", "auto"), "add --workers ray"),
+        (("predict", "x.jpg", "--workers", "ray"), "name a folder or URL with --output"),
+        (("export", "van_b0.cifar10", "--int8"), "int8 and calibrate go together"),
+        (("bench", "van_b7"), "unknown model 'van_b7'"),
         (("convert", "nowhere.pth", "x.pth"), "no checkpoint at nowhere.pth"),
     ],
 )

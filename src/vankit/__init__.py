@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
+    from vankit.bench import bench
     from vankit.data.images import ImageError
     from vankit.demo import demo
     from vankit.dense import DensePredictor
+    from vankit.export import export
     from vankit.models.fold import fold
     from vankit.models.hub import DownloadError
     from vankit.models.van import VAN, LargeKernelAttention
@@ -47,9 +49,11 @@ __all__ = [
     "Predictor",
     "SemanticMap",
     "TrainConfig",
+    "bench",
     "complexity",
     "convert",
     "demo",
+    "export",
     "fold",
     "inference_model",
     "large_kernel_attention",
@@ -81,9 +85,11 @@ _LATER = {
     "Predictor": "predict",
     "SemanticMap": "results",
     "TrainConfig": "recipes",
+    "bench": "bench",
     "complexity": "study",
     "convert": "models.weights",
     "demo": "demo",
+    "export": "export",
     "fold": "models.fold",
     "inference_model": "predict",
     "large_kernel_attention": "ops",

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vankit import __version__, recipes
+from vankit.engines import EngineName, Precision
 
 app = App(
     name="vankit",
@@ -127,6 +129,8 @@ def validate(
     batch_size: int = 64,
     workers: int = 2,
     device: str = "auto",
+    engine: EngineName = "auto",
+    precision: Precision = "auto",
     seed: int = 0,
     split: str = "val",
     test: Literal["single", "multiscale", "slide"] = "single",
@@ -136,13 +140,15 @@ def validate(
 
     Args:
         data: as for train.
-        model: such as van_b2 or van_b0.cifar10; the checkpoint's if left out.
+        model: such as van_b2 or van_b0.cifar10, or an exported folder; the checkpoint's if left out.
         checkpoint: weights in any public format, or of a detector or segmenter; the model's public ones if left out.
         output: JSON file for all figures.
         picture: image file for a classifier's confusion matrix, such as confusion.png.
         batch_size: images per forward pass; detectors and segmenters take one at a time.
         workers: processes that load images.
         device: cpu, cuda, or auto.
+        engine: what runs the network: torch, openvino, onnxruntime, or auto, the fastest for the device.
+        precision: float32, bf16, int8 (of a folder exported so), or auto: float32, and int8 for such a folder.
         seed: of the generated shapes.
         split: which part of the data: train, val, or the name of a folder such as test.
         test: how to segment: the whole image, at several scales and mirrored, or in sliding windows.
@@ -153,7 +159,7 @@ def validate(
 
     report = run(
         data, model, checkpoint, output, picture, workers=workers, seed=seed, batch_size=batch_size, device=device,
-        split=split, test=test, skip_bad=skip_bad,
+        engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
     )  # fmt: skip
     if isinstance(report, DenseReport):
         _print_scenes(data, report)
@@ -163,8 +169,8 @@ def validate(
     for heading in ("images", "recall %", "precision %"):
         table.add_column(heading, justify="right")
     for row in report.per_class():
-        recall, precision = ("" if row[key] is None else f"{row[key]:.1%}" for key in ("recall", "precision"))
-        table.add_row(row["class"], str(row["images"]), recall, precision)
+        shares = ("" if row[key] is None else f"{row[key]:.1%}" for key in ("recall", "precision"))
+        table.add_row(row["class"], str(row["images"]), *shares)
     _console().print(table)
     print(f"top-1 {report.top1:.2%}  top-5 {report.top5:.2%}  images {report.count}  left out {len(report.skipped)}")
 
@@ -195,11 +201,17 @@ def predict(
     *,
     model: str | None = None,
     checkpoint: Path | None = None,
-    output: Path | None = None,
+    output: str | None = None,
+    resume: bool = False,
     top_k: int = 5,
+    engine: EngineName = "auto",
+    precision: Precision = "auto",
     batch_size: int = 16,
     device: str = "auto",
     max_pixels: int = 100_000_000,
+    reduced: bool = False,
+    workers: Literal["local", "ray"] = "local",
+    address: str | None = None,
     score: float | None = None,
     test: Literal["single", "multiscale", "slide"] | None = None,
 ) -> int:
@@ -210,49 +222,97 @@ def predict(
     The exit status is 1 if any image could not be read; the others are answered all the same.
 
     Args:
-        images: files, folders (searched through) and quoted glob patterns.
-        model: such as van_b2, or van_b0.cifar10, which needs no network; the checkpoint's if left out, else van_b0.
+        images: files, folders (searched through) and quoted glob patterns; with --workers ray also URLs such as
+            s3://bucket/folder.
+        model: such as van_b2, or van_b0.cifar10, which needs no network; or a folder that vankit export wrote, which is
+            run without PyTorch; the checkpoint's if left out, else van_b0.
         checkpoint: weights in any public format, or of a detector or segmenter; the model's public ones if left out.
         output: .csv, .jsonl or .parquet file for the rows, written as they come; for a detector or segmenter a folder,
-            "predictions" if left out.
+            "predictions" if left out; with --workers ray a folder or URL for Parquet files.
+        resume: continue the --output of a run that was stopped.
         top_k: labels per image.
-        batch_size: images per forward pass; detectors and segmenters take one at a time.
+        engine: what runs the network: torch, openvino, onnxruntime, or auto, the fastest for the device.
+        precision: float32, bf16, int8 (of a folder exported so), or auto: float32, and int8 for such a folder.
+        batch_size: images per forward pass of engine torch; the others take one at a time, on all cores.
         device: cpu, cuda, or auto.
         max_pixels: largest image that is decoded, in pixels.
+        reduced: decode large JPEGs at a fraction of their size: sooner, and a label in some hundred differs.
+        workers: local, this process; or ray, Ray's workers, which continue a job that was stopped.
+        address: of a Ray cluster; a local one is started if left out.
         score: of a detector: lowest score of the objects shown, 0 to 1; 0.3 if left out.
         test: of a segmenter: the whole image (single, if left out), at several scales and mirrored, or in sliding
             windows.
     """
+    if workers == "local" and address is not None:
+        raise ValueError("--address is of a Ray cluster: add --workers ray")
+    options = {"engine": engine, "precision": precision, "device": device, "max_pixels": max_pixels}
     if checkpoint is not None and (head := _head(checkpoint)):
-        if model is not None:
-            raise ValueError(f"{checkpoint} is a {head} and knows its model: leave out --model")
+        if model is not None or resume or reduced or workers == "ray":
+            raise ValueError(f"{checkpoint} is a {head}: leave out --model, --resume, --reduced and --workers")
         given = {name: value for name, value in (("score", score), ("test", test)) if value is not None}
-        options = {"device": device, "max_pixels": max_pixels, **given}
-        return _predict_scenes(images, checkpoint, output or Path("predictions"), options)
+        return _predict_scenes(images, checkpoint, Path(output or "predictions"), {**options, **given})
     if score is not None or test is not None:
         raise ValueError("--score and --test are of detectors and segmenters: pass the --checkpoint of one")
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
+    options |= {"top_k": top_k, "batch_size": batch_size, "reduced": reduced}
+    if workers == "ray":
+        return _predict_on_ray(images, output, address, {"model": model, "checkpoint": checkpoint, **options})
     from vankit.predict import iter_predictions
 
-    options = {"top_k": top_k, "batch_size": batch_size, "device": device, "max_pixels": max_pixels}
+    rows = iter_predictions(images, model, checkpoint, output, resume, **options)
+    if output is None:
+        return _print_labels(rows)
     failed = count = 0
-    columns = (SpinnerColumn(), TextColumn("predicting"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=output is None) as progress:
+    with _progress() as progress:
         task = progress.add_task("predicting", total=None)
-        for row in iter_predictions(images, model, checkpoint, output, **options):
+        for row in rows:
             count += 1
             failed += row.error is not None
             progress.advance(task)
             if row.error is not None:
                 print(f"{row.source}: {row.error}", file=sys.stderr)
-            elif output is None:
-                print(row.source)
-                for label in row.labels:
-                    print(f"  {label.score:6.1%}  {label.name}")
-    if output is not None:
-        print(f"{count} images, {failed} failed: {output}")
+    print(f"{count} images, {failed} failed: {output}")
     return int(failed > 0)
+
+
+def _print_labels(rows: Iterable[Any]) -> int:
+    failed = False
+    for row in rows:
+        if row.error is not None:
+            failed = True
+            print(f"{row.source}: {row.error}", file=sys.stderr)
+            continue
+        print(row.source)
+        for label in row.labels:
+            print(f"  {label.score:6.1%}  {label.name}")
+    return int(failed)
+
+
+def _progress() -> Any:
+    """A bar of images done, and how many a second, where the error stream is a terminal."""
+    from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed or 0:.1f} images/s")
+
+    columns = (SpinnerColumn(), TextColumn("predicting"), MofNCompleteColumn(), Speed(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _predict_on_ray(images: list[str], output: str | None, address: str | None, options: dict[str, Any]) -> int:
+    from vankit.cluster import predict_on_ray
+
+    if output is None:
+        raise ValueError("--workers ray writes Parquet files: name a folder or URL with --output")
+    rows = failures = 0
+    with _progress() as progress:
+        task = progress.add_task("predicting", total=None)
+        for done, failed in predict_on_ray(images, output, address=address, **options):
+            rows, failures = rows + done, failures + failed
+            progress.update(task, completed=rows)
+    print(f"{rows} images, {failures} failed: {output}")
+    return int(failures > 0)
 
 
 def _head(checkpoint: Path) -> str | None:
@@ -274,6 +334,72 @@ def _predict_scenes(images: list[str], checkpoint: Path, output: Path, options: 
             print(f"{result.source}: {result.summary()}")
     print(f"pictures and predictions.json: {output}")
     return int(failed > 0)
+
+
+@app.command
+def export(
+    model: str | None = None,
+    /,
+    *,
+    checkpoint: Path | None = None,
+    out: Path | None = None,
+    format: Literal["openvino", "onnx", "pt2"] = "openvino",
+    int8: bool = False,
+    calibrate: str | None = None,
+    max_drop: float = 0.01,
+    dynamic: bool = False,
+) -> None:
+    """Write a classifier as a folder that vankit predict --model FOLDER, or the format's own library, runs.
+
+    The folder holds the model, labels.txt, preprocessing.json, export.json and a README; openvino and onnx run without
+    PyTorch. Nothing is kept that does not compute what the network computes.
+
+    Args:
+        model: such as van_b2 or van_b0.cifar10; the checkpoint's if left out, else van_b0.
+        checkpoint: weights in any public format; the model's public ones if left out.
+        out: folder to write; MODEL-FORMAT if left out.
+        format: openvino (model.xml, model.bin), onnx (model.onnx) or pt2 (torch.export's model.pt2).
+        int8: quantise to 8 bits; needs --calibrate.
+        calibrate: what to quantise with: labelled data as for validate, or a folder or pattern of photographs.
+        max_drop: largest loss of top-1 by quantisation, 0 to 1.
+        dynamic: accept every batch and image size, some 8 % slower.
+    """
+    from vankit.export import export as run
+
+    found = run(
+        model, checkpoint, out, format=format, int8=int8, calibrate=calibrate, max_drop=max_drop, dynamic=dynamic
+    )
+    print(f"{found.precision} {found.format}, at most {found.facts['largest_difference']:.0e} from PyTorch's logits")
+    if int8:
+        report = found.facts["int8"]
+        left_out = ", ".join(report["left_out"]) or "nothing"
+        print(f"int8 top-1 {report['top1']:.2%}, before {report['float32']:.2%}; left in float: {left_out}")
+    folder = os.path.relpath(found.folder)
+    print(f"next: vankit predict photo.jpg --model {folder}")
+
+
+@app.command
+def bench(models: list[str] | None = None, /, *, seconds: float = 15) -> None:
+    """Time vankit's engines against plain PyTorch on this machine: one image at a time, random weights.
+
+    Args:
+        models: names of timm models; van_b0 if left out.
+        seconds: to time each for, after about half a minute in which the networks are compiled.
+    """
+    from vankit.bench import bench as run
+
+    table = Table(title="milliseconds for one image, median and quartiles")
+    table.add_column("model")
+    table.add_column("engine")
+    for heading in ("ms", "quartiles", "times as fast", "same top-1", "logits off"):
+        table.add_column(heading, justify="right")
+    for row in run(models or ["van_b0"], seconds):
+        if row.ms is None:
+            table.add_row(row.model, row.contender, row.note)
+            continue
+        cells = f"{row.ms:.2f}", f"{row.ms_low:.2f} – {row.ms_high:.2f}", f"{row.speedup:.1f}"
+        table.add_row(row.model, row.contender, *cells, f"{row.agreement:.0%}", f"{row.difference:.0e}")
+    _console().print(table)
 
 
 @app.command

@@ -19,7 +19,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "pt2": ("model.pt2",),
 }
 _ENGINES = {"openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch"}
-_DESCRIPTION = "export.json"
+DESCRIPTION = ("export.json", "preprocessing.json", "labels.txt")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Exported:
             raise ValueError(
                 f"class name {broken[0]!r} holds a line break, and labels.txt has a name a line: rename it"
             )
-        (self.folder / "labels.txt").write_text("".join(f"{name}\n" for name in self.classes), encoding="utf-8")
+        description, preprocessing, labels = (self.folder / name for name in DESCRIPTION)
+        labels.write_text("".join(f"{name}\n" for name in self.classes), encoding="utf-8")
         facts = {
             "format": self.format,
             "precision": self.precision,
@@ -72,8 +73,8 @@ class Exported:
             "sha256": {name: _checksum(self.folder / name) for name in FILES[self.format]},
             **self.facts,
         }
-        for name, content in (("preprocessing.json", asdict(self.preprocessing)), (_DESCRIPTION, facts)):
-            (self.folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for path, content in ((preprocessing, asdict(self.preprocessing)), (description, facts)):
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def engine(
         self, engine: str = "auto", precision: str = "auto", device: str = "auto", cached: bool = True
@@ -148,7 +149,7 @@ def is_exported(path: object) -> TypeGuard[str | PathLike[str]]:
     if not isinstance(path, str | PathLike):
         return False
     named = isinstance(path, PathLike) or any(separator in path for separator in (os.sep, "/"))
-    return (Path(path) / _DESCRIPTION).is_file() or (named and Path(path).is_dir())
+    return (Path(path) / DESCRIPTION[0]).is_file() or (named and Path(path).is_dir())
 
 
 def read_exported(path: str | PathLike[str]) -> Exported:
@@ -160,9 +161,9 @@ def read_exported(path: str | PathLike[str]) -> Exported:
     """
     folder = Path(path)
     try:
-        facts = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-        preprocessing = Preprocessing(**json.loads((folder / "preprocessing.json").read_text(encoding="utf-8")))
-        classes = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
+        description, settings, labels = ((folder / name).read_text(encoding="utf-8") for name in DESCRIPTION)
+        facts, preprocessing = json.loads(description), Preprocessing(**json.loads(settings))
+        classes = labels.splitlines()
         kind, precision, dynamic = (facts.pop(name) for name in ("format", "precision", "dynamic"))
         count, named, checksums = (facts.pop(name) for name in ("classes", "named", "sha256"))
         files = [folder / name for name in FILES[kind]]
