@@ -153,8 +153,8 @@ def prepare(model: str, folder: Path, images: Array) -> tuple[str, Array]:
     """The file of random weights, and the logits of eager float32."""
     apart(random_weights, model, str(folder / model))
     weights = str(folder / model / "weights.safetensors")
-    with Worker(partial(plain, model, weights), images) as worker:
-        logits = worker.outputs()
+    with Worker(partial(plain, model, weights)) as worker:
+        logits = worker.outputs(images)
     if isinstance(logits, str):
         raise RuntimeError(f"{model}: {logits}")
     return weights, logits

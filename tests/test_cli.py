@@ -40,7 +40,9 @@ def run(*words: object) -> int:
     return int(end.value.code or 0)
 
 
-@pytest.mark.parametrize("command", ["", "models", "train", "validate", "predict", "export", "bench", "convert", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "models", "train", "validate", "predict", "export", "bench", "convert", "demo"]
+)
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command.split(), "--help") == 0
     assert "Usage: vankit" in capsys.readouterr().out

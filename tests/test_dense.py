@@ -230,7 +230,7 @@ def test_the_backbone_runs_on_any_engine(trained: Fit, head: str, task: str) -> 
 
 
 def test_precision_is_the_backbones(trained: Fit) -> None:
-    with pytest.raises(ValueError, match="int8 needs photographs"):
+    with pytest.raises(ValueError, match="have no int8"):
         vankit.DensePredictor(trained("retinanet", "detect"), precision="int8")
     with pytest.raises(ValueError, match="bf16 is for engine openvino"):
         vankit.DensePredictor(trained("retinanet", "detect"), engine="torch", precision="bf16")

@@ -12,7 +12,7 @@ from PIL import Image
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 import vankit
-from vankit.validate import ClassificationReport, _class_index, validate
+from vankit.validate import ClassificationReport, validate
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
@@ -98,15 +98,6 @@ def test_hand_counted_report() -> None:
         (2, 0.0, 0.0),
         (0, None, 0.0),
     ]
-
-
-def test_classes_are_matched_by_name_id_or_order() -> None:
-    assert _class_index(["b", "a"], ["a", "b", "c"]).tolist() == [1, 0]
-    imagenet = vankit.Predictor("van_b0", pretrained=False).classes
-    assert _class_index(["n01443537", "n01440764"], imagenet).tolist() == [1, 0]
-    assert _class_index(["0", "1", "10"], ["0", "1", "2"], named=False).tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"does not know 1 of the data's 2 classes \(z\)"):
-        _class_index(["a", "z"], ["a", "b"])
 
 
 @pytest.mark.data

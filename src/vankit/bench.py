@@ -6,7 +6,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -213,22 +213,22 @@ class Worker:
 
     Args:
         make: see `Contender`.
-        images: float32 (B, C, H, W), run one at a time for the check.
         cores: that the process may use; all if empty.
     """
 
-    def __init__(self, make: Callable[[], Run], images: Array, cores: Sequence[int] = ()) -> None:
+    def __init__(self, make: Callable[[], Run], cores: Sequence[int] = ()) -> None:
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, images, cores), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, make, cores), daemon=True)
         self._process.start()
         theirs.close()
 
-    def outputs(self) -> Array | str:
-        """Logits (B, classes), or why there are none; once."""
+    def outputs(self, images: Array) -> Array | str:
+        """Run images, one at a time: logits (B, classes), or why there are none; once."""
         try:
+            self._connection.send(images)
             return self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
             return f"not available: its process died with exit code {self._process.exitcode}"
 
@@ -249,28 +249,37 @@ class Worker:
         self._process.join()
 
 
-def _serve(connection: Connection, make: Callable[[], Run], images: Array, cores: Sequence[int]) -> None:
+def _serve(connection: Connection, make: Callable[[], Run], cores: Sequence[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     if cores:
         os.sched_setaffinity(0, cores)
     try:
         run = make()
-        connection.send(np.concatenate([run(images[i : i + 1]) for i in range(len(images))]))
     except Exception as error:  # libraries raise whatever they trip over
-        connection.send(f"not available: {str(error).strip().partition(chr(10))[0] or type(error).__name__}")
-        return
-    while True:
+        run = partial(_fail, error)
+    with suppress(EOFError):  # the parent has closed the connection
+        images = connection.recv()
         try:
-            image, calls = connection.recv()
-        except EOFError:
+            connection.send(np.concatenate([run(images[i : i + 1]) for i in range(len(images))]))
+        except Exception as error:
+            connection.send(f"not available: {str(error).strip().partition(chr(10))[0] or type(error).__name__}")
             return
-        time.sleep(_PAUSE)
-        seconds = []
-        for _ in range(_WARM_UP + calls):
-            start = time.perf_counter()
-            run(image)
-            seconds.append(time.perf_counter() - start)
-        connection.send(seconds[_WARM_UP:])
+        while True:
+            connection.send(_seconds(run, *connection.recv()))
+
+
+def _fail(error: Exception, _: Array) -> Array:
+    raise error
+
+
+def _seconds(run: Run, image: Array, calls: int) -> list[float]:
+    time.sleep(_PAUSE)
+    seconds = []
+    for _ in range(_WARM_UP + calls):
+        start = time.perf_counter()
+        run(image)
+        seconds.append(time.perf_counter() - start)
+    return seconds[_WARM_UP:]
 
 
 def compare(
@@ -296,12 +305,12 @@ def compare(
     """
     with ExitStack() as stack:
         workers = [
-            [stack.enter_context(Worker(contender.make, images, cores)) for _ in range(contender.processes)]
+            [stack.enter_context(Worker(contender.make, cores)) for _ in range(contender.processes)]
             for contender in contenders
         ]
         rows, fit = [], {}
         for contender, copies in zip(contenders, workers, strict=True):
-            checks = [_check(contender, worker.outputs(), expected[contender.model]) for worker in copies]
+            checks = [_check(contender, worker.outputs(images), expected[contender.model]) for worker in copies]
             rows.append(max(checks, key=lambda row: (row.note, row.difference or 0)))
             if not rows[-1].note:
                 fit[contender] = copies

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
 
@@ -98,3 +100,28 @@ def _load(
     network = create_model(name, num_classes=found.num_classes)
     weights.load_checkpoint(network, found)
     return name, network, metadata
+
+
+def class_index(names: list[str], known: list[str], named: bool = True) -> NDArray[np.int64]:
+    """The network's index of each of the data's classes; by order for a network whose outputs have no names.
+
+    Args:
+        names: the data's classes.
+        known: the network's; of ImageNet's thousand the WordNet ids are known too.
+        named: whether the network's have names.
+
+    Raises:
+        ValueError: the network does not know a class.
+    """
+    if not named and len(names) == len(known):
+        return np.arange(len(names))
+    places = {name: i for i, name in enumerate(known)}
+    if len(known) == 1000:
+        places |= {name: i for i, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    missing = [name for name in names if name not in places]
+    if not missing:
+        return np.array([places[name] for name in names])
+    raise ValueError(
+        f"the network does not know {len(missing)} of the data's {len(names)} classes ({', '.join(missing[:5])}); it "
+        f"knows {', '.join(known[:5])}{', …' if len(known) > 5 else ''}: pass a checkpoint trained on these classes"
+    )

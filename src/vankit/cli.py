@@ -255,6 +255,8 @@ def predict(
         raise ValueError("--score and --test are of detectors and segmenters: pass the --checkpoint of one")
     options |= {"top_k": top_k, "batch_size": batch_size, "reduced": reduced}
     if workers == "ray":
+        if resume:
+            raise ValueError("--workers ray always continues what is in --output: leave out --resume")
         return _predict_on_ray(images, output, address, {"model": model, "checkpoint": checkpoint, **options})
     from vankit.predict import iter_predictions
 
@@ -308,9 +310,12 @@ def _predict_on_ray(images: list[str], output: str | None, address: str | None, 
     rows = failures = 0
     with _progress() as progress:
         task = progress.add_task("predicting", total=None)
-        for done, failed in predict_on_ray(images, output, address=address, **options):
-            rows, failures = rows + done, failures + failed
-            progress.update(task, completed=rows)
+        try:
+            for done, failed in predict_on_ray(images, output, address=address, **options):
+                rows, failures = rows + done, failures + failed
+                progress.update(task, completed=rows)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
     print(f"{rows} images, {failures} failed: {output}")
     return int(failures > 0)
 
@@ -397,7 +402,8 @@ def bench(models: list[str] | None = None, /, *, seconds: float = 15) -> None:
         if row.ms is None:
             table.add_row(row.model, row.contender, row.note)
             continue
-        cells = f"{row.ms:.2f}", f"{row.ms_low:.2f} – {row.ms_high:.2f}", f"{row.speedup:.1f}"
+        speedup = "" if row.speedup is None else f"{row.speedup:.1f}"
+        cells = f"{row.ms:.2f}", f"{row.ms_low:.2f} – {row.ms_high:.2f}", speedup
         table.add_row(row.model, row.contender, *cells, f"{row.agreement:.0%}", f"{row.difference:.0e}")
     _console().print(table)
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from vankit.data.images import IMAGE_SUFFIXES, find_images
 from vankit.data.tables import parquet_schema
-from vankit.predict import Prediction, Predictor, _row, is_exported
+from vankit.exported import is_exported
+from vankit.predict import Prediction, Predictor, row_of
 
 _MANIFEST = "_manifest.json"  # readers of Parquet folders pass over names that start with _ or .
 _ATTEMPTS = 4
@@ -74,7 +75,9 @@ def predict_on_ray(
     if address is not None and address.startswith("ray://"):
         raise ValueError(f"Ray Data does not run over {address}: on a node of the cluster, give auto as the address")
     job = {"shard_size": shard_size, **_describe(predictor_options)}
-    Predictor(**predictor_options)  # what is wrong with them is said before a cluster starts
+    predictor = Predictor(**predictor_options)  # what is wrong with them is said before a cluster starts
+    if predictor_options.get("device", "auto") == "auto":  # a device may be one of the cluster's only
+        _ = predictor.engine
     fs, root = url_to_fs(os.fspath(output), use_listings_cache=False)
     fs.makedirs(root, exist_ok=True)
     finished = {Path(name).name for name in fs.ls(root, detail=False) if name.endswith(".parquet")}
@@ -191,7 +194,7 @@ class _Worker:
         done = {"shard": shard["shard"], "rows": 0, "failed": 0, "error": None}
         try:
             unfinished = self._claim(shard["shard"])
-            rows = [_row(each) for each in _label(self.predictor, [os.fsdecode(name) for name in shard["names"]])]
+            rows = [row_of(each) for each in _label(self.predictor, [os.fsdecode(name) for name in shard["names"]])]
             with self.fs.open(unfinished, "wb") as file:
                 write_table(pyarrow.Table.from_pylist(rows, schema=parquet_schema()), file)
             self.fs.mv(unfinished, f"{self.root}/{_file(shard['shard'])}")

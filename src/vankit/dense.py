@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vankit.data.images import MAX_PIXELS, ImageLike, find_images, source_name, to_image
 from vankit.engines import Engine, TorchEngine, check_options
-from vankit.export import engine_for
+from vankit.export import device_for, engine_for
 from vankit.heads.checkpoints import load_network
 from vankit.results import Detections, Failure, PanopticMap, SemanticMap
 from vankit.tasks.dense import EVALUATORS, infer
@@ -70,8 +70,9 @@ class DensePredictor:
         network, self.metadata = load_network(checkpoint)
         if test != "single" and self.metadata["task"] != "segment":
             raise ValueError(f"test is {test!r}, but {checkpoint} is for {self.metadata['task']}: only segment has it")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if precision == "int8":
+            raise ValueError("detectors and segmenters have no int8: leave out precision (--precision), or use bf16")
+        device = device_for(engine, device)
         self.device = torch.device(device)
         _put_backbone_on(network, engine, precision, device)
         self.network = network.to(memory_format=torch.channels_last).to(self.device)
@@ -136,14 +137,16 @@ class _Backbone(nn.Module):
 
 
 def _put_backbone_on(network: nn.Module, engine: str, precision: str, device: str) -> None:
+    if engine == "torch" or (engine == "auto" and device != "cpu"):
+        if precision == "bf16":
+            raise ValueError("bf16 is for engine openvino: leave out precision, or set engine='openvino'")
+        return
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, FeatureListNet):
                 found = engine_for(child, _EXAMPLE, engine, precision, device, cached=True, dynamic=True)
-                if not isinstance(found, TorchEngine):
+                if not isinstance(found, TorchEngine):  # else it could not be exported, and stays what it is
                     setattr(parent, name, _Backbone(child, found))
-                elif precision == "bf16":
-                    raise ValueError("bf16 is for engine openvino: leave out precision")
 
 
 def iter_scenes(

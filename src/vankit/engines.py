@@ -62,8 +62,13 @@ def check_options(engine: str, precision: str) -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: its affinity, and a container's quota."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(found, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # no such file, or max
+        return found
 
 
 class OpenVinoEngine(Engine):
@@ -74,7 +79,6 @@ class OpenVinoEngine(Engine):
         key: what tells the model from others (weights, input size, …), for the cache; None compiles each time.
         precision: float32 or bf16, in which the CPU may compute; int8 for a quantised model, whose other layers run in
             bf16 where the CPU has it.
-        threads: cores to use; all if None.
 
     Raises:
         ImportError: openvino is missing.
@@ -83,11 +87,9 @@ class OpenVinoEngine(Engine):
 
     name = "openvino"
 
-    def __init__(
-        self, model: Callable[[], Any], key: bytes | None, precision: str = "float32", threads: int | None = None
-    ) -> None:
-        self.precision, self.workers = precision, threads or cores()
-        self._model, self._key, self._threads = cache(model), key, threads
+    def __init__(self, model: Callable[[], Any], key: bytes | None, precision: str = "float32") -> None:
+        self.precision, self.workers = precision, cores()
+        self._model, self._key = cache(model), key
         has_bf16 = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not has_bf16:
             raise ValueError("this CPU has no bf16 instructions: leave out precision (--precision)")
@@ -131,7 +133,7 @@ class OpenVinoEngine(Engine):
     def _compile(self, streams: int) -> Any:
         core = _core()
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self._hint, "NUM_STREAMS": streams}
-        if self._threads or streams > 1:
+        if streams > 1 or self.workers < (os.cpu_count() or 1):  # else OpenVINO takes one thread a physical core
             config["INFERENCE_NUM_THREADS"] = self.workers
 
         def make() -> tuple[Any, bytes]:
@@ -158,13 +160,20 @@ def _one_by_one(request: Any, x: Array) -> Array:
     return np.concatenate(outputs)
 
 
-@cache
+_starting = threading.Lock()
+
+
 def _core() -> Any:
+    with _starting:  # the binding's first conversion to NumPy deadlocks if two threads do it at once
+        return _started_core()
+
+
+@cache
+def _started_core() -> Any:
     try:
         import openvino
     except ImportError:
         raise ImportError("engine openvino needs OpenVINO: pip install openvino, or use engine='torch'") from None
-    # its binding's first conversion to NumPy deadlocks if two threads do it at once
     openvino.Tensor(np.zeros(1, np.float32)).data  # noqa: B018
     return openvino.Core()
 
@@ -176,7 +185,6 @@ class OnnxRuntimeEngine(Engine):
         model: gives the ONNX model's bytes, for static (1, C, H, W) or dynamic sizes; called if the cache has none.
         key: as of `OpenVinoEngine`.
         precision: float32, or int8 for a quantised model.
-        threads: cores to use; all if None.
 
     Raises:
         ImportError: onnxruntime is missing.
@@ -185,16 +193,14 @@ class OnnxRuntimeEngine(Engine):
 
     name = "onnxruntime"
 
-    def __init__(
-        self, model: Callable[[], bytes], key: bytes | None, precision: str = "float32", threads: int | None = None
-    ) -> None:
+    def __init__(self, model: Callable[[], bytes], key: bytes | None, precision: str = "float32") -> None:
         try:
             import onnxruntime
         except ImportError:
             raise ImportError("engine onnxruntime needs its package: pip install 'vankit[onnx]'") from None
         if precision == "bf16":
             raise ValueError("ONNX Runtime has no bf16 on CPUs: use engine='openvino', or leave out precision")
-        self.precision, self.workers = precision, threads or cores()
+        self.precision, self.workers = precision, cores()
         self._runtime, self._model, self._key = onnxruntime, model, key
         self._latency = cache(lambda: self._session(self.workers))
         self._streams = cache(lambda: self._session(1))
@@ -281,7 +287,10 @@ class TorchEngine(Engine):
         kind = self._device.type
         autocast = torch.autocast(kind, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         # float32 means it: cuDNN would round the inputs of convolutions to TF32
-        exact = torch.backends.cudnn.flags(allow_tf32=False) if kind == "cuda" else nullcontext()
+        cudnn = torch.backends.cudnn
+        exact: Any = nullcontext()
+        if kind == "cuda":  # what is not named here would be switched off
+            exact = cudnn.flags(cudnn.is_available(), cudnn.benchmark, cudnn.deterministic, allow_tf32=False)
         with self._lock, torch.inference_mode(), autocast, exact:
             images = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
             found = self._network(images)

@@ -8,10 +8,10 @@ import shlex
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from vankit.models.fold import fold
 logger = logging.getLogger(__name__)
 
 
-class UnsupportedNetworkError(RuntimeError):
+class UnsupportedNetworkError(ValueError):
     """torch.export, or the exporter of a format, cannot take the network."""
 
 
@@ -97,14 +97,14 @@ def export(
     network = copy.deepcopy(found.network).float().cpu()
     facts: dict[str, Any] = {
         "name": name,
-        "command": _command(model, checkpoint, out, format, int8, calibrate, dynamic),
+        "command": _command(model, checkpoint, out, format, int8, calibrate, dynamic, max_drop),
         "date": datetime.now(UTC).date().isoformat(),
-        "versions": {package: version(package) for package in (*_PACKAGES[format], *["nncf"] * int8)},
     }
     with _folder_for(target) as folder:
         exported = Exported(folder, format, "float32", dynamic, found.classes, found.named, found.preprocessing, facts)
         _write_model(exported, network)
         facts["largest_difference"] = _largest_difference(exported, network)
+        facts["versions"] = _versions(*_PACKAGES[format], *["nncf"] * int8)
         if pictures is not None:
             facts["int8"] = asdict(quantize(exported, pictures, max_drop))
             exported = replace(exported, precision="int8")
@@ -136,12 +136,30 @@ def _check_target(target: Path) -> None:
         raise ValueError(f"{target} holds other files, such as {others[0]}: pass another folder (--out)")
 
 
+def _versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def _command(
-    model: object, checkpoint: object, out: object, format: str, int8: bool, calibrate: object, dynamic: bool
+    model: object,
+    checkpoint: object,
+    out: object,
+    format: str,
+    int8: bool,
+    calibrate: object,
+    dynamic: bool,
+    max_drop: float,
 ) -> str:
     if isinstance(model, nn.Module):
         return "vankit.export(network, …)"
     options = {"checkpoint": checkpoint, "format": format, "calibrate": calibrate, "out": out}
+    if int8:
+        options["max-drop"] = max_drop
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     flags = ["--int8"] * int8 + ["--dynamic"] * dynamic
     return shlex.join(["vankit", "export", *([] if model is None else [str(model)]), *given, *flags])
@@ -156,10 +174,15 @@ def _folder_for(target: Path) -> Iterator[Path]:
         yield partial
         if target.exists():
             target.rename(old)
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
-        for folder in (partial, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_model(exported: Exported, network: nn.Module) -> None:
@@ -309,8 +332,7 @@ def engine_for(
     Raises:
         ValueError, ImportError: the engine, precision and device do not go together, or a package is missing.
     """
-    if device == "auto":
-        device = "cuda" if engine in ("auto", "torch") and torch.cuda.is_available() else "cpu"
+    device = device_for(engine, device)
     if engine not in ("auto", "torch") and device != "cpu":
         raise ValueError(f"engine {engine} runs on the CPU and device is {device!r}: use engine='torch'")
     if precision == "int8":
@@ -334,10 +356,19 @@ def engine_for(
     return TorchEngine(fold(network), device, precision, batch_size)
 
 
+def device_for(engine: str, device: str) -> str:
+    """torch's name of the device that 'auto' means: CUDA where there is one, unless the engine runs on CPUs."""
+    if device != "auto":
+        return device
+    return "cuda" if engine in ("auto", "torch") and torch.cuda.is_available() else "cpu"
+
+
 def _key(network: nn.Module, input_size: Sequence[int]) -> bytes:
     """What a compiled model depends on: the weights, the code around them, the size."""
-    versions = torch.__version__, timm.__version__
-    digest = hashlib.sha256(f"{type(network)} {network} {tuple(input_size)} {versions}".encode())
+    versions = torch.__version__, timm.__version__, _versions("onnx", "onnxscript", "openvino")
+    layers = getattr(network, "return_layers", None)  # of timm's feature extractors: which maps they give
+    digest = hashlib.sha256(f"{type(network)} {network} {layers} {tuple(input_size)} {versions}".encode())
+    digest.update(Path(__file__).read_bytes())
     for room in ("models", "ops"):
         for path in sorted((Path(__file__).parent / room).glob("*.py")):
             digest.update(path.read_bytes())

@@ -133,7 +133,8 @@ class Exported:
             """Batches for a model of batch size 1."""
 
             def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return torch.cat([model(image) for image in x.split(1)])
+                images = x.split(1) if len(x) else [x.new_zeros(1, *x.shape[1:])]
+                return torch.cat([model(image) for image in images])[: len(x)]
 
         model = torch.export.load(self.path).module()
         return TorchEngine(model if self.dynamic else OneByOne(), "cpu", precision, batch_size=1)

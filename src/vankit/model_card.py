@@ -1,6 +1,5 @@
 """The README.md of an exported folder: how to run the model, what it takes and gives, how it was made and checked."""
 
-import math
 from typing import Any
 
 from vankit.exported import Exported
@@ -20,7 +19,7 @@ def model_card(exported: Exported, folder: str) -> str:
     """
     facts, preprocessing = exported.facts, exported.preprocessing
     _, height, width = preprocessing.input_size
-    cover_height, cover_width = _cover(exported)
+    cover_height, cover_width = exported.preprocessing.cover()
     shape, outputs = f"(1, 3, {height}, {width})", len(exported.classes)
     if exported.dynamic:
         shape = f"(batch, 3, height, width) from 33 pixels up, such as {shape}"
@@ -66,17 +65,10 @@ top-1 was the same.
 {_int8(facts["int8"]) if "int8" in facts else ""}"""
 
 
-def _cover(exported: Exported) -> tuple[int, int]:
-    """(height, width) that the resized picture covers before its centre is cut out."""
-    _, height, width = exported.preprocessing.input_size
-    crop = exported.preprocessing.crop_pct
-    return math.floor(height / crop), math.floor(width / crop)
-
-
 def _snippet(exported: Exported, folder: str) -> str:
     preprocessing = exported.preprocessing
     _, height, width = preprocessing.input_size
-    cover_height, cover_width = _cover(exported)
+    cover_height, cover_width = exported.preprocessing.cover()
     config = "" if exported.precision == "int8" else ', {"INFERENCE_PRECISION_HINT": "f32"}'  # else bf16 on some CPUs
     run = {
         "openvino": f"""model = openvino.Core().compile_model("{folder}/model.xml", "CPU"{config})

@@ -99,11 +99,15 @@ class Predictor:
         check_options(engine, precision)
         self.network: nn.Module | None = None
         self._open: Callable[[], Engine]
+        self._opening = threading.Lock()
         if is_exported(model):
             if checkpoint is not None:
                 raise ValueError(f"{model} is an exported folder and holds its weights: leave out checkpoint")
             exported = read_exported(model)
-            self.preprocessing, self.named, self.classes = exported.preprocessing, True, exported.classes
+            self.preprocessing, self.named = exported.preprocessing, exported.named or classes is not None
+            self.classes = list(classes or exported.classes)
+            if len(self.classes) != len(exported.classes):
+                raise ValueError(f"classes has {len(self.classes)} names, and {model} {len(exported.classes)} outputs")
             self._open = lambda: exported.engine(engine, precision, device)
         else:
             from vankit.classifier import load_classifier
@@ -124,7 +128,8 @@ class Predictor:
     @cached_property
     def engine(self) -> Engine:
         """What runs the network; made on first use, which takes seconds for a network never run on this machine."""
-        return self._open()
+        with self._opening:
+            return self._open()
 
     def preprocess(self, image: ImageLike) -> NDArray[np.float32]:
         """Decode and prepare one image.
@@ -197,9 +202,10 @@ class Predictor:
     def _on_all_cores(self, take: Callable[[int], list[ImageLike]]) -> Iterator[Prediction]:
         """Each thread carries a chunk of images from file to label, so that decoding and inference overlap."""
         engine, local = self.engine, threading.local()
+        workers = [engine.worker() for _ in range(engine.workers)]  # here, where what is wrong is raised as it is
 
         def start() -> None:
-            local.run = engine.worker()
+            local.run = workers.pop()
 
         def submit() -> None:
             if chunk := take(engine.batch_size):
@@ -293,13 +299,14 @@ def iter_predictions(
     if resume and output is None:
         raise ValueError("resume continues an output: name it (--output)")
     predictor = Predictor(model, checkpoint, **options)
+    _ = predictor.engine  # what is wrong with the options is said before the output is touched
     paths: Iterator[Path] = find_images(inputs)
     with open_table(output, predictor.top_k, resume) if output is not None else nullcontext() as table:
         if table is not None:
             paths = _rest(paths, table.written(), table.path)
         for prediction in predictor.stream(paths):
             if table is not None:
-                table.write(_row(prediction))
+                table.write(row_of(prediction))
             yield prediction
 
 
@@ -340,8 +347,9 @@ def predict(
         model, checkpoint: see `Predictor`; of a detector or segmenter the checkpoint alone, see `DensePredictor`.
         output: file that the rows are also written to as they come: .csv, .jsonl or .parquet; of a detector or
             segmenter a folder, see `vankit.dense.iter_scenes`.
-        resume: continue an output that a run of the same inputs left unfinished: its rows stay, and only images
-            without a row are read. Not for detectors and segmenters.
+        resume: continue an output that a run with the same inputs and options left unfinished: its rows stay, and only
+            images without a row are read; the inputs are compared with the rows, the options cannot be. Not for
+            detectors and segmenters.
         options: further arguments of `Predictor` or `DensePredictor`.
 
     Returns:
@@ -355,7 +363,7 @@ def predict(
     return list(iter_predictions(inputs, model, checkpoint, output, resume, **options))
 
 
-def _row(prediction: Prediction) -> dict[str, Any]:
+def row_of(prediction: Prediction) -> dict[str, Any]:
     labels = prediction.labels
     return {
         "image": _text(prediction.source),

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import IterableDataset
 
+from vankit.classifier import class_index
 from vankit.data.folders import SPLITS, open_dataset
 from vankit.data.images import ImageError, find_images, load_image
 from vankit.data.preprocessing import Preprocessing
@@ -117,12 +118,10 @@ def open_pictures(
     Raises:
         FileNotFoundError, ValueError: there are none, or the network does not know the labels.
     """
-    from vankit.validate import _class_index
-
     size = preprocessing.input_size[-1]
     try:
         measured = open_dataset(data, "val", preprocessing, size)
-        index = _class_index(list(measured.classes), list(classes), named)
+        index = class_index(list(measured.classes), list(classes), named)
     except (FileNotFoundError, ValueError):
         if not _may_be_photographs(str(data)):
             raise

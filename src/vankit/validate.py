@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from timm.data import ImageNetInfo
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
+from vankit.classifier import class_index
 from vankit.data.augment import collate, evaluation_transform
 from vankit.data.folders import open_dataset
 from vankit.data.images import ImageError
@@ -211,7 +211,7 @@ def _validate_classifier(
 ) -> ClassificationReport:
     dataset = open_dataset(data, split, predictor.preprocessing, predictor.preprocessing.input_size[-1], seed)
     names: list[str] = list(dataset.classes)
-    index = _class_index(names, predictor.classes, predictor.named)
+    index = class_index(names, predictor.classes, predictor.named)
     if isinstance(dataset, ImageFolder):
         dataset = _Tolerant(dataset)
     loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_collate)
@@ -306,19 +306,3 @@ def _collate(samples: list[Any]) -> tuple[torch.Tensor, NDArray[np.int64], list[
     errors = [error for error, label in samples if label is None]
     images = torch.stack([torch.as_tensor(image) for image, _ in good]) if good else torch.empty(0, 3, 0, 0)
     return images, np.array([label for _, label in good], dtype=np.int64), errors
-
-
-def _class_index(names: list[str], known: list[str], named: bool = True) -> NDArray[np.int64]:
-    """The network's index of each of the data's classes; by order for a network whose outputs have no names."""
-    if not named and len(names) == len(known):
-        return np.arange(len(names))
-    places = {name: i for i, name in enumerate(known)}
-    if len(known) == 1000:
-        places |= {name: i for i, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
-    missing = [name for name in names if name not in places]
-    if not missing:
-        return np.array([places[name] for name in names])
-    raise ValueError(
-        f"the network does not know {len(missing)} of the data's {len(names)} classes ({', '.join(missing[:5])}); it "
-        f"knows {', '.join(known[:5])}{', …' if len(known) > 5 else ''}: pass a checkpoint trained on these classes"
-    )

@@ -102,7 +102,7 @@ def test_feature_maps() -> None:
 
 def test_what_remains() -> None:
     model = small()
-    folded = fold(model)
+    folded = fold(fold(model))
     kinds = {type(m) for m in folded.modules() if not list(m.children())}
     assert not kinds & {nn.BatchNorm2d, nn.LayerNorm}
     assert FoldedNorm in kinds

@@ -56,11 +56,11 @@ class Preprocessing:
     @property
     def min_side(self) -> int:
         """Pixels: a picture with both sides at least this long is never enlarged; see `min_side` of `load_image`."""
-        return max(self._scaled())
+        return max(self.cover())
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) that a picture of this size is resized to, before the crop."""
-        target_height, target_width = self._scaled()
+        target_height, target_width = self.cover()
         # timm rounds down for square inputs and to the nearest for others
         if target_height == target_width:
             short, long = min(width, height), max(width, height)
@@ -99,7 +99,7 @@ class Preprocessing:
         x += shift.astype(np.float32)[:, None, None]
         return x
 
-    def _scaled(self) -> tuple[int, int]:
+    def cover(self) -> tuple[int, int]:
         """(height, width) that the resized picture just covers."""
         return math.floor(self.input_size[1] / self.crop_pct), math.floor(self.input_size[2] / self.crop_pct)
 

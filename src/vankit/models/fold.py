@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,13 +70,17 @@ def fold(model: nn.Module) -> nn.Module:
         ValueError: a norm in a VAN has no running statistics.
     """
     model = copy.deepcopy(model).eval()
-    if isinstance(model, Stage):
+    if _foldable(model):
         return _fold_stage(model)
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, Stage):
+            if _foldable(child):
                 setattr(module, name, _fold_stage(child))
     return model
+
+
+def _foldable(module: nn.Module) -> TypeGuard[Stage]:
+    return isinstance(module, Stage) and not isinstance(module.norm, FoldedNorm)
 
 
 @torch.no_grad()
