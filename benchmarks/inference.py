@@ -51,6 +51,7 @@ from vankit.bench import (
     save_weights,
 )
 from vankit.data.images import find_images
+from vankit.engines import cores
 
 # torch and the engines are imported by the processes that need them: the others should look as they are deployed
 
@@ -346,11 +347,11 @@ def memory(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
                 rows.append({"images": seen, "mb": pages * os.sysconf("SC_PAGE_SIZE") / 1e6})
             time.sleep(0.02)
+    if process.returncode or not rows:
+        raise RuntimeError(f"vankit predict {args.many} ended with status {process.returncode} after {seen} images")
+    early, late = (min(rows, key=lambda row: abs(row["images"] - count)) for count in (5_000, 50_000))
+    print(f"{late['mb'] - early['mb']:+.1f} MB between images {early['images']:,} and {late['images']:,}")
     return rows
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def wait_until_quiet(patience: float) -> float:
@@ -393,6 +394,8 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--patience", type=float, default=300, help="seconds to wait for a quiet machine")
     args = parser.parse_args()
+    if "memory" in args.only and not args.many:
+        parser.error("memory needs --many")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     facts = machine(wait_until_quiet(args.patience))
     for name in args.only:

@@ -1,5 +1,6 @@
 """How much faster than plain PyTorch is it here? Each contender alone in a process, checked first, timed in turns."""
 
+import logging
 import os
 import random
 import signal
@@ -33,6 +34,8 @@ _PLAIN_PROCESSES = 3
 _WARM_UP = 2  # calls
 _PAUSE = 0.05  # seconds, in which the waiting threads of whoever was timed before stop spinning
 _FEWEST_ROUNDS = 3
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ def bench(models: Sequence[str] = ("van_b0",), seconds: float = 15) -> Iterator[
     Raises:
         ValueError: timm knows no such model.
     """
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.25 * (os.cpu_count() or 1):
+        logger.warning("the load average is %.1f: other processes disturb these figures", os.getloadavg()[0])
     for model in models:
         network = random_network(model)
         images = pictures(input_size(network))
@@ -257,7 +262,7 @@ def _serve(connection: Connection, make: Callable[[], Run], cores: Sequence[int]
         run = make()
     except Exception as error:  # libraries raise whatever they trip over
         run = partial(_fail, error)
-    with suppress(EOFError):  # the parent has closed the connection
+    with suppress(EOFError, ConnectionError):  # the parent has closed the connection, or died
         images = connection.recv()
         try:
             connection.send(np.concatenate([run(images[i : i + 1]) for i in range(len(images))]))

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import platform
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,6 +20,9 @@ EngineName = Literal["auto", "torch", "openvino", "onnxruntime"]
 Precision = Literal["auto", "float32", "bf16", "int8"]
 Array = NDArray[np.float32]
 T = TypeVar("T")
+
+# OpenVINO and NNCF would send usage data unless the user has said no; they do without the module
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 logger = logging.getLogger(__name__)
 
