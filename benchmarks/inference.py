@@ -11,7 +11,8 @@ memory       over all images of --many (CIFAR-10's files, say), which van_b0.cif
 
 Each contender is a process of its own, bound to the same cores. Contenders take turns in a random order, and are timed
 only if they compute what eager float32 does (bf16 and int8: the CSV says how far off they are). Weights are random,
-except van_b0.cifar10's. Run this on a machine that does nothing else. Results: benchmarks/results/inference_*.csv.
+except van_b0.cifar10's. Run this on a machine that does nothing else. Results: benchmarks/results/inference_*.csv,
+where rows of other CPUs are kept.
 """
 
 import argparse
@@ -100,6 +101,8 @@ def straight_openvino(path: str, precision: str) -> Run:
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": cores(),
     }
+    if precision == "bf16" and not has_bf16():
+        raise ValueError("this CPU has no bf16 instructions, so OpenVINO would compute in float32")
     request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
 
     def run(x: Array) -> Array:
@@ -107,6 +110,12 @@ def straight_openvino(path: str, precision: str) -> Run:
         return request.get_output_tensor(0).data.copy()
 
     return run
+
+
+def has_bf16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def exported(folder: str) -> Run:
@@ -295,7 +304,8 @@ def throughput(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         "torch and timm": lambda part, out: [*PLAIN, weights, part, out],
         "vankit float32": lambda part, out: [VANKIT, "predict", part, "--checkpoint", weights, "--output", out],
     }
-    contenders["vankit bf16"] = lambda part, out: [*contenders["vankit float32"](part, out), "--precision", "bf16"]
+    if has_bf16():
+        contenders["vankit bf16"] = lambda part, out: [*contenders["vankit float32"](part, out), "--precision", "bf16"]
     commands = {
         (name, part): make(str(folder / part), str(folder / f"{name} {part}.csv"))
         for name, make in contenders.items()
@@ -402,13 +412,22 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["VANKIT_CACHE"] = f"{folder}/cache"
             rows = PARTS[name](args, Path(folder))
-        path = RESULTS / f"inference_{name.replace('-', '_')}.csv"
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *facts])
-            writer.writeheader()
-            for row in rows:
-                print({key: rounded(value) for key, value in row.items() if value is not None})
-                writer.writerow({key: rounded(value) for key, value in (row | facts).items()})
+        for row in rows:
+            print({key: rounded(value) for key, value in row.items() if value is not None})
+        write(RESULTS / f"inference_{name.replace('-', '_')}.csv", rows, facts)
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Replace the rows of this CPU in a CSV, and keep those of others."""
+    others: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            others = [row for row in csv.DictReader(file) if row["cpu"] != facts["cpu"]]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *facts])
+        writer.writeheader()
+        writer.writerows(others)
+        writer.writerows({key: rounded(value) for key, value in (row | facts).items()} for row in rows)
 
 
 def rounded(value: Any) -> Any:

@@ -98,7 +98,7 @@ def bench(models: Sequence[str] = ("van_b0",), seconds: float = 15) -> Iterator[
 
     Args:
         models: names of timm models.
-        seconds: to time each model for, after about half a minute in which the networks are compiled.
+        seconds: to time each model for, after a minute or two in which the networks are compiled.
 
     Yields:
         A row per contender, model by model; the first one of a model is plain PyTorch.

@@ -48,7 +48,8 @@ def load_classifier(
     pretrained: bool = True,
     classes: Sequence[str] | None = None,
 ) -> Classifier:
-    """
+    """A classifier ready to be exported or run.
+
     Args:
         model, checkpoint, pretrained, classes: see `vankit.Predictor`.
 

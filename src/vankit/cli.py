@@ -367,7 +367,7 @@ def export(
         int8: quantise to 8 bits; needs --calibrate.
         calibrate: what to quantise with: labelled data as for validate, or a folder or pattern of photographs.
         max_drop: largest loss of top-1 by quantisation, 0 to 1.
-        dynamic: accept every batch and image size, some 8 % slower.
+        dynamic: accept every batch and image size, 2 to 12 % slower.
     """
     from vankit.export import export as run
 
@@ -389,7 +389,7 @@ def bench(models: list[str] | None = None, /, *, seconds: float = 15) -> None:
 
     Args:
         models: names of timm models; van_b0 if left out.
-        seconds: to time each for, after about half a minute in which the networks are compiled.
+        seconds: to time each for, after a minute or two in which the networks are compiled.
     """
     from vankit.bench import bench as run
 

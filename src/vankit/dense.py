@@ -21,7 +21,7 @@ from vankit.results import Detections, Failure, PanopticMap, SemanticMap
 from vankit.tasks.dense import EVALUATORS, infer
 from vankit.tasks.segment import Test
 
-_EXAMPLE = (3, 96, 128)  # any size, of which the exported backbone does not depend
+_EXAMPLE = (3, 96, 128)  # the exported backbone takes any other size too
 
 Result = Detections | SemanticMap | PanopticMap
 

@@ -40,7 +40,7 @@ class Engine(ABC):
     name: str
     precision: str
     workers: int
-    batch_size: int = 1  # on CPUs: larger batches measured no faster, see docs/performance.md
+    batch_size: int = 1  # on CPUs: larger batches gain little or lose, see docs/performance.md
 
     @abstractmethod
     def __call__(self, x: Array) -> Array:
@@ -56,7 +56,8 @@ class Engine(ABC):
 
 
 def check_options(engine: str, precision: str) -> None:
-    """
+    """Refuse options that no engine has.
+
     Raises:
         ValueError: either is unknown.
     """
@@ -153,7 +154,7 @@ class OpenVinoEngine(Engine):
 
 
 def _one_by_one(request: Any, x: Array) -> Array:
-    """The model of `OpenVinoEngine` has batch size 1 or any: larger batches are no faster, and take more memory."""
+    """The model of `OpenVinoEngine` takes batches of 1, or of any size."""
     if len(x) == 0:
         shape = request.get_compiled_model().output(0).get_partial_shape()
         return np.empty((0, *(d.get_length() for d in list(shape)[1:])), np.float32)
@@ -243,7 +244,7 @@ class OnnxRuntimeEngine(Engine):
 
         def load(blob: bytes) -> Any:
             level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL  # they are in the file
-            return runtime.InferenceSession(bytes(blob), options(level), providers=["CPUExecutionProvider"])
+            return runtime.InferenceSession(blob, options(level), providers=["CPUExecutionProvider"])
 
         def make() -> tuple[Any, bytes]:
             import tempfile

@@ -327,7 +327,7 @@ def engine_for(
         input_size: (C, H, W) of all that it will be given, or of an example where `dynamic`.
         engine, precision, device, batch_size: see `vankit.Predictor`.
         cached: keep the compiled model on disk; only for networks that their weights and type tell apart.
-        dynamic: take every batch and size, which is some 8 % slower.
+        dynamic: take every batch and size, which is 2 to 12 % slower.
 
     Raises:
         ValueError, ImportError: the engine, precision and device do not go together, or a package is missing.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
@@ -100,6 +99,7 @@ class Predictor:
         self.network: nn.Module | None = None
         self._open: Callable[[], Engine]
         self._opening = threading.Lock()
+        self._engine: Engine | None = None
         if is_exported(model):
             if checkpoint is not None:
                 raise ValueError(f"{model} is an exported folder and holds its weights: leave out checkpoint")
@@ -125,11 +125,13 @@ class Predictor:
         self.max_pixels = max_pixels
         self._min_side = 2 * self.preprocessing.min_side if reduced else None
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
         """What runs the network; made on first use, which takes seconds for a network never run on this machine."""
         with self._opening:
-            return self._open()
+            if self._engine is None:
+                self._engine = self._open()
+            return self._engine
 
     def preprocess(self, image: ImageLike) -> NDArray[np.float32]:
         """Decode and prepare one image.
@@ -364,6 +366,7 @@ def predict(
 
 
 def row_of(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as `vankit.data.tables.Row`."""
     labels = prediction.labels
     return {
         "image": _text(prediction.source),
