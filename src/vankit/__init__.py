@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from vankit.export import export
     from vankit.models.fold import fold
     from vankit.models.hub import DownloadError
-    from vankit.models.van import VAN, LargeKernelAttention
+    from vankit.models.lka import LargeKernelAttention
+    from vankit.models.van import VAN
     from vankit.models.weights import Checkpoint, convert, load_checkpoint, read_checkpoint, save_checkpoint
     from vankit.ops import large_kernel_attention
     from vankit.predict import Label, Prediction, Predictor, inference_model, predict
@@ -79,7 +80,7 @@ _LATER = {
     "Failure": "results",
     "ImageError": "data.images",
     "Label": "predict",
-    "LargeKernelAttention": "models.van",
+    "LargeKernelAttention": "models.lka",
     "PanopticMap": "results",
     "Prediction": "predict",
     "Predictor": "predict",

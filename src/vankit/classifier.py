@@ -98,7 +98,7 @@ def _load(
     if not found.num_classes:
         raise ValueError(f"{checkpoint} holds no classification head, only a backbone")
     name = ALIASES.get(wanted, wanted)
-    network = create_model(name, num_classes=found.num_classes)
+    network = create_model(name, num_classes=found.num_classes, lka=metadata.get("lka"))
     weights.load_checkpoint(network, found)
     return name, network, metadata
 

@@ -3,8 +3,10 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, overload
+
+from vankit.models.lka_settings import LkaSettings
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Config:
         channels_last: NHWC memory format.
         seed: of weights, order and augmentation.
         workers: processes that load images, per training process.
+        lka: settings of the network's large kernel attention, see `vankit.LargeKernelAttention`; VAN's if left out.
     """
 
     epochs: int = 300
@@ -47,6 +50,7 @@ class Config:
     channels_last: bool = True
     seed: int = 0
     workers: int = 2
+    lka: LkaSettings = field(default_factory=LkaSettings)
 
     def __post_init__(self) -> None:
         self._check_range("epochs", "batch_size", "accumulate", "lr_batch", low=1)

@@ -155,8 +155,8 @@ def _resume_state(out: Path, resume: bool) -> Path | None:
 def _check_same_run(out: Path, model: str, metadata: dict[str, Any]) -> int:
     """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
     before = json.loads((out / "config.json").read_text())
-    for name, value in {**metadata, "model": model}.items():
-        if name in ("model", "classes", "task", "head", "queries") and before.get(name) != value:
+    for name, value in json.loads(json.dumps({**metadata, "model": model})).items():
+        if name in ("model", "lka", "classes", "task", "head", "queries") and before.get(name) != value:
             raise ValueError(
                 f"{out} holds a run with {name} {before.get(name)}, not {value}: choose another folder (--out)"
             )

@@ -61,6 +61,18 @@ def test_the_papers_networks(name: str) -> None:
     assert largest_difference(trained_like(timm.create_model(name, num_classes=10)), images(1, 3, 64, 96)) <= 1e-12
 
 
+@pytest.mark.parametrize(
+    "lka",
+    [
+        {"without": ["dw_d"]}, {"without": ["pw"]}, {"form": "dense", "kernel_size": 5}, {"form": "lska"},
+        {"form": "strips", "kernel_size": (1, 7, 11)}, {"kernel_size": (7, 21), "dilation": (2, 3)},
+        {"gate": "none"}, {"gate": "add", "sigmoid": True},
+    ],
+)  # fmt: skip
+def test_other_attentions(lka: dict[str, object]) -> None:
+    assert largest_difference(small(lka=lka), images(2, 3, 50, 41)) <= 1e-12
+
+
 def test_the_golden_outputs(
     golden_state_dict: Callable[[str], dict[str, Tensor]], golden_outputs: Callable[[str], dict[str, np.ndarray]]
 ) -> None:

@@ -19,7 +19,8 @@ from timm.models._features_fx import create_feature_extractor, get_graph_node_na
 from timm.optim import create_optimizer_v2
 from torch import Tensor
 
-from vankit.models.van import VAN, LargeKernelAttention
+from vankit.models.lka import LargeKernelAttention
+from vankit.models.van import VAN, create_model
 
 PARAMETERS = {
     "van_b0": 4_105_800,
@@ -248,14 +249,43 @@ def test_state_dict_names():
     assert sorted(small().state_dict()) == sorted([*names, "head.fc.weight", "head.fc.bias"])
 
 
-def test_large_kernel_attention_module():
-    module = LargeKernelAttention(6, device="cpu", dtype=torch.float64)
-    assert [tuple(c.weight.shape) for c in module.children()] == [(6, 1, 5, 5), (6, 1, 7, 7), (6, 6, 1, 1)]
-    x = images(12, 10, chans=6, dtype=torch.float64)
-    # the modules' own padding and dilation agree with the operator, so hooks and converters may run them one by one
-    torch.testing.assert_close(module(x), x * module.pw(module.dw_d(module.dw(x))))
-    dilated = LargeKernelAttention(6, dilation=2, dtype=torch.float64)
-    torch.testing.assert_close(dilated(x), x * dilated.pw(dilated.dw_d(dilated.dw(x))))
+def test_settings_of_the_attention_reach_every_block():
+    model = small(lka={"kernel_size": 7, "dilation": 2, "gate": "add"}, output_stride=16)
+    found = [m for m in model.modules() if isinstance(m, LargeKernelAttention)]
+    assert len(found) == sum(BLOCKS)
+    assert {(m.dw.kernel_size, m.dw_d.kernel_size, m.gate) for m in found} == {((3, 3), (4, 4), "add")}
+    assert [m.dw_d.dilation[0] for m in found] == [2, 2, 2, 2, 2, 4]
+    x = images(40, 37)
+    y = model.stage1.patch_embed(x)
+    block = model.stage1.blocks[0]
+    u = F.gelu(block.attn.proj_1(block.norm1(y)))
+    expected = y + block.layer_scale_1[:, None, None] * (
+        block.norm1(y) + block.attn.proj_2(u + block.attn.lka.pw(block.attn.lka.dw_d(block.attn.lka.dw(u))))
+    )
+    expected = expected + block.layer_scale_2[:, None, None] * block.mlp(block.norm2(expected))
+    torch.testing.assert_close(block(y), expected)
+    assert model(x).shape == (2, CLASSES)
+
+
+@jit
+@pytest.mark.parametrize("lka", [{"form": "lska"}, {"form": "strips", "kernel_size": (1, 7, 11)}, {"without": ["dw"]}])
+def test_other_attentions_keep_the_contract(lka):
+    model = timm.create_model("van_b0", num_classes=3, lka=lka).eval()
+    x = images(64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(torch.jit.script(model)(x), expected)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+    assert [f.shape[1] for f in timm.create_model("van_b0", features_only=True, lka=lka)(x)] == [32, 64, 160, 256]
+    assert len(group_parameters(model, model.group_matcher())) == len(list(model.parameters()))
+
+
+def test_unknown_settings_of_the_attention():
+    with pytest.raises(ValueError, match=r"lka has no setting kernel: expected some of kernel_size, dilation"):
+        timm.create_model("van_b0", lka={"kernel": 7})
+    with pytest.raises(ValueError, match="resnet18 has no large kernel attention to set"):
+        create_model("resnet18", lka={"kernel_size": 7})
+    assert isinstance(create_model("van_b0", lka={}), VAN)
 
 
 # --- variants and registration ---

@@ -115,6 +115,26 @@ def test_each_bias_may_be_none():
         )
 
 
+def test_parts_may_be_left_out_and_the_gate_chosen():
+    x, dw, dw_bias, dw_d, dw_d_bias, pw, pw_bias = arguments(6, 5)
+    steps = {
+        "dw": lambda y: shifted_sum(y, dw, dw_bias, 1),
+        "dw_d": lambda y: shifted_sum(y, dw_d, dw_d_bias, 3),
+        "pw": lambda y: torch.einsum("oc,bchw->bohw", pw[:, :, 0, 0], y) + pw_bias[:, None, None],
+    }
+    tensors = {"dw": (dw, dw_bias), "dw_d": (dw_d, dw_d_bias), "pw": (pw, pw_bias)}
+    gates = {"multiply": lambda x, a: x * a, "add": lambda x, a: x + a, "none": lambda x, a: a}
+    for kept in itertools.product([True, False], repeat=3):
+        names = [name for name, keep in zip(steps, kept, strict=True) if keep]
+        weights = [t for name in steps for t in (tensors[name] if name in names else (None, None))]
+        attn = x
+        for name in names:
+            attn = steps[name](attn)
+        for (gate, gated), sigmoid in itertools.product(gates.items(), (False, True)):
+            out = large_kernel_attention(x, *weights, gate=gate, sigmoid=sigmoid)
+            torch.testing.assert_close(out, gated(x, 1 / (1 + (-attn).exp()) if sigmoid else attn))
+
+
 def test_one_pixel_by_hand():
     # on a 1x1 map only the central taps count: x * (pw * (dw_d * (dw * x + b) + b_d) + b_p)
     x = torch.full((1, 1, 1, 1), 2.0)
@@ -130,8 +150,8 @@ def test_receptive_field(stride_dilation, reach):
     size = 2 * reach + 5
     x = torch.zeros(1, 1, size, size, dtype=torch.float64)
     x[..., reach + 2, reach + 2] = 1
-    attn = reference.depthwise(x, torch.ones(1, 1, 5, 5).double(), None, stride_dilation)
-    attn = reference.depthwise(attn, torch.ones(1, 1, 7, 7).double(), None, 3 * stride_dilation)
+    attn = reference.convolve(x, torch.ones(1, 1, 5, 5).double(), None, stride_dilation)
+    attn = reference.convolve(attn, torch.ones(1, 1, 7, 7).double(), None, 3 * stride_dilation)
     touched = attn[0, 0].nonzero()
     assert touched.min(0).values.tolist() == [2, 2]
     assert touched.max(0).values.tolist() == [2 * reach + 2, 2 * reach + 2]
@@ -211,7 +231,7 @@ def test_inputs_are_not_changed():
 )
 def test_the_convolution_gets_only_the_reachable_taps(size, dilation, expected):
     with ConvWeights() as seen:
-        reference.depthwise(torch.zeros(1, 2, *size), torch.zeros(2, 1, 7, 7), None, dilation)
+        reference.convolve(torch.zeros(1, 2, *size), torch.zeros(2, 1, 7, 7), None, dilation)
     assert seen.sizes == [expected]
 
 
@@ -219,6 +239,24 @@ def test_the_operator_trims_both_depthwise_kernels():
     with ConvWeights() as seen:
         large_kernel_attention(*arguments(2, 4))
     assert seen.sizes == [(3, 5), (1, 3), (1, 1)]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize(
+    ("size", "dilation", "expected"),
+    [
+        ((1, 1), 2, (4, 4)),  # taps at -3, -1, 1 and 3 pixels: none touches a single one
+        ((2, 4), 2, (2, 4)),
+        ((2, 3), 3, (1, 2)),  # taps at -4, -1, 2 and 5
+        ((56, 56), 3, (4, 4)),
+    ],
+)
+def test_even_kernels_are_trimmed_too(size, dilation, expected):
+    x, weight, bias = integers(2, 3, *size), integers(3, 1, 4, 4), integers(3)
+    with ConvWeights() as seen:
+        out = reference.convolve(x, weight, bias, dilation)
+    assert seen.sizes == [expected]
+    assert torch.equal(out, F.conv2d(x, weight, bias, padding="same", dilation=dilation, groups=3))
 
 
 @few
@@ -231,7 +269,7 @@ def test_the_operator_trims_both_depthwise_kernels():
 def test_trimming_changes_nothing_and_leaves_nothing_useless(height, width, k, dilation):
     x, weight, bias = integers(2, 3, height, width), integers(3, 1, k, k), integers(3)
     args = [t.requires_grad_() for t in (x, weight, bias)]
-    actual = output_and_gradients(reference.depthwise, args, dilation)
+    actual = output_and_gradients(reference.convolve, args, dilation)
     expected = output_and_gradients(untrimmed, args, dilation)
     assert torch.equal(actual[0], expected[0])
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
@@ -240,13 +278,13 @@ def test_trimming_changes_nothing_and_leaves_nothing_useless(height, width, k, d
     ones = torch.ones(1, 1, k, k, dtype=torch.float64, requires_grad=True)
     image = torch.ones(1, 1, height, width, dtype=torch.float64)
     (useful,) = torch.autograd.grad(shifted_sum(image, ones, None, dilation).sum(), ones)
-    kept = reference._reachable_taps(ones, height, width, dilation)
+    kept, _ = reference._reachable_taps(image, ones, [dilation * (k // 2)] * 2, dilation)
     assert kept.shape[-2:].numel() == int((useful > 0.5).sum())
 
 
 def test_a_full_kernel_gradient_is_zero_outside_the_reach():
     weight = integers(2, 1, 7, 7).requires_grad_()
-    reference.depthwise(torch.ones(1, 2, 4, 4).double(), weight, None, 3).sum().backward()
+    reference.convolve(torch.ones(1, 2, 4, 4).double(), weight, None, 3).sum().backward()
     assert weight.grad.shape == weight.shape
     assert weight.grad[:, :, 2:5, 2:5].all()
     assert weight.grad.count_nonzero() == 2 * 9
@@ -282,7 +320,7 @@ def test_the_dilated_gradient_is_right_in_bfloat16_on_cpu(autocast: bool, size: 
     F.conv2d(x.double(), exact, padding=9, dilation=3, groups=32).backward(direction.double())
     own = (weight.float() if autocast else weight.clone()).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        out = reference.depthwise(x.float() if autocast else x, own, None, dilation=3)
+        out = reference.convolve(x.float() if autocast else x, own, None, dilation=3)
     assert out.dtype == torch.bfloat16
     out.backward(direction)
     assert own.grad is not None and exact.grad is not None

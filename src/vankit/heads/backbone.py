@@ -1,6 +1,6 @@
 """A VAN as the backbone of a head: four feature maps, at strides 4, 8, 16 and 32."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm.models import FeatureListNet
@@ -19,6 +19,7 @@ def van_features(
     pretrained: bool = False,
     drop_path_rate: float = 0.0,
     grad_checkpointing: bool = False,
+    lka: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A VAN that returns its four stages' outputs.
 
@@ -27,6 +28,7 @@ def van_features(
         pretrained: load the model's public weights.
         drop_path_rate: stochastic depth of the last block, 0 to 1.
         grad_checkpointing: recompute activations in the backward pass.
+        lka: settings of its attention, see `vankit.VAN`.
 
     Returns:
         timm's feature extractor: (B, 3, H, W) → list of (B, C_i, ⌈H/s⌉, ⌈W/s⌉) for s = 4, 8, 16, 32, widths in
@@ -35,10 +37,11 @@ def van_features(
     Raises:
         ValueError, vankit.DownloadError: the model is no VAN, or its weights cannot be had.
     """
-    network: Any = create_model(model, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path_rate)
+    options: dict[str, Any] = {"drop_path_rate": drop_path_rate, "lka": lka}
+    network: Any = create_model(model, pretrained=pretrained, num_classes=0, **options)
     if not isinstance(network, VAN):
         raise ValueError(f"{model} is no VAN: expected van_b0 to van_b6")
-    features: Any = create_model(model, features_only=True, drop_path_rate=drop_path_rate)
+    features: Any = create_model(model, features_only=True, **options)
     features.load_state_dict(network.state_dict())
     for stage in features.children():
         stage.grad_checkpointing = grad_checkpointing

@@ -1,7 +1,7 @@
 """The heads by name: which task each serves, and how it is built over a VAN."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -27,6 +27,7 @@ class HeadOptions:
             themselves, semantic ones take images as they come.
         queries: object queries or proposals, for heads that have them.
         things: for panoptic, whether each class is countable.
+        lka: settings of the backbone's attention, see `vankit.LargeKernelAttention`.
     """
 
     task: str
@@ -36,6 +37,7 @@ class HeadOptions:
     long_side: int = 1333
     queries: int = 100
     things: Sequence[bool] | None = None
+    lka: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sides(self) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def build_network(
         raise ValueError(f"unknown task {options.task!r}: expected detect, segment or panoptic")
     if options.head not in serving:
         raise ValueError(f"unknown head {options.head!r} for {options.task}: expected one of {', '.join(serving)}")
-    features = van_features(options.model, pretrained, drop_path_rate, grad_checkpointing)
+    features = van_features(options.model, pretrained, drop_path_rate, grad_checkpointing, options.lka)
     try:
         return HEADS[options.head].build(features, num_classes, options)
     except ImportError as error:

@@ -46,7 +46,8 @@ def load_network(path: str | PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
         )
     names = ("task", "head", "model", "short_sides", "long_side", "queries", "things")
     try:
-        network = build_network(HeadOptions(**{name: metadata[name] for name in names}), len(metadata["classes"]))
+        options = HeadOptions(**{name: metadata[name] for name in names}, lka=metadata.get("lka", {}))
+        network = build_network(options, len(metadata["classes"]))
     except KeyError as error:
         raise ValueError(
             f"{path} does not say its {error.args[0]}: expected best.safetensors of vankit train"

@@ -120,7 +120,7 @@ def _fold_block(block: Block) -> Tensor:
     _scale_inputs(block.attn.proj_1, a, b)
     _scale_outputs(block.attn.proj_2, layer_scale, layer_scale * b)
     dilated, pw = block.attn.lka.dw_d, block.attn.lka.pw
-    if dilated.bias is not None:
+    if isinstance(dilated, nn.Conv2d) and dilated.bias is not None and isinstance(pw, nn.Conv2d):
         _scale_inputs(pw, torch.ones_like(a), dilated.bias.double())
         dilated.bias = None
     _scale_inputs(block.mlp.fc1, *_affine(block.norm2))

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -19,52 +18,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vankit.models import hub, weights
-from vankit.ops import large_kernel_attention
+from vankit.models.lka import LargeKernelAttention
+from vankit.models.lka_settings import LkaSettings
 
-__all__ = ["VAN", "LargeKernelAttention"]  # register_model adds the entry points
-
-torch.fx.wrap("large_kernel_attention")  # one node to torch.fx: inside, sizes decide which taps are computed
-
-
-class LargeKernelAttention(nn.Module):
-    """LKA(x) = x * conv1x1(dw_d(dw(x))), paper section 3.1.
-
-    Args:
-        dim: channels C; input and output are (B, C, H, W).
-        dilation: factor on every dilation, see `vankit.ops.large_kernel_attention`'s `stride_dilation`.
-    """
-
-    dilation: Final[int]
-
-    def __init__(self, dim: int, dilation: int = 1, device: Any = None, dtype: Any = None) -> None:
-        super().__init__()
-        conv = partial(nn.Conv2d, dim, dim, device=device, dtype=dtype)
-        self.dilation = dilation
-        self.dw = conv(5, padding=2 * dilation, dilation=dilation, groups=dim)
-        self.dw_d = conv(7, padding=9 * dilation, dilation=3 * dilation, groups=dim)
-        self.pw = conv(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return large_kernel_attention(
-            x,
-            self.dw.weight,
-            self.dw.bias,
-            self.dw_d.weight,
-            self.dw_d.bias,
-            self.pw.weight,
-            self.pw.bias,
-            dilation=3,
-            stride_dilation=self.dilation,
-        )
+__all__ = ["VAN"]  # register_model adds the entry points
 
 
 class Attention(nn.Module):
     """1x1 → GELU → LKA → 1x1, plus its own shortcut (paper figure 3d)."""
 
-    def __init__(self, dim: int, dilation: int, **factory: Any) -> None:
+    def __init__(self, dim: int, dilation: int, lka: Mapping[str, Any], **factory: Any) -> None:
         super().__init__()
         self.proj_1 = nn.Conv2d(dim, dim, 1, **factory)
-        self.lka = LargeKernelAttention(dim, dilation, **factory)
+        self.lka = LargeKernelAttention(dim, stride_dilation=dilation, **lka, **factory)
         self.proj_2 = nn.Conv2d(dim, dim, 1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,11 +54,18 @@ class Block(nn.Module):
     """x + ls1 * Attention(BN(x)), then x + ls2 * Mlp(BN(x)), each branch under drop path."""
 
     def __init__(
-        self, dim: int, mlp_ratio: float, drop_path: float, layer_scale: float, dilation: int, **factory: Any
+        self,
+        dim: int,
+        mlp_ratio: float,
+        drop_path: float,
+        layer_scale: float,
+        dilation: int,
+        lka: Mapping[str, Any],
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(dim, **factory)
-        self.attn = Attention(dim, dilation, **factory)
+        self.attn = Attention(dim, dilation, lka, **factory)
         self.layer_scale_1 = nn.Parameter(torch.full((dim,), layer_scale, **factory))
         self.norm2 = nn.BatchNorm2d(dim, **factory)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dilation, **factory)
@@ -175,9 +148,11 @@ class VAN(nn.Module):
         drop_rate: dropout before the head, 0 to 1.
         drop_path_rate: stochastic depth of the last block, 0 to 1; it rises linearly from 0 over the blocks.
         layer_scale_init: initial layer scale.
+        lka: settings of every `LargeKernelAttention` (`LkaSettings`), such as {"kernel_size": 7, "dilation": 2}; as
+            published where left out.
 
     Raises:
-        ValueError: output_stride is not 8, 16 or 32, or there are classes but no pooling.
+        ValueError: output_stride is not 8, 16 or 32, there are classes but no pooling, or a setting of `lka` is wrong.
     """
 
     if TYPE_CHECKING:  # not seen at run time: TorchScript would take the annotations for the stages' types
@@ -198,6 +173,7 @@ class VAN(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         layer_scale_init: float = 1e-2,
+        lka: Mapping[str, Any] | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -205,6 +181,7 @@ class VAN(nn.Module):
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride is {output_stride}, but VAN offers 8, 16 and 32")
         _check_head(num_classes, global_pool)
+        lka = _known_settings(lka or {})
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.num_classes = num_classes
@@ -222,7 +199,7 @@ class VAN(nn.Module):
             reduction *= stride
             stage = Stage(
                 PatchEmbed(chans, dim, kernel_size, stride, before, **factory),
-                [Block(dim, ratio, next(drop_paths), layer_scale_init, dilation, **factory) for _ in range(depth)],
+                [Block(dim, ratio, next(drop_paths), layer_scale_init, dilation, lka, **factory) for _ in range(depth)],
                 LayerNorm2d(dim, eps=1e-6, **factory),
             )
             # transformers' TimmBackbone finds stages as direct children, so they are not in a Sequential
@@ -379,6 +356,13 @@ def _check_head(num_classes: int, global_pool: str) -> None:
         )
 
 
+def _known_settings(lka: Mapping[str, Any]) -> Mapping[str, Any]:
+    known = LkaSettings.__annotations__
+    if unknown := sorted(set(lka) - set(known)):
+        raise ValueError(f"lka has no setting {', '.join(unknown)}: expected some of {', '.join(known)}")
+    return lka
+
+
 def _init_weights(module: nn.Module) -> None:
     """The published initialisation: He fan-out over groups for convolutions, truncated normal for the head."""
     if isinstance(module, nn.Conv2d):
@@ -417,13 +401,17 @@ def variant_of(state_dict: Mapping[str, Tensor]) -> str | None:
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """`timm.create_model`, with an error that helps where the name is wrong.
+    """`timm.create_model`, with an error that helps where the name is wrong, for any model while `lka` is empty.
 
     Raises:
-        ValueError: timm knows no such model or weights.
+        ValueError: timm knows no such model or weights, or `lka` is given for another network than a VAN.
     """
     if ":" not in name and not timm.is_model(name):
         raise ValueError(f"unknown model {name!r}: expected one of {', '.join(VARIANTS)}, or another timm model")
+    if not kwargs.get("lka"):
+        kwargs.pop("lka", None)
+    elif name.split(".")[0] not in VARIANTS:
+        raise ValueError(f"{name} has no large kernel attention to set: leave out lka, or use {', '.join(VARIANTS)}")
     try:
         return timm.create_model(name, **kwargs)
     except RuntimeError as error:

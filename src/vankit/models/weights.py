@@ -60,6 +60,7 @@ _BLOCK = (
 _BLOCK_PREFIX = (
     "stage{s}.blocks.{b}", "block{s}.{b}", "backbone.blocks{s}.{b}", "van.encoder.stages.{i}.layers.{b}"
 )  # fmt: skip
+_LKA = ".attn.lka."
 _NORM = ("stage{s}.norm", "norm{s}", "backbone.norm{s}", "van.encoder.stages.{i}.normalization")
 _HEAD = ("head.fc", "head", "head.fc", "classifier")
 
@@ -75,8 +76,9 @@ class Checkpoint:
         state_dict: tensors under vankit's names.
         format: the format of the file it came from, one of `FORMATS`.
         path: that file.
-        metadata: what a vankit file says of itself: `model` (str), `classes` (list of str), `preprocessing` (dict with
-            input_size, mean, std, crop_pct, interpolation) and whatever else its writer added; empty for other formats.
+        metadata: what a vankit file says of itself: `model` (str), `lka` (dict of its settings, empty for VAN's own),
+            `classes` (list of str), `preprocessing` (dict with input_size, mean, std, crop_pct, interpolation) and
+            whatever else its writer added; empty for other formats.
     """
 
     state_dict: dict[str, Tensor]
@@ -170,6 +172,9 @@ def rename(state_dict: Mapping[str, Tensor], source: str, target: str) -> dict[s
     a, b = FORMATS.index(source), FORMATS.index(target)
     head = any(f"{_HEAD[a]}{leaf}" in state_dict for leaf in (".weight", ".bias"))
     table = {row[a]: row[b] for row in name_table(block_counts(state_dict, source), head)}
+    if source == target == "vankit":  # an attention of other settings has other names
+        table = {old: new for old, new in table.items() if _LKA not in old}
+        table |= {name: name for name in state_dict if _LKA in name}
     unused = set(_HF_UNUSED) if source == "hf" else set()
     _check_names(set(table), set(state_dict) - unused)
     out = {new: state_dict[old] for old, new in table.items()}

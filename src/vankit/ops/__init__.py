@@ -9,35 +9,41 @@ __all__ = ["large_kernel_attention"]
 
 def large_kernel_attention(
     x: Tensor,
-    dw_weight: Tensor,
+    dw_weight: Tensor | None,
     dw_bias: Tensor | None,
-    dw_d_weight: Tensor,
+    dw_d_weight: Tensor | None,
     dw_d_bias: Tensor | None,
-    pw_weight: Tensor,
+    pw_weight: Tensor | None,
     pw_bias: Tensor | None,
     dilation: int = 3,
     stride_dilation: int = 1,
+    gate: str = "multiply",
+    sigmoid: bool = False,
 ) -> Tensor:
     """Large kernel attention (VAN, arXiv 2202.09741, section 3.1, equations 1 and 2).
 
     `x * conv1x1(dw_d(dw(x)))`: a K x K convolution decomposed into a (2d-1) x (2d-1) depth-wise convolution, a
-    ceil(K/d) x ceil(K/d) depth-wise convolution with dilation d, and a 1x1 convolution. K = 21 and d = 3 in VAN.
+    ceil(K/d) x ceil(K/d) depth-wise convolution with dilation d, and a 1x1 convolution. K = 21 and d = 3 in VAN. A
+    kernel that is None leaves its convolution out, as the paper's ablation does (table 3).
 
     Args:
-        x: input, (B, C, H, W), any float dtype and memory format.
-        dw_weight: depth-wise kernel, (C, 1, k, k), k odd.
+        x: input, (B, C, H, W), any float dtype and memory format; or (B, C, L) or (B, C, D, H, W), with kernels of as
+            many axes.
+        dw_weight: depth-wise kernel, (C, 1, k, k), or None.
         dw_bias: (C,) or None.
-        dw_d_weight: dilated depth-wise kernel, (C, 1, k, k), k odd.
+        dw_d_weight: dilated depth-wise kernel, (C, 1, k, k), or None. The output has the size of `x` for even k too.
         dw_d_bias: (C,) or None.
-        pw_weight: 1x1 kernel, (C, C, 1, 1).
+        pw_weight: 1x1 kernel, (C, C, 1, 1), or None.
         pw_bias: (C,) or None.
         dilation: d, the dilation of the second convolution.
         stride_dilation: factor on the dilation of both depth-wise convolutions, above 1 where a stage's stride was
             traded for dilation (`output_stride`).
+        gate: multiply, add (x + attention) or none (the attention alone).
+        sigmoid: put the attention through a sigmoid before the gate.
 
     Returns:
-        (B, C, H, W), dtype of `x`.
+        (B, C, H, W), dtype of `x`; under autocast without a gate, autocast's.
     """
     return reference.large_kernel_attention(
-        x, dw_weight, dw_bias, dw_d_weight, dw_d_bias, pw_weight, pw_bias, dilation, stride_dilation
+        x, dw_weight, dw_bias, dw_d_weight, dw_d_bias, pw_weight, pw_bias, dilation, stride_dilation, gate, sigmoid
     )

@@ -5,27 +5,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
-    """Depth-wise convolution that keeps the spatial size.
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
+    """Convolution that keeps the spatial size, over one to three axes.
 
     Args:
-        x: input, (B, C, H, W).
-        weight: (C, 1, k, k), k odd.
-        bias: (C,) or None.
+        x: input, (B, C, L), (B, C, H, W) or (B, C, D, H, W).
+        weight: depth-wise (C, 1, k…) or dense (C', C, k…), k of any size. The map is padded with zeros, by one dilation
+            more at its end than at its start where dilation·(k-1) is odd, as PyTorch's `padding="same"`.
+        bias: (C',) or None.
         dilation: distance between kernel taps in pixels.
 
     Returns:
-        (B, C, H, W).
+        (B, C', …), of the size of `x`.
     """
-    if not torch.jit.is_scripting() and dilation > 1 and _would_train_in_bfloat16(x):
+    depthwise = weight.shape[1] == 1 and weight.shape[0] > 1
+    if not torch.jit.is_scripting() and depthwise and dilation > 1 and _would_train_in_bfloat16(x):
         result_type = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         with torch.autocast("cpu", enabled=False):
             wide_bias = None if bias is None else bias.float()
-            return depthwise(x.float(), weight.float(), wide_bias, dilation).to(result_type)
+            return convolve(x.float(), weight.float(), wide_bias, dilation).to(result_type)
+    before = [dilation * (k - 1) // 2 for k in weight.shape[2:]]
     if not torch.jit.is_scripting() and _sizes_are_known(x):
-        weight = _reachable_taps(weight, x.shape[-2], x.shape[-1], dilation)
-    padding = [dilation * (weight.shape[-2] // 2), dilation * (weight.shape[-1] // 2)]
-    return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=weight.shape[0])
+        weight, before = _reachable_taps(x, weight, before, dilation)
+    uneven = False
+    around: list[int] = []  # as F.pad takes it: the last axis first
+    for i in range(len(before) - 1, -1, -1):
+        after = dilation * (weight.shape[2 + i] - 1) - before[i]
+        around += [before[i], after]
+        uneven = uneven or before[i] != after
+    if uneven:
+        x = F.pad(x, around)
+        before = [0 for _ in before]
+    groups = weight.shape[0] if depthwise else 1
+    if len(before) == 1:
+        return F.conv1d(x, weight, bias, padding=before, dilation=dilation, groups=groups)
+    if len(before) == 3:
+        return F.conv3d(x, weight, bias, padding=before, dilation=dilation, groups=groups)
+    return F.conv2d(x, weight, bias, padding=before, dilation=dilation, groups=groups)
 
 
 @torch.jit.unused
@@ -43,36 +59,64 @@ def _would_train_in_bfloat16(x: Tensor) -> bool:
 def _sizes_are_known(x: Tensor) -> bool:
     """Whether the taps may be chosen by the map's size: not where the graph made here must serve other sizes."""
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():  # where symbols pass for int
-        return type(x.shape[-2]) is int and type(x.shape[-1]) is int
+        return all(type(size) is int for size in x.shape[2:])
     return not (torch.jit.is_tracing() or torch.compiler.is_compiling())
 
 
-def _reachable_taps(weight: Tensor, height: int, width: int, dilation: int) -> Tensor:
-    """The kernel without the outer taps that meet nothing but padding on a map of this size: exact, and far cheaper.
+@torch.jit.unused
+def _reachable_taps(x: Tensor, weight: Tensor, before: list[int], dilation: int) -> tuple[Tensor, list[int]]:
+    """The kernel without the outer taps that meet nothing but padding on a map of this size, and the padding at the
+    map's start that is left: exact, and far cheaper.
 
     On 4x4 maps a 7x7 kernel with dilation 3 has 9 taps that can touch the map, on 2x2 maps one. Left out where a size
     may be symbolic, since the choice depends on it.
     """
-    for axis, size in ((-2, height), (-1, width)):
-        k = weight.shape[axis]
-        reach = min(k // 2, max(size - 1, 0) // dilation)
-        weight = weight.narrow(axis, k // 2 - reach, 2 * reach + 1)
-    return weight
+    before = list(before)
+    for i, start in enumerate(before):
+        reach = max(x.shape[2 + i] - 1, 0)
+        first = max(-((reach - start) // dilation), 0)
+        last = min((start + reach) // dilation, weight.shape[2 + i] - 1)
+        if first <= last:  # else, of an even kernel, no tap touches a map this narrow
+            weight = weight.narrow(2 + i, first, last - first + 1)
+            before[i] = start - first * dilation
+    return weight, before
+
+
+def gated(x: Tensor, attn: Tensor, gate: str = "multiply", sigmoid: bool = False) -> Tensor:
+    """What attention does to its input.
+
+    Args:
+        x: input, (B, C, …).
+        attn: attention, of the same shape.
+        gate: multiply (x · attn), add (x + attn) or none (attn alone).
+        sigmoid: put the attention through a sigmoid first.
+    """
+    if sigmoid:
+        attn = torch.sigmoid(attn)
+    if gate == "multiply":
+        return torch.mul(x, attn)
+    return attn if gate == "none" else x + attn
 
 
 def large_kernel_attention(
     x: Tensor,
-    dw_weight: Tensor,
+    dw_weight: Tensor | None,
     dw_bias: Tensor | None,
-    dw_d_weight: Tensor,
+    dw_d_weight: Tensor | None,
     dw_d_bias: Tensor | None,
-    pw_weight: Tensor,
+    pw_weight: Tensor | None,
     pw_bias: Tensor | None,
     dilation: int = 3,
     stride_dilation: int = 1,
+    gate: str = "multiply",
+    sigmoid: bool = False,
 ) -> Tensor:
     """See `vankit.ops.large_kernel_attention`."""
-    attn = depthwise(x, dw_weight, dw_bias, stride_dilation)
-    attn = depthwise(attn, dw_d_weight, dw_d_bias, dilation * stride_dilation)
-    attn = F.conv2d(attn, pw_weight, pw_bias)
-    return torch.mul(x, attn)
+    attn = x
+    if dw_weight is not None:
+        attn = convolve(attn, dw_weight, dw_bias, stride_dilation)
+    if dw_d_weight is not None:
+        attn = convolve(attn, dw_d_weight, dw_d_bias, dilation * stride_dilation)
+    if pw_weight is not None:
+        attn = convolve(attn, pw_weight, pw_bias)
+    return gated(x, attn, gate, sigmoid)

@@ -120,6 +120,7 @@ def build_classifier(model: str, num_classes: int, config: TrainConfig, **overla
         num_classes=num_classes,
         drop_path_rate=config.drop_path_rate,
         drop_rate=config.drop_rate,
+        lka=config.lka,
         pretrained_cfg_overlay=overlay or None,
     )
     if not isinstance(network, VAN):
@@ -157,6 +158,7 @@ def setup_classify(
     task = Classifier(network, len(classes), config, config.batch_size * processes.world * config.accumulate)
     metadata = {
         "model": model.split(".")[0],
+        "lka": config.lka,
         "classes": classes,
         "preprocessing": {
             "input_size": [3, config.img_size, config.img_size],

@@ -185,7 +185,12 @@ def setup_dense(
     classes = list(train_set.classes)
     things = list(getattr(train_set, "things", [True] * len(classes)))
     options = replace(
-        options, things=things, queries=config.queries, short_sides=config.short_sides, long_side=config.long_side
+        options,
+        lka=config.lka,
+        things=things,
+        queries=config.queries,
+        short_sides=config.short_sides,
+        long_side=config.long_side,
     )
     pretrained = config.pretrained and checkpoint is None
     network = build_network(options, len(classes), pretrained, config.drop_path_rate, config.grad_checkpointing)
@@ -200,6 +205,7 @@ def setup_dense(
         "task": options.task,
         "head": options.head,
         "model": options.model.split(".")[0],
+        "lka": config.lka,
         "classes": classes,
         "things": things,
         "category_ids": list(getattr(train_set, "category_ids", range(len(classes)))),

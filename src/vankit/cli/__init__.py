@@ -1,7 +1,6 @@
 """The `vankit` command: a thin layer over the Python API."""
 
 import dataclasses
-import inspect
 import io
 import logging
 import os
@@ -15,6 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vankit import __version__, recipes
+from vankit.cli.settings import Settings, given
+from vankit.cli.study import study
+from vankit.cli.terminal import console, quieten_lightning
 from vankit.engines import EngineName, Precision
 
 app = App(
@@ -23,21 +25,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-
-_CONFIGS = (recipes.Config, recipes.TrainConfig, recipes.DenseConfig)
-
-# Every setting of every recipe as an option that is None unless given, so that the recipe's value stays
-Settings = dataclasses.make_dataclass(
-    "Settings",
-    [
-        (name, Annotated[field.type | None, Parameter(consume_multiple=True)], dataclasses.field(default=None))  # type: ignore[operator]
-        for name, field in {f.name: f for config in _CONFIGS for f in dataclasses.fields(config)}.items()
-    ],
-    namespace={"__module__": __name__},  # cyclopts does not look into classes of unknown modules
-)
-Settings.__doc__ = "Settings.\n\nAttributes:\n" + "".join(
-    inspect.cleandoc(config.__doc__ or "").partition("Attributes:\n")[2] + "\n" for config in _CONFIGS
-)
+app.command(study)
 
 
 @app.command
@@ -63,7 +51,7 @@ def models(*, size: int = 224) -> None:
         top1, top5 = (f"{x:.2f}" for x in ACCURACY[name]) if name in ACCURACY else ("", "")
         row = (f"{cost.params:,}", f"{cost.macs / 1e9:.3f}", f"{cost.macs_all / 1e9:.3f}", top1, top5)
         table.add_row(name, *row, "public" if name in ACCURACY else "none")
-    _console().print(table)
+    console().print(table)
 
 
 @app.command
@@ -105,14 +93,14 @@ def train(
     """
     from vankit.train import train as run
 
-    _quieten_lightning()
-    given = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None} if settings else {}
+    quieten_lightning()
+    chosen = given(settings)
     config = recipes.recipe(recipe, model, task, head)
-    if unknown := sorted(set(given) - {field.name for field in dataclasses.fields(config)}):
+    if unknown := sorted(set(chosen) - {field.name for field in dataclasses.fields(config)}):
         raise ValueError(f"--{unknown[0].replace('_', '-')} is no setting of task {task}: leave it out")
-    if "epochs" in given and isinstance(config, recipes.DenseConfig):
-        given.setdefault("iterations", 0)  # some recipes count these instead
-    config = dataclasses.replace(config, **given)
+    if "epochs" in chosen and isinstance(config, recipes.DenseConfig):
+        chosen.setdefault("iterations", 0)  # some recipes count these instead
+    config = dataclasses.replace(config, **chosen)
     result = run(data, model, config, out, checkpoint, resume, task=task, head=head, skip_bad=skip_bad)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"best {result.measure} {result.score:.2%} after {result.seconds:.0f} s: {result.best}")
@@ -171,7 +159,7 @@ def validate(
     for row in report.per_class():
         shares = ("" if row[key] is None else f"{row[key]:.1%}" for key in ("recall", "precision"))
         table.add_row(row["class"], str(row["images"]), *shares)
-    _console().print(table)
+    console().print(table)
     print(f"top-1 {report.top1:.2%}  top-5 {report.top5:.2%}  images {report.count}  left out {len(report.skipped)}")
 
 
@@ -183,7 +171,7 @@ def _print_scenes(data: str, report: Any) -> None:
         table.add_column(name, justify="right")
     for row in report.per_class:
         table.add_row(row["class"], *(_figure(row[name]) for name in columns))
-    _console().print(table)
+    console().print(table)
     figures = "  ".join(f"{name} {_figure(value)}" for name, value in report.measures.items())
     print(f"{figures}  images {report.count}  left out {len(report.skipped)}")
 
@@ -405,7 +393,7 @@ def bench(models: list[str] | None = None, /, *, seconds: float = 15) -> None:
         speedup = "" if row.speedup is None else f"{row.speedup:.1f}"
         cells = f"{row.ms:.2f}", f"{row.ms_low:.2f} – {row.ms_high:.2f}", speedup
         table.add_row(row.model, row.contender, *cells, f"{row.agreement:.0%}", f"{row.difference:.0e}")
-    _console().print(table)
+    console().print(table)
 
 
 @app.command
@@ -434,21 +422,11 @@ def demo(*, out: Path = Path("runs/demo")) -> None:
     """
     from vankit.demo import demo as run
 
-    _quieten_lightning()
+    quieten_lightning()
     result = run(out)
     print(f"top-1 {result.report.top1:.2%} on {result.report.count:,} new images")
     print(f"pictures: {result.picture}, {result.confusion}")
     print(f"next: vankit predict photo.jpg --checkpoint {result.checkpoint}")
-
-
-def _quieten_lightning() -> None:
-    """It announces hardware and products at a level that its import sets."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
-
-def _console() -> Console:
-    """Wide enough for whole rows where the output is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def main(argv: list[str] | None = None) -> None:

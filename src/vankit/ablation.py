@@ -1,0 +1,157 @@
+"""The paper's ablations, trained: every row of `vankit.study.ABLATIONS` on the same data with the same budget."""
+
+import csv
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from vankit.models.weights import read_metadata
+from vankit.recipes import TrainConfig, short
+from vankit.study import ABLATIONS, Ablation
+from vankit.train import train
+
+_BUDGET = ("epochs", "img_size", "batch_size", "lr", "precision")
+_COLUMNS = ("row", "seed", "top1", "seconds", "model", "data", *_BUDGET)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained row.
+
+    Attributes:
+        row: name of the ablation.
+        seed: of weights, order and augmentation.
+        top1: accuracy after the last epoch on the val split, 0 to 1; the last rather than the best, which would be
+            chosen by the same images.
+    """
+
+    row: str
+    seed: int
+    top1: float
+
+
+def ablate(
+    data: str | PathLike[str],
+    config: TrainConfig | None = None,
+    seeds: int = 3,
+    out: str | PathLike[str] = "runs/ablation",
+    rows: Sequence[str] = (),
+    model: str = "van_b0",
+) -> Iterator[Run]:
+    """Train rows of the ablation with one budget, all of them with one seed before the next.
+
+    What is done is in `out`/ablation.csv and is not done again; a run that was stopped goes on after its last epoch.
+
+    Args:
+        data: see `vankit.train`.
+        config: the budget; the recipe `short` if None. Its seed and lka are not used.
+        seeds: runs of each row, with seeds from 0.
+        out: folder for ablation.csv and a folder a run, with its weights and log.
+        rows: names of `vankit.study.ABLATIONS`; all if empty. Rows that are the same network are trained once.
+        model: van_b0 to van_b6.
+
+    Yields:
+        All runs, those already done first.
+
+    Raises:
+        ValueError: there is no such row, or `out` holds runs of another model, data or budget.
+    """
+    chosen = _chosen(rows)
+    table = Path(out) / "ablation.csv"
+    config = config or short(model)
+    budget = {"model": model, "data": str(data)} | {name: str(getattr(config, name)) for name in _BUDGET}
+    done = _read(table, budget)
+    yield from done
+    finished = {(run.row, run.seed) for run in done}
+    for seed in range(seeds):
+        for row in chosen:
+            if (row.name, seed) not in finished:
+                settings = replace(config, seed=seed, lka=row.lka)
+                folder = Path(out) / f"{'-'.join(re.findall('[a-z0-9]+', row.name.lower()))}-{seed}"
+                state = folder / "resume.ckpt"
+                result = train(str(data), model, settings, folder, resume=state.is_file())
+                run = Run(row.name, seed, read_metadata(result.last)["measures"]["top-1"])
+                _append(table, {"row": run.row, "seed": seed, "top1": run.top1, **budget, "seconds": result.seconds})
+                state.unlink(missing_ok=True)  # three times the weights, and the run is over
+                yield run
+
+
+def _chosen(names: Sequence[str]) -> list[Ablation]:
+    known = {row.name: row for row in ABLATIONS}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"there is no row {unknown[0]!r}: expected some of {', '.join(known)}")
+    chosen: list[Ablation] = []
+    for name in names or known:
+        if all(known[name].lka != row.lka for row in chosen):
+            chosen.append(known[name])
+    return chosen
+
+
+def _read(table: Path, budget: dict[str, str]) -> list[Run]:
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for name, value in budget.items():
+            if row[name] != value:
+                raise ValueError(
+                    f"{table} holds runs with {name} {row[name]}, not {value}: choose another folder (--out)"
+                )
+    return [Run(row["row"], int(row["seed"]), float(row["top1"])) for row in rows]
+
+
+def _append(table: Path, row: dict[str, Any]) -> None:
+    table.parent.mkdir(parents=True, exist_ok=True)
+    new = not table.exists()
+    with table.open("a", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def summary(runs: Sequence[Run]) -> dict[str, tuple[float, float | None, int]]:
+    """By row of the table: mean top-1, its standard deviation over seeds (None of one), and how many seeds.
+
+    A row that is the same network as a trained one has its figures.
+    """
+    found: dict[str, tuple[float, float | None, int]] = {}
+    for row in ABLATIONS:
+        same = {other.name for other in ABLATIONS if other.lka == row.lka}
+        values = [run.top1 for run in runs if run.row in same]
+        if values:
+            deviation = statistics.stdev(values) if len(values) > 1 else None
+            found[row.name] = (statistics.mean(values), deviation, len(values))
+    return found
+
+
+def plot(runs: Sequence[Run], path: str | PathLike[str], title: str) -> None:
+    """Draw the trained rows: every seed and their mean, beside the published accuracy.
+
+    Args:
+        runs: see `ablate`.
+        path: image file to write.
+        title: heading of our panel.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [row for row in ABLATIONS if row.name in summary(runs)]
+    figure = Figure(figsize=(10, 0.4 * len(rows) + 1.2), layout="constrained")
+    ours, published = figure.subplots(1, 2, sharey=True)
+    for y, row in enumerate(reversed(rows)):
+        same = {other.name for other in ABLATIONS if other.lka == row.lka}
+        values = [100 * run.top1 for run in runs if run.row in same]
+        ours.plot(values, [y] * len(values), "o", color="tab:gray", markersize=4)
+        ours.plot(statistics.mean(values), y, "|", color="tab:red", markersize=16, markeredgewidth=2)
+        published.plot(row.top1, y, "|", color="tab:red", markersize=16, markeredgewidth=2)
+    ours.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
+    ours.set(title=title, xlabel="top-1 %, seeds and mean")
+    published.set(title="published, ImageNet-1k at 224 px", xlabel="top-1 %")
+    for axes in (ours, published):
+        axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,158 @@
+"""`vankit study`: the paper's tables, recomputed."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich.table import Table
+
+from vankit import recipes
+from vankit.cli.settings import Settings, given
+from vankit.cli.terminal import console, quieten_lightning
+
+study = App(name="study", help="The paper's tables, recomputed: what VAN costs, and what each part of it is for.")
+
+
+def _table(title: str, *headings: str, caption: str | None = None) -> Table:
+    """The first column names the row."""
+    table = Table(title=title, caption=caption)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left")
+    return table
+
+
+@study.command
+def decomposition(
+    *,
+    kernel_size: int = 21,
+    dilation: int | None = None,
+    channels: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (32, 64, 128, 256, 512),
+    plot: Path | None = None,
+) -> None:
+    """Parameters of a large convolution undivided, as MobileNet decomposes it, and as LKA does (paper table 1).
+
+    Args:
+        kernel_size: K.
+        dilation: d; the one with the fewest parameters if left out.
+        channels: C of each row.
+        plot: image file for a picture of it.
+    """
+    from vankit.study import best_dilation, depthwise_params, plot_decomposition
+    from vankit.study import decomposition as run
+
+    rows = run(kernel_size, dilation, channels)
+    d = dilation or best_dilation(kernel_size)
+    table = _table(f"parameters, K = {kernel_size}, d = {d}", "channels", "standard", "MobileNet", "LKA")
+    for row in rows:
+        table.add_row(str(row.channels), f"{row.standard:,}", f"{row.mobilenet:,}", f"{row.lka:,}")
+    console().print(table)
+    near = (f"d={n} {depthwise_params(kernel_size, n)}" for n in range(max(1, d - 2), d + 3))
+    print(f"depth-wise parameters a channel: {', '.join(near)}; fewest at d={best_dilation(kernel_size)}")
+    if plot:
+        plot_decomposition(kernel_size, rows, plot)
+        print(f"picture: {plot}")
+
+
+@study.command
+def variants(names: list[str] | None = None, /, *, size: int = 224) -> None:
+    """Parameters and multiply-accumulates of the variants, by stage and kind of layer.
+
+    Args:
+        names: of the variants; all if left out.
+        size: side in pixels of the square image that is counted for.
+    """
+    from vankit.models.van import VARIANTS
+    from vankit.study import Complexity, layers
+
+    for name in names or VARIANTS:
+        costs = layers(name, size)
+        table = _table(f"{name} at {size} px", "", "parameters", "GMACs", "GMACs\n+ bias, norm, product")
+        for by in (0, 1):  # stages, then kinds of layer
+            for part in dict.fromkeys(key[by] for key in costs):
+                cost = sum((cost for key, cost in costs.items() if key[by] == part), Complexity())
+                table.add_row(part, *_cost(cost))
+            table.add_section()
+        table.add_row("all", *_cost(sum(costs.values(), Complexity())))
+        console().print(table)
+
+
+def _cost(cost: Any) -> tuple[str, str, str]:
+    return f"{cost.params:,}", f"{cost.macs / 1e9:.4f}", f"{cost.macs_all / 1e9:.4f}"
+
+
+@study.command
+def ablation(
+    *,
+    train: str | None = None,
+    seeds: int = 3,
+    rows: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    model: str = "van_b0",
+    out: Path = Path("runs/ablation"),
+    plot: Path | None = None,
+    settings: Annotated[Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
+) -> None:
+    """The paper's ablations of LKA (tables 3 and 4), and on request trained: each row with the same budget.
+
+    Args:
+        train: labelled images to train every row on, as for vankit train; none are trained if left out. What is in
+            --out already is not trained again.
+        seeds: runs of each row.
+        rows: names of rows to train, as the table has them; all if left out.
+        model: van_b0 to van_b6.
+        out: folder for ablation.csv and the runs.
+        plot: image file for a picture of the trained rows.
+        settings: overrides of the recipe short.
+    """
+    from vankit.ablation import ablate, summary
+    from vankit.ablation import plot as draw
+    from vankit.study import ABLATIONS, complexity
+
+    if train is None and (given(settings) or rows or plot):
+        raise ValueError("--rows, --plot and settings are of training: add --train DATA")
+    runs = []
+    if train is not None:
+        quieten_lightning()
+        config = dataclasses.replace(recipes.short(model), **given(settings))
+        for run in ablate(train, config, seeds, out, rows, model):
+            print(f"{run.row}, seed {run.seed}: top-1 {run.top1:.2%}")
+            runs.append(run)
+    found = summary(runs)
+    headings = ("", "parameters, M", "GMACs", "published\nparameters, M", "published\nGMACs", "published\ntop-1 %")
+    ours = (f"here\n{train}\ntop-1 %", "seeds") if train is not None else ()
+    table = _table(f"{model}, GMACs at 224 px with biases, norms and products", *headings, *ours)
+    for row in ABLATIONS:
+        cost = complexity(model, lka=row.lka)
+        cells = [f"{cost.params / 1e6:.2f}", f"{cost.macs_all / 1e9:.2f}", row.params, row.gmacs, f"{row.top1}"]
+        if row.name in found:
+            mean, deviation, count = found[row.name]
+            cells += [f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}"), str(count)]
+        table.add_row(row.name, *cells)
+    console().print(table)
+    if plot is not None:
+        draw(runs, plot, f"{train}, {config.epochs} epochs at {config.img_size} px")
+        print(f"picture: {plot}")
+
+
+@study.command
+def compare(models: list[str] | None = None, /, *, seconds: float = 60, plot: Path | None = None) -> None:
+    """VAN beside ResNet, PVTv2, Swin and ConvNeXt: cost, published accuracy, and time for an image on this machine.
+
+    Args:
+        models: names of timm models; the ones with a known accuracy if left out.
+        seconds: to time all of them for, after minutes in which they are compiled; 0 times none.
+        plot: image file for accuracy against cost.
+    """
+    from vankit.comparison import comparison
+    from vankit.comparison import plot as draw
+
+    rows = comparison(models or (), seconds)
+    table = _table("one image at a time, vankit's engine", "", "parameters, M", "GMACs", "top-1 %", "ms", "quartiles")
+    for row in rows:
+        times = ("", "") if row.ms is None else (f"{row.ms:.1f}", f"{row.ms_low:.1f} – {row.ms_high:.1f}")
+        top1 = "" if row.top1 is None else f"{row.top1:.1f}"
+        table.add_row(row.model, f"{row.params / 1e6:.1f}", f"{row.macs / 1e9:.2f}", top1, *times)
+    console().print(table)
+    if plot is not None:
+        draw(rows, plot)
+        print(f"picture: {plot}")

@@ -1,0 +1,214 @@
+"""Large kernel attention as a module: its kernel, its gate and its decomposition are there to choose."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vankit.models.lka_settings import Form, Gate, Part
+from vankit.ops import large_kernel_attention
+from vankit.ops.reference import convolve, gated
+
+__all__ = ["LargeKernelAttention"]
+
+torch.fx.wrap("large_kernel_attention")  # one node to torch.fx: inside, sizes decide which taps are computed
+
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_PARTS: dict[str, tuple[str, ...]] = {
+    "lka": ("dw", "dw_d", "pw"), "lska": ("dw", "dw_d", "pw"), "strips": ("dw", "pw"), "dense": (),
+}  # fmt: skip
+
+
+class Chain(nn.Sequential):
+    """Convolutions one after the other, each keeping the spatial size; none of them is the identity."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self:
+            x = convolve(x, conv.weight, conv.bias, conv.dilation[0])
+        return x
+
+
+class LargeKernelAttention(nn.Module):
+    """LKA(x) = x · conv1x1(dw_d(dw(x))), paper section 3.1, with its ablations (table 3) and its relatives.
+
+    Forms, for a K x K kernel and dilation d:
+
+    - `lka`: depth-wise (2d-1) x (2d-1), then depth-wise ⌈K/d⌉ x ⌈K/d⌉ with dilation d, then 1x1. With several K and d,
+      each has a share of the channels before the common 1x1: the multi-scale structure that the paper leaves to future
+      work (section 5), as in MAN (arXiv 2209.14145).
+    - `lska`: the same with each depth-wise kernel as a row and a column, large separable kernel attention (arXiv
+      2309.01439).
+    - `strips`: depth-wise (2d-1) x (2d-1), then depth-wise 1 x K and K x 1, then 1x1: StripNet (arXiv 2501.03775) with
+      K = 19. With several K, the sum of such pairs, of which K = 1 is the identity: with K = (1, 7, 11, 21) the
+      multi-scale convolutional attention of SegNeXt (arXiv 2209.08575).
+    - `dense`: one undivided K x K convolution of all channels, as in the last row of the paper's table 3.
+
+    Args:
+        dim: channels C; input and output are (B, C, H, W).
+        kernel_size: K, or several.
+        dilation: d; for `lka` and `lska` with several K as many d. Of no effect on `dense`.
+        form: lka, lska, strips or dense.
+        without: convolutions to leave out: dw, dw_d, pw.
+        gate: how the attention meets the input: multiply, add, or none (the output is the attention).
+        sigmoid: put the attention through a sigmoid before the gate.
+        ndim: spatial axes: 1 for (B, C, L), 2, or 3 for (B, C, D, H, W), where a row and a column become one kernel an
+            axis.
+        stride_dilation: factor on every dilation, see `vankit.ops.large_kernel_attention`.
+
+    Raises:
+        ValueError: a setting is out of range, or the settings do not go together.
+    """
+
+    dilation: Final[int]
+    stride_dilation: Final[int]
+    gate: Final[str]
+    sigmoid: Final[bool]
+    undivided: Final[bool]
+    shares: list[int]  # channels of each branch, or none: all branches take all channels, and are summed
+
+    if TYPE_CHECKING:  # not seen at run time: TorchScript would take the annotations for the modules' types
+        dw: nn.Module | None
+        dw_d: nn.Module | None
+        pw: nn.Module | None
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int | Sequence[int] = 21,
+        dilation: int | Sequence[int] = 3,
+        *,
+        form: Form = "lka",
+        without: Sequence[Part] = (),
+        gate: Gate = "multiply",
+        sigmoid: bool = False,
+        ndim: int = 2,
+        stride_dilation: int = 1,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        _check(form, without, gate, ndim)
+        scales = _scales(kernel_size, dilation, form, dim)
+        kept = [part for part in _PARTS[form] if part not in without]
+        self.dim, self.gate, self.sigmoid, self.stride_dilation = dim, gate, sigmoid, stride_dilation
+        self.dilation = scales[0][1]
+        self.undivided = form == "lka" and len(scales) == 1  # which the operator computes in one call
+        self.shown = f"form={form}, scales={scales}"  # by extra_repr
+        conv = partial(_conv, ndim=ndim, factor=stride_dilation, device=device, dtype=dtype)
+        self.dw = self.dw_d = self.pw = None
+        self.shares = []
+        self.branches = nn.ModuleList()
+        if self.undivided:
+            for part, kernel in _kernels(*scales[0]).items():
+                setattr(self, part, conv(dim, *kernel) if part in kept else None)
+        elif form == "strips":
+            if "dw" in kept:
+                self.dw = Chain(conv(dim, 2 * self.dilation - 1))
+            self.branches.extend(Chain(*_rows(conv, dim, size, 1, ndim)) for size, _ in scales)
+        elif form == "dense":
+            self.branches.append(Chain(conv(dim, scales[0][0], groups=1)))
+        else:
+            self.shares = [len(share) for share in torch.arange(dim, device="cpu").tensor_split(len(scales))]
+            for share, scale in zip(self.shares, scales, strict=True):
+                layers: list[nn.Module] = []
+                for size, d in (kernel for part, kernel in _kernels(*scale).items() if part in kept):
+                    layers += _rows(conv, share, size, d, ndim) if form == "lska" else [conv(share, size, d)]
+                self.branches.append(Chain(*layers))
+        if "pw" in kept:
+            self.pw = conv(dim, 1, groups=1)
+
+    def extra_repr(self) -> str:
+        return f"{self.shown}, gate={self.gate}, sigmoid={self.sigmoid}"
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The attention that gates `x`, before sigmoid and gate: (B, C, H, W) → (B, C, H, W)."""
+        if self.undivided:
+            return self._operator(x, "none", False)
+        attn = x if self.dw is None else self.dw(x)
+        if len(self.shares) > 0:
+            parts = attn.split(self.shares, 1)
+            attn = torch.cat([branch(parts[i]) for i, branch in enumerate(self.branches)], 1)
+        else:
+            whole = attn
+            for i, branch in enumerate(self.branches):
+                attn = branch(whole) if i == 0 else attn + branch(whole)
+        return attn if self.pw is None else convolve(attn, self.pw.weight, self.pw.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.undivided:
+            return self._operator(x, self.gate, self.sigmoid)
+        return gated(x, self.attention(x), self.gate, self.sigmoid)
+
+    def _operator(self, x: Tensor, gate: str, sigmoid: bool) -> Tensor:
+        return large_kernel_attention(
+            x,
+            None if self.dw is None else self.dw.weight,
+            None if self.dw is None else self.dw.bias,
+            None if self.dw_d is None else self.dw_d.weight,
+            None if self.dw_d is None else self.dw_d.bias,
+            None if self.pw is None else self.pw.weight,
+            None if self.pw is None else self.pw.bias,
+            self.dilation,
+            self.stride_dilation,
+            gate,
+            sigmoid,
+        )
+
+
+def _conv(
+    dim: int,
+    kernel_size: int | Sequence[int],
+    dilation: int = 1,
+    groups: int | None = None,
+    *,
+    ndim: int,
+    factor: int,
+    **factory: Any,
+) -> Any:
+    """Depth-wise unless `groups` is given. Its own padding keeps the size, so that it may be run by itself."""
+    options = {"dilation": dilation * factor, "groups": groups or dim, "padding": "same", **factory}
+    return _CONV[ndim](dim, dim, kernel_size, **options)  # type: ignore[arg-type]
+
+
+def _rows(conv: Any, dim: int, size: int, dilation: int, ndim: int) -> Iterator[nn.Module]:
+    """A kernel along each axis in turn, the last axis first; of one pixel it is the identity."""
+    for axis in reversed(range(ndim)):
+        if size > 1:
+            yield conv(dim, [size if i == axis else 1 for i in range(ndim)], dilation)
+
+
+def _kernels(size: int, dilation: int) -> dict[str, tuple[int, int]]:
+    """(size, dilation) of the local and of the dilated kernel that make up K x K, by the paper's rule (section 3.1)."""
+    return {"dw": (2 * dilation - 1, 1), "dw_d": (-(-size // dilation), dilation)}
+
+
+def _scales(
+    kernel_size: int | Sequence[int], dilation: int | Sequence[int], form: str, dim: int
+) -> list[tuple[int, int]]:
+    """(K, d) of every scale."""
+    sizes, dilations = (tuple(value) if isinstance(value, Sequence) else (value,) for value in (kernel_size, dilation))
+    for name, values in (("kernel_size", sizes), ("dilation", dilations)):
+        if not values or not all(isinstance(value, int) and value > 0 for value in values):
+            raise ValueError(f"{name} is {values}, expected a positive whole number, or several")
+    if form == "dense" and len(sizes) > 1:
+        raise ValueError(f"kernel_size is {sizes}, but form 'dense' has one kernel: expected one number")
+    if len(dilations) > 1 and (form in ("strips", "dense") or len(dilations) != len(sizes)):
+        raise ValueError(
+            f"dilation is {dilations} and kernel_size {sizes}: expected one dilation, or for lka and lska one a kernel"
+        )
+    if form in ("lka", "lska") and len(sizes) > dim:
+        raise ValueError(f"kernel_size is {sizes} for {dim} channels: expected a channel a kernel at least")
+    return list(zip(sizes, dilations * len(sizes) if len(dilations) == 1 else dilations, strict=True))
+
+
+def _check(form: str, without: Sequence[str], gate: str, ndim: int) -> None:
+    for name, value, known in (("form", form, get_args(Form)), ("gate", gate, get_args(Gate)), ("ndim", ndim, _CONV)):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, known))}")
+    parts = _PARTS[form]
+    if isinstance(without, str) or set(without) - set(parts):
+        raise ValueError(f"without is {without!r}, but form {form!r} has the parts {parts}: expected a list of those")
+    if form in ("lka", "lska") and set(without) == set(parts):
+        raise ValueError(f"without is {without!r}: nothing would be left, leave out at most two of {parts}")
