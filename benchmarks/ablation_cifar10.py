@@ -1,13 +1,13 @@
 """The ablations of LKA on part of CIFAR-10, with a budget that two CPU cores allow.
 
-    python benchmarks/ablation_cifar10.py CIFAR10 [--per-class 400 200] [--epochs 3] [--size 48] [--seeds 3] [--rows ...]
+    python benchmarks/ablation_cifar10.py CIFAR10 [--per-class 400 100] [--epochs 3] [--size 32] [--seeds 3]
 
-Takes the first images of each class, by name: 400 of train to train on, 200 of val to measure. Stop it and start it again at
-will. Writes results/ablation_cifar10.csv beside this file and docs/study/ablation.png.
+Takes the first images of each class, by name: 400 of train to train on, 100 of val to measure. Stop it and start it
+again at will. Writes results/ablation_cifar10.csv beside this file and docs/study/ablation.png.
 """
 
 import argparse
-import shutil
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,9 +35,9 @@ def subset(source: Path, target: Path, per_class: tuple[int, int]) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cifar10", type=Path, help="folder with train/CLASS/* and val/CLASS/*")
-    parser.add_argument("--per-class", type=int, nargs=2, default=(400, 200))
+    parser.add_argument("--per-class", type=int, nargs=2, default=(400, 100))
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--size", type=int, default=48)
+    parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=[row.name for row in ABLATIONS])
     parser.add_argument("--out", type=Path, default=Path("runs/ablation-cifar10"))
@@ -50,7 +50,11 @@ def main() -> None:
     for run in ablate(data, config, args.seeds, args.out, args.rows):
         runs.append(run)
         print(f"{run.row}, seed {run.seed}: {run.top1:.2%}", flush=True)
-    shutil.copy(args.out / "ablation.csv", RESULTS)
+    with (args.out / "ablation.csv").open(newline="") as file, RESULTS.open("w", newline="") as results:
+        rows = [{**row, "data": "CIFAR-10, {} + {} a class".format(*args.per_class)} for row in csv.DictReader(file)]
+        writer = csv.DictWriter(results, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
     for row, (mean, deviation, count) in summary(runs).items():
         print(f"{row:25} {100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}") + f"  {count}")
     images = len(list(data.glob("train/*/*")))

@@ -261,3 +261,17 @@ def test_cuda_is_compiled_torch(network: nn.Module, images: np.ndarray, expected
     engine: Engine = engine_for(network, SIZE)
     assert isinstance(engine, TorchEngine)
     np.testing.assert_allclose(engine(images), expected, atol=1e-4)
+
+
+def test_a_network_that_does_not_compile_runs_uncompiled(
+    network: nn.Module, images: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compiled(images: torch.Tensor) -> torch.Tensor:
+        raise torch._dynamo.exc.TorchDynamoException("no Triton here\nlong advice")
+
+    engine = TorchEngine(network, "cpu")
+    expected = engine(images)
+    monkeypatch.setattr(engine, "_network", compiled)
+    for _ in range(2):
+        np.testing.assert_array_equal(engine(images), expected)
+    assert [record.message for record in caplog.records] == ["running uncompiled: no Triton here"]

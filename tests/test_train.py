@@ -135,6 +135,21 @@ def test_other_networks_are_refused(data: Path, tmp_path: Path) -> None:
         train(data, "resnet18", TINY, tmp_path)
 
 
+def test_settings_of_the_attention_stay_with_the_weights(data: Path, tmp_path: Path) -> None:
+    config = replace(TINY, epochs=1, lka={"form": "strips", "kernel_size": (1, 7)})
+    result = train(data, "van_b0", config, tmp_path / "run")
+    checkpoint = read_checkpoint(result.best)
+    assert checkpoint.metadata["lka"] == {"form": "strips", "kernel_size": [1, 7]}
+    predictor = vankit.Predictor(checkpoint=result.best, engine="torch")
+    assert predictor.network.stage1.blocks[0].attn.lka.branches[1][0].kernel_size == (1, 7)
+    torch.testing.assert_close(dict(predictor.network.state_dict()), checkpoint.state_dict)
+    assert predictor(next(data.glob("val/dark/*"))).labels[0].name in ("bright", "dark")
+    with pytest.raises(ValueError, match="holds a run with lka .*choose another folder"):
+        train(data, "van_b0", replace(config, lka={}), tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match=r"do not fit: missing: stage1\.blocks\.0\.attn\.lka\.dw\.bias"):
+        vankit.convert(result.best, tmp_path / "official.pth.tar", "official")
+
+
 def test_the_state_to_resume_is_data(run: TrainResult) -> None:
     state = torch.load(run.best.parent / "resume.ckpt", weights_only=True)
     assert state["epoch"] == 1

@@ -61,17 +61,20 @@ def comparison(models: Sequence[str] = (), seconds: float = 60) -> list[Comparis
             `if __name__ == "__main__":`.
 
     Raises:
-        ValueError: timm knows no such model.
+        ValueError: timm knows no such model, or the networks take images of different sizes and are timed.
     """
     rows = [cost(name) for name in models or PUBLISHED]
     if not seconds:
         return rows
-    images, expected, contenders = {}, {}, []
+    expected, contenders = {}, []
+    size = input_size(create_model(rows[0].model))
+    images = pictures(size)
     with TemporaryDirectory() as folder:
         for row in rows:
             network = random_network(row.model)
-            images[row.model] = pictures(input_size(network))
-            expected[row.model] = eager(network)(images[row.model])
+            if (other := input_size(network)) != size:
+                raise ValueError(f"{row.model} takes {other} and {rows[0].model} {size}: compare networks of one size")
+            expected[row.model] = eager(network)(images)
             (Path(folder) / row.model).mkdir()
             weights = save_weights(network, Path(folder) / row.model)
             contenders.append(Contender(row.model, "vankit", partial(own, row.model, weights, "auto", "auto")))

@@ -280,7 +280,9 @@ class TorchEngine(Engine):
         self.precision, self.batch_size, self.workers = precision, batch_size, cores()
         self._device = torch.device(device)
         network = network.to(memory_format=torch.channels_last).to(self._device)
-        self._network = torch.compile(network) if self._device.type == "cuda" else network
+        self._network = self._eager = network
+        if self._device.type == "cuda":
+            self._network = torch.compile(network)
         self._lock = threading.Lock()  # one forward pass uses all of the device; workers prepare images meanwhile
 
     def __call__(self, x: Array) -> Array:
@@ -298,8 +300,20 @@ class TorchEngine(Engine):
             exact = cudnn.flags(cudnn.is_available(), cudnn.benchmark, cudnn.deterministic, allow_tf32=False)
         with self._lock, torch.inference_mode(), autocast, exact:
             images = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
-            found = self._network(images)
+            found = self._run(images)
             return [y.float().cpu().numpy() for y in (found if isinstance(found, list | tuple) else [found])]
+
+    def _run(self, images: Any) -> Any:
+        import torch._dynamo.exc
+
+        try:
+            return self._network(images)
+        except torch._dynamo.exc.TorchDynamoException as error:  # of Triton or a C compiler that is not there, say
+            if self._network is self._eager:
+                raise
+            logger.warning("running uncompiled: %s", str(error).strip().partition("\n")[0])
+            self._network = self._eager
+            return self._network(images)
 
     def worker(self) -> Callable[[Array], Array]:
         return self

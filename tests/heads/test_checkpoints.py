@@ -66,6 +66,14 @@ def write(network: nn.Module, path: Path, **changes: Any) -> Path:
     return path
 
 
+def test_settings_of_the_attention_are_kept(tmp_path: Path) -> None:
+    lka = {"kernel_size": [7], "dilation": [2], "gate": "add"}
+    network = build_network(HeadOptions("segment", "semantic_fpn", lka=lka), len(CLASSES))
+    found, _ = load_network(write(network, tmp_path / "small.safetensors", lka=lka))
+    assert_same(found.state_dict(), network.state_dict())
+    assert backbone_of(found).stage2.blocks[0].attn.lka.gate == "add"
+
+
 @pytest.fixture(scope="module")
 def segmenter() -> Any:
     """Not to be trained or loaded into."""

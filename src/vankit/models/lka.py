@@ -24,6 +24,10 @@ _PARTS: dict[str, tuple[str, ...]] = {
 class Chain(nn.Sequential):
     """Convolutions one after the other, each keeping the spatial size; none of them is the identity."""
 
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[nn.Conv2d]: ...
+
     def forward(self, x: Tensor) -> Tensor:
         for conv in self:
             x = convolve(x, conv.weight, conv.bias, conv.dilation[0])
@@ -69,9 +73,9 @@ class LargeKernelAttention(nn.Module):
     shares: list[int]  # channels of each branch, or none: all branches take all channels, and are summed
 
     if TYPE_CHECKING:  # not seen at run time: TorchScript would take the annotations for the modules' types
-        dw: nn.Module | None
-        dw_d: nn.Module | None
-        pw: nn.Module | None
+        dw: Any  # a convolution, a Chain or None
+        dw_d: Any
+        pw: Any
 
     def __init__(
         self,
