@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import vankit  # noqa: F401  (registers the models)
+import vankit
 from vankit.models import weights
 from vankit.models.van import VARIANTS
 
@@ -97,6 +97,22 @@ def test_missing_and_left_over_tensors_are_named(fmt: str, problem: str, small: 
         tensors[name] = torch.zeros(1)
     with pytest.raises(ValueError, match=f"{problem}: {name}"):
         weights.rename(tensors, fmt, "vankit")
+
+
+def test_other_attentions_keep_their_names_and_settings(tmp_path: Path) -> None:
+    model = timm.create_model("van_b0", lka={"form": "lska"})
+    vankit.save_checkpoint(model, tmp_path / "lska.safetensors")
+    found = weights.read_checkpoint(tmp_path / "lska.safetensors")
+    assert found.metadata == {"lka": {"form": "lska"}}
+    assert_equal(found.state_dict, model.state_dict())
+    again = timm.create_model("van_b0", pretrained_cfg_overlay={"file": str(tmp_path / "lska.safetensors")},
+                              pretrained=True, lka=found.metadata["lka"])  # fmt: skip
+    assert_equal(again.state_dict(), model.state_dict())
+    for target in PUBLIC:
+        with pytest.raises(ValueError, match=r"do not fit: missing: stage1\.blocks\.0\.attn\.lka\.dw\.bias"):
+            vankit.convert(tmp_path / "lska.safetensors", tmp_path / "public", target)
+    with pytest.raises(ValueError, match="do not fit"):
+        vankit.load_checkpoint(timm.create_model("van_b0"), tmp_path / "lska.safetensors")
 
 
 def test_half_a_head_is_missing_the_other(small: dict[str, Tensor]) -> None:

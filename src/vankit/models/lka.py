@@ -30,7 +30,7 @@ class Chain(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         for conv in self:
-            x = convolve(x, conv.weight, conv.bias, conv.dilation[0])
+            x = convolve(x, conv.weight, conv.bias, conv.dilation[0], conv.groups < conv.in_channels)
         return x
 
 
@@ -138,7 +138,7 @@ class LargeKernelAttention(nn.Module):
             whole = attn
             for i, branch in enumerate(self.branches):
                 attn = branch(whole) if i == 0 else attn + branch(whole)
-        return attn if self.pw is None else convolve(attn, self.pw.weight, self.pw.bias)
+        return attn if self.pw is None else convolve(attn, self.pw.weight, self.pw.bias, dense=True)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.undivided:

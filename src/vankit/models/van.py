@@ -181,7 +181,7 @@ class VAN(nn.Module):
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride is {output_stride}, but VAN offers 8, 16 and 32")
         _check_head(num_classes, global_pool)
-        lka = _known_settings(lka or {})
+        self.lka = lka = _known_settings(lka or {})
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.num_classes = num_classes
@@ -356,11 +356,11 @@ def _check_head(num_classes: int, global_pool: str) -> None:
         )
 
 
-def _known_settings(lka: Mapping[str, Any]) -> Mapping[str, Any]:
+def _known_settings(lka: Mapping[str, Any]) -> dict[str, Any]:
     known = LkaSettings.__annotations__
     if unknown := sorted(set(lka) - set(known)):
         raise ValueError(f"lka has no setting {', '.join(unknown)}: expected some of {', '.join(known)}")
-    return lka
+    return dict(lka)
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -156,12 +156,15 @@ def block_counts(names: Mapping[str, Any], fmt: str) -> tuple[int, ...]:
     return tuple(len(found) for found in blocks)
 
 
-def rename(state_dict: Mapping[str, Tensor], source: str, target: str) -> dict[str, Tensor]:
+def rename(
+    state_dict: Mapping[str, Tensor], source: str, target: str, lka: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
     """Tensors of one format under the names of another; values are untouched.
 
     Args:
         state_dict: tensors under `source`'s names.
         source, target: one of `FORMATS`.
+        lka: settings of the attention, if they are not VAN's: as to its tensors, vankit files then hold any.
 
     Raises:
         ValueError: a tensor is missing or left over (named), or a format is unknown.
@@ -172,7 +175,7 @@ def rename(state_dict: Mapping[str, Tensor], source: str, target: str) -> dict[s
     a, b = FORMATS.index(source), FORMATS.index(target)
     head = any(f"{_HEAD[a]}{leaf}" in state_dict for leaf in (".weight", ".bias"))
     table = {row[a]: row[b] for row in name_table(block_counts(state_dict, source), head)}
-    if source == target == "vankit":  # an attention of other settings has other names
+    if source == target == "vankit" and lka:
         table = {old: new for old, new in table.items() if _LKA not in old}
         table |= {name: name for name in state_dict if _LKA in name}
     unused = set(_HF_UNUSED) if source == "hf" else set()
@@ -247,7 +250,9 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
         tensors, metadata = backbone, {key: metadata[key] for key in ("model",) if key in metadata}
     try:
         fmt = identify(tensors)
-        return Checkpoint(rename(tensors, fmt, "vankit"), fmt, path, metadata if fmt == "vankit" else {})
+        return Checkpoint(
+            rename(tensors, fmt, "vankit", metadata.get("lka")), fmt, path, metadata if fmt == "vankit" else {}
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -310,8 +315,9 @@ def _parse(value: str) -> Any:
 def save_checkpoint(
     model: nn.Module, path: str | PathLike[str], to: str = "vankit", metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Save a VAN; see `write_checkpoint` for the arguments."""
-    write_checkpoint(model.state_dict(), path, to, metadata)
+    """Save a VAN, with the settings of its attention; see `write_checkpoint` for the arguments."""
+    settings = {"lka": model.lka} if getattr(model, "lka", None) else {}
+    write_checkpoint(model.state_dict(), path, to, {**settings, **(metadata or {})})
 
 
 def write_checkpoint(
@@ -328,7 +334,7 @@ def write_checkpoint(
         to: one of `FORMATS`.
         metadata: for `vankit` files (others have no place for it): JSON-able values by name.
     """
-    tensors = rename(state_dict, "vankit", to)
+    tensors = rename(state_dict, "vankit", to, (metadata or {}).get("lka"))
     if to == "vankit" or (to == "hf" and Path(path).suffix == ".safetensors"):
         write_tensors(tensors, path, (metadata or {}) if to == "vankit" else {})
         return

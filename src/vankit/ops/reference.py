@@ -5,21 +5,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1, dense: bool = False) -> Tensor:
     """Convolution that keeps the spatial size, over one to three axes.
 
     Args:
         x: input, (B, C, L), (B, C, H, W) or (B, C, D, H, W).
-        weight: depth-wise (C, 1, k…) or dense (C', C, k…), k of any size. The map is padded with zeros, by one dilation
-            more at its end than at its start where dilation·(k-1) is odd, as PyTorch's `padding="same"`.
-        bias: (C',) or None.
+        weight: (C, 1, k…), or where `dense` (C, C, k…), k of any size. Of the padding dilation·(k-1) the smaller half
+            is at the map's start, as PyTorch's `padding="same"` has it.
+        bias: (C,) or None.
         dilation: distance between kernel taps in pixels.
+        dense: sum over the channels, rather than depth-wise.
 
     Returns:
-        (B, C', …), of the size of `x`.
+        (B, C, …), of the size of `x`.
     """
-    depthwise = weight.shape[1] == 1 and weight.shape[0] > 1
-    if not torch.jit.is_scripting() and depthwise and dilation > 1 and _would_train_in_bfloat16(x):
+    groups = 1 if dense else weight.shape[0]
+    if torch.jit.is_tracing():  # where sizes cannot be compared
+        return _traced(x, weight, bias, dilation, groups)
+    if not torch.jit.is_scripting() and not dense and dilation > 1 and _would_train_in_bfloat16(x):
         result_type = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         with torch.autocast("cpu", enabled=False):
             wide_bias = None if bias is None else bias.float()
@@ -36,12 +39,17 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) 
     if uneven:
         x = F.pad(x, around)
         before = [0 for _ in before]
-    groups = weight.shape[0] if depthwise else 1
     if len(before) == 1:
         return F.conv1d(x, weight, bias, padding=before, dilation=dilation, groups=groups)
     if len(before) == 3:
         return F.conv3d(x, weight, bias, padding=before, dilation=dilation, groups=groups)
     return F.conv2d(x, weight, bias, padding=before, dilation=dilation, groups=groups)
+
+
+@torch.jit.unused
+def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Tensor:
+    conv = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
+    return conv(x, weight, bias, padding="same", dilation=dilation, groups=groups)
 
 
 @torch.jit.unused
@@ -60,7 +68,7 @@ def _sizes_are_known(x: Tensor) -> bool:
     """Whether the taps may be chosen by the map's size: not where the graph made here must serve other sizes."""
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():  # where symbols pass for int
         return all(type(size) is int for size in x.shape[2:])
-    return not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+    return not torch.compiler.is_compiling()
 
 
 @torch.jit.unused
@@ -118,5 +126,5 @@ def large_kernel_attention(
     if dw_d_weight is not None:
         attn = convolve(attn, dw_d_weight, dw_d_bias, dilation * stride_dilation)
     if pw_weight is not None:
-        attn = convolve(attn, pw_weight, pw_bias)
+        attn = convolve(attn, pw_weight, pw_bias, dense=True)
     return gated(x, attn, gate, sigmoid)
