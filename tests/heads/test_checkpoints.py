@@ -72,6 +72,7 @@ def test_settings_of_the_attention_are_kept(tmp_path: Path) -> None:
     found, _ = load_network(write(network, tmp_path / "small.safetensors", lka=lka))
     assert_same(found.state_dict(), network.state_dict())
     assert backbone_of(found).stage2.blocks[0].attn.lka.gate == "add"
+    assert weights.read_checkpoint(tmp_path / "small.safetensors").metadata == {"model": "van_b0", "lka": lka}
 
 
 @pytest.fixture(scope="module")

@@ -247,7 +247,7 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
         logger.warning(
             "%s holds a VAN and a head of %s: took the VAN alone", path, metadata.get("head", "another task")
         )
-        tensors, metadata = backbone, {key: metadata[key] for key in ("model",) if key in metadata}
+        tensors, metadata = backbone, {key: metadata[key] for key in ("model", "lka") if key in metadata}
     try:
         fmt = identify(tensors)
         return Checkpoint(
