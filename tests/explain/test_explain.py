@@ -153,6 +153,11 @@ def test_the_receptive_field_over_images_is_their_mean(photo: Path, tmp_path: Pa
     ]
     np.testing.assert_allclose(found.maps[f"{CIFAR} stage 2"], sum(fields) / 2, rtol=1e-5, atol=1e-9)
     assert found.source == "2 images" and found.rows[0]["height"] == 64
+    (tmp_path / "empty").mkdir()
+    explanations = iter_explanations([photo, tmp_path / "empty"], CIFAR, **options)
+    assert next(explanations).source == "1 image"
+    with pytest.raises(FileNotFoundError, match="no images in"):
+        next(explanations)
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"")
     assert [type(one) for one in vankit.explain([broken], CIFAR, **options)] == [vankit.Failure]

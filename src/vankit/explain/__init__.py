@@ -54,8 +54,8 @@ def explain(
         stage: 1 to 4; the last for grad-cam and all for the others if None. Of other networks than VAN the levels of
             timm's `feature_info`, of which the last is 4.
         layer: name of a module instead of a stage, for grad-cam and receptive-field.
-        compare: further timm models, classifiers' checkpoints or networks to put beside, for grad-cam and
-            receptive-field; each is shown its own input size.
+        compare: a further timm model, classifier's checkpoint or network to put beside, or several, for grad-cam and
+            receptive-field; each sees its own input size.
         img_size: side in pixels of what `model` sees, instead of its own; VAN takes any.
         pretrained: load public weights (else they are random).
         device: torch's name, or 'auto' for CUDA where there is one.
@@ -83,7 +83,7 @@ def iter_explanations(
     target: str | int | Sequence[str | int] | None = None,
     stage: int | None = None,
     layer: str | None = None,
-    compare: Sequence["str | nn.Module"] = (),
+    compare: "str | nn.Module | Sequence[str | nn.Module]" = (),
     img_size: int | None = None,
     pretrained: bool = True,
     device: str = "auto",
@@ -91,16 +91,17 @@ def iter_explanations(
 ) -> Iterator[Explanation | Failure]:
     """`explain`, one image at a time: images are read, and pictures written, as the iterator is consumed."""
     given = [inputs] if isinstance(inputs, str | PathLike | Image.Image | np.ndarray) else list(inputs)
-    _check(method, given, target, stage, layer, compare)
+    others = [compare] if isinstance(compare, str | nn.Module) else list(compare)
+    _check(method, given, target, stage, layer, others)
     sources = _sources(given, output)
     subjects = [open_subject(model, checkpoint, pretrained, img_size, device)]
-    subjects += [compared(other, pretrained, device) for other in compare]
+    subjects += [compared(other, pretrained, device) for other in others]
     for place, subject in enumerate(subjects, 1):
-        if subject.name in [other.name for other in subjects[: place - 1]]:
+        if subject.name in [before.name for before in subjects[: place - 1]]:
             subject.name += f" ({place})"
     look: methods.Method
     if method == "grad-cam":
-        targets = [target] if target is None or isinstance(target, str | int) else list(target)
+        targets = [target] if isinstance(target, str | int) else list(target or [None])
         look = methods.GradCam(subjects, targets, stage, layer)
     elif method == "attention":
         look = methods.Attention(subjects[0], stage)
@@ -132,23 +133,33 @@ def _check(
 
 def _sources(given: Sequence[ImageLike], output: str | PathLike[str] | None) -> Iterator[ImageLike]:
     """Pictures as they are, paths as the files they stand for."""
-    groups = [(named, list(group)) for named, group in groupby(given, lambda x: isinstance(x, str | PathLike))]
-    return chain.from_iterable([find_inputs(group, output) if named else group for named, group in groups])
+    parts: list[Iterable[ImageLike]] = []
+    for _, group in groupby(given, lambda x: isinstance(x, str | PathLike)):
+        images = list(group)
+        paths = [image for image in images if isinstance(image, str | PathLike)]
+        parts.append(find_inputs(paths, output) if paths else images)
+    return chain.from_iterable(parts)
 
 
 def _each(sources: Iterable[ImageLike], look: methods.Method, max_pixels: int) -> Iterator[Explanation | Failure]:
-    for image in sources:
-        source = source_name(image)
-        try:
-            found = look.one(source, to_image(image, max_pixels))
-        except ImportError:
-            raise
-        except Exception as error:  # a decoder's, or this picture is too large for memory, or shows no such object
-            yield Failure(source, str(error) or type(error).__name__)
-            continue
-        if found is not None:
-            yield found
+    barren = None
+    try:
+        for image in sources:
+            source = source_name(image)
+            try:
+                found = look.one(source, to_image(image, max_pixels))
+            except ImportError:
+                raise
+            except Exception as error:  # a decoder's, or this picture is too large for memory, or shows no such object
+                yield Failure(source, str(error) or type(error).__name__)
+                continue
+            if found is not None:
+                yield found
+    except FileNotFoundError as error:  # of `find_images`, after all others
+        barren = error
     yield from look.all()
+    if barren is not None:
+        raise barren
 
 
 def _written(found: Iterable[Explanation | Failure], folder: Path, method: str) -> Iterator[Explanation | Failure]:

@@ -75,7 +75,7 @@ def draw_fields(fields: Mapping[str, Mapping[str, tuple[Heat, str]]]) -> Any:
             axes.set_facecolor("black")
             share = np.ma.masked_equal(field / field.max(), 0)
             shown = axes.imshow(share, cmap="inferno", norm=LogNorm(1e-4, 1))
-            axes.set_title(f"{name}, {place}\n{text}", fontsize=9, parse_math=False)
+            _write(axes, f"{name}, {place}\n{text}")
             axes.set_axis_on()
             axes.tick_params(labelsize=7)
     _bar(figure, shown, grid, "mean |gradient| / its maximum")
@@ -108,7 +108,7 @@ def draw_statistics(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
 def _grid(rows: int, columns: int) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(columns * _INCHES + 1, rows * (_INCHES + 0.5)), layout="constrained")
+    figure = Figure(figsize=(columns * _INCHES + 1, rows * (_INCHES + 0.5)), layout="compressed")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -117,16 +117,21 @@ def _grid(rows: int, columns: int) -> tuple[Any, Any]:
 
 def _show(axes: Any, picture: Picture, title: str) -> None:
     axes.imshow(picture)
-    axes.set_title(fill(title, 30), fontsize=9, parse_math=False)
+    _write(axes, title)
 
 
 def _overlay(axes: Any, picture: Picture, heat: Heat, title: str) -> Any:
     """The heat, 0 to 1, over the picture in grey."""
     height, width = picture.shape[:2]
     axes.imshow(picture @ np.array([0.299, 0.587, 0.114], np.float32), cmap="gray", vmin=0, vmax=1)
-    axes.set_title("\n".join(fill(line, 30) for line in title.split("\n")), fontsize=9, parse_math=False)
+    _write(axes, title)
     return axes.imshow(heat, vmin=0, vmax=1, extent=(-0.5, width - 0.5, height - 0.5, -0.5), **_OVERLAY)
 
 
+def _write(axes: Any, title: str) -> None:
+    axes.set_title("\n".join(fill(line, 32) for line in title.split("\n")), fontsize=9, parse_math=False)
+
+
 def _bar(figure: Any, shown: Any, grid: Any, label: str) -> None:
-    figure.colorbar(shown, ax=grid, label=label, shrink=0.9 if len(grid) == 1 else 0.5, aspect=30)
+    bar = figure.colorbar(shown, ax=grid, label=label, shrink=0.9 if len(grid) == 1 else 0.5, aspect=30)
+    bar.solids.set_alpha(1)

@@ -36,11 +36,13 @@ def layers_of(network: nn.Module, stage: int | None = None, layer: str | None = 
     known = {name for name, _ in network.named_modules() if name}
     if layer is not None:
         if layer not in known:
-            names = ", ".join(name for name, _ in network.named_children())
-            raise ValueError(f"{type(network).__name__} has no module {layer!r} (--layer): expected a name in {names}")
+            children = ", ".join(name for name, _ in network.named_children())
+            raise ValueError(
+                f"{type(network).__name__} has no module {layer!r} (--layer): expected a name in {children}"
+            )
         return {layer: layer}
-    levels = getattr(network, "feature_info", None) or []
-    names = [level.get("module") for level in getattr(levels, "info", levels)][-4:]
+    levels: Any = getattr(network, "feature_info", None) or []
+    names: list[Any] = [level.get("module") for level in getattr(levels, "info", levels)][-4:]
     if not names or not known.issuperset(names):
         raise ValueError(f"{type(network).__name__} does not say where its stages are: pass layer (--layer NAME)")
     places = {f"stage {i}": _before_class_token(network, name) for i, name in enumerate(names, 5 - len(names))}
@@ -205,8 +207,8 @@ class ChannelStatistics:
     def rows(self) -> list[dict[str, Any]]:
         """A row per channel: stage, block, channel (all from 1), mean, std, min, max, positive (share, 0 to 1)."""
         rows = []
-        for (stage, block), figures in sorted(self._sums.items()):
-            count, total, squares, positive, low, high = figures
+        for (stage, block), sums in sorted(self._sums.items()):
+            count, total, squares, positive, low, high = sums
             mean = total / count
             std = (squares / count - mean**2).clamp(min=0).sqrt()
             figures = {"mean": mean, "std": std, "min": low, "max": high, "positive": positive / count}

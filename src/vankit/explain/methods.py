@@ -38,18 +38,18 @@ class Explanation:
 
     source: str
     summary: str
-    figure: "Figure"
-    maps: dict[str, NDArray[Any]] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    figure: "Figure" = field(repr=False)
+    maps: dict[str, NDArray[Any]] = field(repr=False)
+    rows: list[dict[str, Any]] = field(repr=False)
     path: Path | None = None
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the figure; the suffix decides the format, as matplotlib knows them."""
-        self.figure.savefig(path, dpi=_DPI)
+        self.figure.savefig(path, dpi=_DPI, bbox_inches="tight")
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=_DPI)
+        self.figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight")
         return buffer.getvalue()
 
 
@@ -182,7 +182,7 @@ class ReceptiveField:
                 text = f"extent {size['height']}x{size['width']} px\neffective {size['effective']:.0f} px"
                 drawn.setdefault(subject.name, {})[place] = values, text
         summary = "; ".join(f"{row['model']} {row['place']} {row['effective']:.0f} px" for row in rows)
-        source = f"{self.count} {'generated inputs' if self.generate else 'images'}"
+        source = f"{self.count} {'generated input' if self.generate else 'image'}{'s'[: self.count > 1]}"
         yield Explanation(source, summary, figures.draw_fields(drawn), named, rows)
 
 

@@ -108,7 +108,8 @@ class _Classifier(Subject):
         self, model: Any, checkpoint: Any, pretrained: bool, img_size: int | None, device: str, name: str | None
     ) -> None:
         found = load_classifier(model, checkpoint, pretrained)
-        self.name = name or found.model or type(found.network).__name__
+        described: Any = getattr(found.network, "pretrained_cfg", None) or {}
+        self.name = name or found.model or described.get("architecture") or type(found.network).__name__
         self.network = self.body = found.network.to(device)
         self.classes, self.device = found.classes, device
         self.preprocessing = found.preprocessing
