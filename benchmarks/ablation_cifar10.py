@@ -3,7 +3,7 @@
     python benchmarks/ablation_cifar10.py CIFAR10 [--per-class 400 100] [--epochs 3] [--size 32] [--seeds 3]
 
 Takes the first images of each class, by name: 400 of train to train on, 100 of val to measure. Stop it and start it
-again at will. Writes results/ablation_cifar10.csv beside this file and docs/study/ablation.png.
+again at will. Writes results/ablation_cifar10.csv beside this file and docs/study-ablation.png.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from vankit.recipes import short
 from vankit.study import ABLATIONS
 
 HERE = Path(__file__).parent
-RESULTS, PICTURE = HERE / "results" / "ablation_cifar10.csv", HERE.parent / "docs" / "study" / "ablation.png"
+RESULTS, PICTURE = HERE / "results" / "ablation_cifar10.csv", HERE.parent / "docs" / "study-ablation.png"
 # all but the dense one, which has thirty times the parameters
 ROWS = [row.name for row in ABLATIONS if row.name not in ("dense 21x21", "K 21, d 3")]
 
@@ -58,7 +58,6 @@ def main() -> None:
     for row, (mean, deviation, count) in summary(runs).items():
         print(f"{row:25} {100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}") + f"  {count}")
     images = len(list(data.glob("train/*/*")))
-    PICTURE.parent.mkdir(exist_ok=True)
     plot(runs, PICTURE, f"{images:,} images of CIFAR-10 at {args.size} px, {args.epochs} epochs")
 
 

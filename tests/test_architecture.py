@@ -33,6 +33,7 @@ ALLOWED = {
     "classifier": {"data", "models"},
     "predict": {"classifier", "data", "dense", "engines", "export", "exported", "models"},
     "dense": {"data", "engines", "export", "heads", "results", "tasks"},
+    "explain": {"classifier", "data", "dense", "export", "exported", "heads", "models", "results", "tasks"},
     "train": {"heads", "models", "recipes", "tasks"},
     "validate": {"classifier", "data", "dense", "heads", "models", "predict", "tasks"},
     "demo": {"data", "predict", "recipes", "train", "validate"},
@@ -46,6 +47,7 @@ ALLOWED = {
         "demo",
         "dense",
         "engines",
+        "explain",
         "export",
         "models",
         "predict",
@@ -60,6 +62,7 @@ ALLOWED = {
 OPTIONAL = {
     "pyarrow", "datasets", "webdataset", "transformers", "faster_coco_eval", "pycocotools", "supervision", "scipy",
     "openvino", "onnx", "onnxruntime", "onnxscript", "nncf", "ray", "fsspec",
+    "captum",
 }  # fmt: skip
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "misc.py", "common.py"}
 

@@ -41,7 +41,7 @@ def run(*words: object) -> int:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "models", "train", "validate", "predict", "export", "bench", "convert", "demo"]
+    "command", ["", "models", "train", "validate", "predict", "export", "bench", "convert", "explain", "demo"]
 )
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command.split(), "--help") == 0
@@ -144,6 +144,19 @@ def test_bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert "5.00" in page and "6.0" in page and "not installed" in page
 
 
+def test_explain(checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"hello")
+    words = ("explain", tmp_path / "broken.jpg", photo, "--checkpoint", checkpoint, "--output", tmp_path / "out")
+    assert run(*words, "--target", "dog", "--target", "0", "--img-size", "64", "--stage", "3") == 1
+    out, err = capsys.readouterr()
+    assert "broken.jpg is not an image" in err
+    assert out.startswith(f"{photo}: van_b0 dog ") and "; van_b0 cat " in out
+    assert out.strip().endswith(str(tmp_path / "out" / "photo.png"))
+    assert run("explain", photo, *words[3:], "--method", "statistics") == 0
+    assert "1,600 channels of 13 blocks" in capsys.readouterr().out
+    assert (tmp_path / "out" / "statistics.csv").is_file()
+
+
 def test_convert(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("convert", checkpoint, tmp_path / "w.pth", "--to", "mmpretrain") == 0
     assert "(vankit)" in capsys.readouterr().out
@@ -164,6 +177,8 @@ def test_convert(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (("predict", "x.jpg", "--address", "auto"), "add --workers ray"),
         (("predict", "x.jpg", "--workers", "ray"), "name a folder or URL with --output"),
         (("export", "van_b0.cifar10", "--int8"), "int8 and calibrate go together"),
+        (("explain", "x.jpg", "--model", "van_b0.cifar10", "--target", "kat"), "such as cat"),
+        (("explain", "--model", "van_b0.cifar10"), "grad-cam looks at images"),
         (("bench", "van_b7"), "unknown model 'van_b7'"),
         (("convert", "nowhere.pth", "x.pth"), "no checkpoint at nowhere.pth"),
     ],

@@ -20,6 +20,7 @@ def test_all_is_sorted_and_complete() -> None:
         "DenseReport",
         "Detections",
         "DownloadError",
+        "Explanation",
         "Failure",
         "ImageError",
         "Label",
@@ -33,6 +34,7 @@ def test_all_is_sorted_and_complete() -> None:
         "complexity",
         "convert",
         "demo",
+        "explain",
         "export",
         "fold",
         "inference_model",
@@ -55,7 +57,7 @@ def test_names_are_documented_objects(name: str) -> None:
     assert inspect.getdoc(value)
 
 
-@pytest.mark.parametrize("name", ["train", "validate", "predict", "demo"])
+@pytest.mark.parametrize("name", ["train", "validate", "predict", "demo", "explain"])
 def test_functions_survive_the_import_of_their_module(name: str) -> None:
     module = importlib.import_module(f"vankit.{name}")
     assert getattr(vankit, name) is getattr(module, name)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vankit.data.images import ImageError
     from vankit.demo import demo
     from vankit.dense import DensePredictor
+    from vankit.explain import Explanation, explain
     from vankit.export import export
     from vankit.models.fold import fold
     from vankit.models.hub import DownloadError
@@ -41,6 +42,7 @@ __all__ = [
     "DenseReport",
     "Detections",
     "DownloadError",
+    "Explanation",
     "Failure",
     "ImageError",
     "Label",
@@ -54,6 +56,7 @@ __all__ = [
     "complexity",
     "convert",
     "demo",
+    "explain",
     "export",
     "fold",
     "inference_model",
@@ -77,6 +80,7 @@ _LATER = {
     "DenseReport": "validate",
     "Detections": "results",
     "DownloadError": "models.hub",
+    "Explanation": "explain",
     "Failure": "results",
     "ImageError": "data.images",
     "Label": "predict",
@@ -90,6 +94,7 @@ _LATER = {
     "complexity": "study",
     "convert": "models.weights",
     "demo": "demo",
+    "explain": "explain",
     "export": "export",
     "fold": "models.fold",
     "inference_model": "predict",

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.models import FeatureListNet
 from torch import Tensor, nn
 
-from vankit.data.images import MAX_PIXELS, ImageLike, find_images, source_name, to_image
+from vankit.data.images import MAX_PIXELS, ImageLike, find_inputs, source_name, to_image
 from vankit.engines import Engine, TorchEngine, check_options
 from vankit.export import device_for, engine_for
 from vankit.heads.checkpoints import load_network
@@ -177,15 +177,10 @@ def iter_scenes(
     """
     predictor = DensePredictor(checkpoint, **options)
     given = [inputs] if isinstance(inputs, str | PathLike) else list(inputs)
+    sources = find_inputs(given, output)
     if output is None:
-        yield from (result for result, _ in predictor.stream(find_images(given)))
+        yield from (result for result, _ in predictor.stream(sources))
         return
-    folder = Path(output).resolve()
-    if inside := [path for path in given if folder in (Path(path).resolve(), *Path(path).resolve().parents)]:
-        raise ValueError(
-            f"{inside[0]} lies in the output folder {output}, where it could be overwritten: choose another"
-        )
-    sources = (path for path in find_images(given) if folder not in path.resolve().parents)
     with _Folder(Path(output), predictor) as written:
         for place, (result, image) in enumerate(predictor.stream(sources), 1):
             if image is not None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vankit.data.images import IMAGE_SUFFIXES, ImageError, find_images, load_image, to_image
+from vankit.data.images import IMAGE_SUFFIXES, ImageError, find_images, find_inputs, load_image, to_image
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 9, 3), np.uint8)
@@ -466,6 +466,14 @@ def test_barren_arguments_raise_after_everything_else(photos: Path) -> None:
 def test_a_folder_that_contains_itself_ends(photos: Path) -> None:
     (photos / "b" / "loop").symlink_to(photos)
     assert names(find_images([photos]), photos) == ["a.webp", "b/1.png", "b/2.JPG"]
+
+
+def test_what_the_output_holds_is_no_input(photos: Path) -> None:
+    assert names(find_inputs([photos], photos / "b"), photos) == ["a.webp"]
+    assert names(find_inputs([photos]), photos) == ["a.webp", "b/1.png", "b/2.JPG"]
+    for inside in (photos / "b", photos / "b" / "1.png"):
+        with pytest.raises(ValueError, match="lies in the output folder"):
+            find_inputs([photos / "a.webp", inside], photos / "b")
 
 
 def test_folders_are_walked_lazily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

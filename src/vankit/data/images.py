@@ -310,6 +310,29 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         )
 
 
+def find_inputs(
+    paths: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
+) -> Iterator[Path]:
+    """`find_images` for a run that writes into a folder: what the folder holds is no input.
+
+    Args:
+        paths: several, see `find_images`.
+        output: the folder; None for none.
+
+    Raises:
+        ValueError: one of the paths lies in the folder; raised at once, unlike the errors of `find_images`.
+    """
+    given = list(paths)
+    if output is None:
+        return find_images(given)
+    folder = Path(output).resolve()
+    if inside := [path for path in given if folder in (Path(path).resolve(), *Path(path).resolve().parents)]:
+        raise ValueError(
+            f"{inside[0]} lies in the output folder {output}, where it could be overwritten: choose another"
+        )
+    return (path for path in find_images(given) if folder not in path.resolve().parents)
+
+
 def _is_image_file(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES and os.path.isfile(path)
 
