@@ -1,5 +1,6 @@
-"""Draw results/inference_latency.csv: python benchmarks/plot_inference.py docs/inference.png
+"""Draw results/inference_latency.csv: python benchmarks/plot_inference.py docs/inference.png [CPU]
 
+Of the machines in it the one whose CPU has that text in its name, by default the first.
 Left, ImageNet-1k top-1 at 224 px against milliseconds. The accuracies are published ones: of VAN see vankit.study, of
 ConvNeXt-T arXiv 2201.03545, of Swin-T 2103.14030, of PVTv2-B2 2106.13797, of ResNet-50 2110.00476 (recipe A1). Right,
 how many times faster than plain PyTorch, with quartiles.
@@ -57,12 +58,14 @@ def speed(axes: Axes, rows: list[dict[str, str]]) -> None:
 
 def main() -> None:
     with RESULTS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if not row["note"]]
+        rows = list(csv.DictReader(file))
+    wanted = sys.argv[2] if len(sys.argv) > 2 else rows[0]["cpu"]
+    rows = [row for row in rows if wanted in row["cpu"] and not row["note"]]
     figure = Figure(figsize=(12, 5.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     accuracy(left, [row for row in rows if row["part"] == "networks"])
     speed(right, [row for row in rows if row["part"] == "engines"])
-    figure.suptitle(f"one image at a time, 224 px, {rows[0]['cores']} cores of {rows[0]['cpu'].partition(',')[0]}")
+    figure.suptitle(f"one image at a time, 224 px, {rows[0]['cores']} cores of {rows[0]['cpu']}")
     figure.savefig(sys.argv[1], dpi=110)
 
 

@@ -185,6 +185,8 @@ def plot_decomposition(kernel_size: int, rows: Sequence[Decomposition], path: st
         right.plot(dilations, [depthwise_params(k, d) for d in dilations], "o-", markersize=4, label=f"K = {k}")
         right.plot(best_dilation(k), depthwise_params(k, best_dilation(k)), "*", color="black", zorder=3)
     right.set(xlabel="dilation d", ylabel="depth-wise parameters a channel", yscale="log", xticks=list(dilations))
+    right.set_yticks([25, 50, 100, 200, 400, 800], ["25", "50", "100", "200", "400", "800"])
+    right.minorticks_off()
     right.legend(title="★ fewest")
     figure.savefig(path, dpi=110)
 
