@@ -41,8 +41,10 @@ def draw(method: str, options: dict) -> None:
     (found,) = vankit.explain(method=method, **options)
     path = DOCS / f"explain-{method}.png"
     buffer = io.BytesIO()
-    found.figure.savefig(buffer, dpi=80, bbox_inches="tight")
-    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    found.figure.savefig(buffer, dpi=64 if method == "attention" else 80, bbox_inches="tight")
+    drawn = Image.open(buffer).convert("RGB")
+    dithered = drawn.quantize(palette=drawn.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
+    dithered.save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB, {found.summary}")
 
 

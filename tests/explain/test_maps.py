@@ -191,9 +191,9 @@ def test_the_depthwise_pair_is_one_large_kernel() -> None:
 def test_a_pixels_value_is_the_length_of_its_jacobian() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(1, 6, 3, padding=1)
-    fields = [maps.receptive_fields(conv, [""], torch.randn(1, 1, 5, 5), seed)[0] for seed in range(2000)]
+    fields = [maps.receptive_fields(conv, [""], torch.randn(1, 1, 5, 5), seed)[0] for seed in range(600)]
     expected = conv.weight.detach().square().sum(0).sqrt()[0] * np.sqrt(2 / np.pi)  # the mean of a normal's size
-    np.testing.assert_allclose(np.mean(fields, 0)[1:4, 1:4], expected, rtol=0.07)
+    np.testing.assert_allclose(np.mean(fields, 0)[1:4, 1:4], expected, rtol=0.12)
 
 
 @given(kernels=st.lists(st.tuples(st.sampled_from([1, 3, 5]), st.integers(1, 3)), min_size=1, max_size=3))

@@ -101,8 +101,8 @@ def iter_explanations(
             subject.name += f" ({place})"
     look: methods.Method
     if method == "grad-cam":
-        targets: list[str | int | None] = [target] if isinstance(target, str | int) else [*(target or (None,))]
-        look = methods.GradCam(subjects, targets, stage, layer)
+        targets = [target] if isinstance(target, str | int) else list(target or ())
+        look = methods.GradCam(subjects, targets or [None], stage, layer)
     elif method == "attention":
         look = methods.Attention(subjects[0], stage)
     elif method == "receptive-field":

@@ -57,7 +57,7 @@ def draw_blocks(picture: Picture, heats: Mapping[tuple[int, int], Heat], title: 
             low, high = float(heat.min()), float(heat.max())
             heading = f"stage {stage}, block {block} of {count}\n{low:.2g} to {high:.2g}"
             shown = _overlay(axes, picture, (heat - low) / max(high - low, _TINY), heading)
-    _bar(figure, shown, grid, "mean |attention| over channels, smallest to largest")
+    _bar(figure, shown, grid, "mean |attention|, from each map's minimum to its maximum")
     return figure
 
 

@@ -68,11 +68,11 @@ class Subject:
         return int(np.nanargmax(shown)) if target is None else target
 
     def verdict(self, shown: NDArray[np.float64], index: int | None = None) -> str:
-        """`cat 83 %`, of a class or of the best one."""
+        """`cat 83.1 %`, of a class or of the best one."""
         if index is None and np.isnan(shown).all():
             return "nothing found"
         index = int(np.nanargmax(shown)) if index is None else index
-        return f"{self.classes[index].split(',')[0]} {100 * shown[index]:.0f} %"
+        return f"{self.classes[index].split(',')[0]} {100 * shown[index]:.1f} %"
 
     def picture(self, x: Tensor) -> NDArray[np.float32]:
         """The body's input (1, 3, h, w) as a picture (h, w, 3), 0 to 1."""
