@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
 class Taps(NamedTuple):
     """The taps of one kernel axis that can meet the map: `length` from `first`, `before` pixels of padding."""
 
@@ -37,7 +41,7 @@ class Tile(NamedTuple):
     warps: int
 
 
-ROWS = (3, 5, 7, 10)  # rows a program of `convolve` may compute: each is a kernel of its own
+ROWS = (3, 5, 7)  # rows a program of `convolve` may compute: each is a kernel of its own, and 10 spill registers
 
 
 def rows_of(lines: int, taps: int) -> int:
@@ -45,14 +49,15 @@ def rows_of(lines: int, taps: int) -> int:
     return min(ROWS, key=lambda rows: _cdiv(lines, rows) * (rows * taps + 2 * (rows + taps - 1)))
 
 
-def convolve_tile(width: int, channels: int) -> Tile:
+def convolve_tile(width: int, channels: int, bytes_each: int) -> Tile:
     """More threads than channels, or Triton would pass the weights through shared memory to give each thread its own.
 
-    Unmeasured: `benchmarks/lka_gpu.py --tune` compares the alternatives.
+    Unmeasured: `benchmarks/lka_gpu.py --parts tune` compares the alternatives. By the machine code for a Hopper GPU,
+    32 columns of 16-bit values spend 55 % of the instructions on multiply-adds, 16 columns 47 %.
     """
     if width <= 8 and channels > 32:
         return Tile(8, 64, 4)
-    return Tile(16, 32 if channels > 16 else 16, 2)
+    return Tile(32 if width > 16 and bytes_each == 2 else 16, 32 if channels > 16 else 16, 2)
 
 
 def gradient_tile(taps: int) -> Tile:
@@ -80,10 +85,6 @@ def limits(device: torch.device) -> Limits:
 def allocate(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Uninitialised memory; every result and scratch array comes from here, so that tests can poison it."""
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
-
-
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 class Convolution:
@@ -126,7 +127,7 @@ class Convolution:
     ) -> Tensor:
         from vankit.ops import triton_kernels
 
-        tile = convolve_tile(self.width, self.channels)
+        tile = convolve_tile(self.width, self.channels, x.element_size())
         lines = _cdiv(self.height, self.dilation)
         rows = rows_of(lines, self.rows.length)
         groups = self.residues * _cdiv(lines, rows)
