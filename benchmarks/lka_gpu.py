@@ -29,6 +29,7 @@ from torch import Tensor
 
 from vankit.ops import fused, gelu, launch, plain
 
+DEVICE = "cuda"
 RESULTS = Path(__file__).parent / "results" / "lka_gpu.csv"
 WIDTHS = {"van_b0": (32, 64, 160, 256), "van_b2": (64, 128, 320, 512), "van_b5": (96, 192, 480, 768)}
 RATIOS = (8, 8, 4, 4)
@@ -88,7 +89,7 @@ def convolutions(only: bool) -> Iterator[None]:
 
 def copy_bandwidth() -> float:
     """Bytes a millisecond, read and written, of a copy of 2 GiB."""
-    source = torch.randn(2**29, device="cuda")
+    source = torch.randn(2**29, device=DEVICE)
     target = torch.empty_like(source)
     ms = statistics.median(measure({"copy": lambda: target.copy_(source)}, 3, 200)["copy"])
     return 2 * source.numel() * 4 / ms
@@ -118,10 +119,10 @@ def floors(shape: tuple[int, ...], kernels: list[tuple[int, int]], bandwidth: fl
 
 def tensors(shape: tuple[int, ...], kernels: list[tuple[int, int]]) -> list[Tensor]:
     """bfloat16 x in channels_last, and a float32 weight and bias a kernel, as under autocast."""
-    x = torch.randn(shape, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(shape, device=DEVICE, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     args = [x]
     for k, _ in kernels:
-        args += [torch.randn(shape[1], 1, k, k, device="cuda") / k, torch.randn(shape[1], device="cuda")]
+        args += [torch.randn(shape[1], 1, k, k, device=DEVICE) / k, torch.randn(shape[1], device=DEVICE)]
     return [a.requires_grad_() for a in args]
 
 
@@ -163,7 +164,7 @@ def check(name: str, shape: tuple[int, ...]) -> None:
 
 def passes(function: Any, args: list[Tensor]) -> list[Tensor]:
     out = function(*args)
-    direction = torch.linspace(-1, 2, out.numel(), device="cuda", dtype=torch.float64).view_as(out).to(out.dtype)
+    direction = torch.linspace(-1, 2, out.numel(), device=DEVICE, dtype=torch.float64).view_as(out).to(out.dtype)
     return [out.detach(), *torch.autograd.grad(out, args, direction)]
 
 
@@ -215,7 +216,7 @@ def tune_convolution(x: Tensor, k: int, dilation: int, name: str, floor: float, 
         SystemExit: the convolution is wrong with a tile, which is then not timed.
     """
     nhwc = x.permute(0, 2, 3, 1)
-    weight, grad, out = torch.randn(x.shape[1], 1, k, k, device="cuda"), torch.randn_like(nhwc), torch.empty_like(nhwc)
+    weight, grad, out = torch.randn(x.shape[1], 1, k, k, device=DEVICE), torch.randn_like(nhwc), torch.empty_like(nhwc)
     convolution = launch.Convolution(weight, None, dilation, nhwc)
     labels = {"part": "tune", "name": name, "shape": "x".join(map(str, x.shape))}
     exact = plain.convolve(x[:2].double(), weight.bfloat16().double(), None, dilation)
@@ -226,8 +227,13 @@ def tune_convolution(x: Tensor, k: int, dilation: int, name: str, floor: float, 
                 raise SystemExit(f"{name} is wrong with {tile}, {lines} rows")
             times = measure({f"{tuple(tile)}, {lines} rows": lambda: convolution.forward(nhwc, out)}, rounds, 20)
         report(times, None, floor, **labels, direction="forward")
+    few = x[:2].double(), grad[:2].permute(0, 3, 1, 2).double()
+    exact = plain.gradients(few[1], few[0], weight.bfloat16().double(), dilation)[1]
     for tile in GRADIENT_TILES:
         with replaced(launch, gradient_tile=lambda *_, t=tile: t):
+            found = convolution.weight_gradients([convolution.weight_partials(nhwc[:2], grad[:2])])[0]
+            if not (found - exact).norm() < 1e-3 * exact.norm():
+                raise SystemExit(f"{name}'s weight gradient is wrong with {tile}")
             times = measure({f"{tuple(tile)}": lambda: convolution.weight_partials(nhwc, grad)}, rounds, 20)
         report(times, None, floor, **labels, direction="weight gradient")
 
@@ -242,9 +248,9 @@ class Contender:
 
         torch.manual_seed(0)
         self.plain_only = plain_only
-        self.model = timm.create_model(name, num_classes=1000).cuda()
-        self.images = torch.randn(128, 3, 224, 224, device="cuda")
-        self.labels = torch.arange(128, device="cuda")
+        self.model = timm.create_model(name, num_classes=1000).to(DEVICE)
+        self.images = torch.randn(128, 3, 224, 224, device=DEVICE)
+        self.labels = torch.arange(128, device=DEVICE)
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
             self.images = self.images.to(memory_format=torch.channels_last)
@@ -255,13 +261,13 @@ class Contender:
     def train(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         with convolutions(self.plain_only):
-            with torch.autocast("cuda", torch.bfloat16):
+            with torch.autocast(DEVICE, torch.bfloat16):
                 loss = F.cross_entropy(self.model.train()(self.images), self.labels)
             loss.backward()
         self.optimizer.step()
 
     def infer(self) -> Tensor:
-        with convolutions(self.plain_only), torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        with convolutions(self.plain_only), torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
             return self.model.eval()(self.images)
 
     def peak_mib(self, step: Function) -> int:
