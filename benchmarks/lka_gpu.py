@@ -2,10 +2,10 @@
 
     python benchmarks/lka_gpu.py [--parts tune ops models compile] [--rounds 3] [--quick] [--output FILE]
 
-Every contender is checked against float64 before it is timed, and one that fails is not timed. Contenders take turns
-within a round; a row has the median, least and greatest of the rounds' medians (triton.testing.do_bench). `floor_ms` is
-the larger of the bytes that must move at the bandwidth of a copy, measured first, and of the multiply-adds that meet
-the map at the float32 units' rate (docs/kernels.md).
+Every operator is checked against float64 before it is timed, and one that fails is not timed. Contenders take turns
+within a round. A row has the median, least and greatest of an operator's medians a round (triton.testing.do_bench), or
+of all steps of a network. `floor_ms` is the larger of the bytes that must move at the bandwidth of a copy, measured
+first, and of the multiply-adds that meet the map at the float32 units' rate (docs/kernels.md).
 
     tune     the tiles and rows that a program may take, for the shapes of van_b2
     ops      the pair and the MLP's convolution with GELU: forward, and backward
@@ -50,6 +50,21 @@ def measure(contenders: dict[str, Function], rounds: int, rep: int = 60) -> dict
     for _ in range(rounds):
         for name, function in contenders.items():
             found[name].append(do_bench(function, warmup=10, rep=rep, return_mode="median"))
+    return found
+
+
+def measure_steps(steps: dict[str, Function], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each contender's steps, three a round after one that does not count."""
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for _, (name, step) in itertools.product(range(rounds), steps.items()):
+        step()
+        for _ in range(3):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            step()
+            end.record()
+            torch.cuda.synchronize()
+            found[name].append(start.elapsed_time(end))
     return found
 
 
@@ -301,7 +316,7 @@ def networks(names: list[str], compiled: bool, rounds: int) -> None:
                 for _ in range(3):  # compiles, and lets cuDNN choose
                     step()
             labels = {"part": "compile" if compiled else "models", "name": name, "direction": task}
-            report(measure(steps, rounds, 600), "vankit channels_last", shape="128x3x224x224", **labels)
+            report(measure_steps(steps, rounds), "vankit channels_last", shape="128x3x224x224", **labels)
             for row in rows[-len(steps) :]:
                 row["peak_mib"] = contenders[row["contender"]].peak_mib(steps[row["contender"]])
                 print(name, task, row["contender"], row["peak_mib"], "MiB", flush=True)

@@ -25,6 +25,7 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
         return lambda function, *args: pool.submit(getattr(interpreted, function), *args).result()
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    request.getfixturevalue("monkeypatch").setattr(torch.backends.cudnn, "allow_tf32", False)  # plain convolutions
     return lambda function, *args: _map(Tensor.cpu, getattr(interpreted, function)(*_map(_to_cuda, args)))
 
 

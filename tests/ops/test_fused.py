@@ -272,9 +272,12 @@ def test_an_image_too_large_for_int32_is_left_to_pytorch(monkeypatch: pytest.Mon
 # --- on a GPU: the sizes of real networks ---
 
 LARGE = [
-    (8, 64, 56, 56), (4, 96, 28, 28), (4, 160, 14, 14), (4, 256, 7, 7), (1, 32, 200, 336), (2, 160, 25, 42),
-    (1, 96, 51, 33),
-]  # fmt: skip
+    *itertools.product(
+        [(8, 64, 56, 56), (4, 96, 28, 28), (4, 160, 14, 14), (4, 256, 7, 7), (1, 32, 200, 336), (2, 160, 25, 42)],
+        [torch.float32, torch.bfloat16],
+    ),
+    ((1, 96, 51, 33), torch.float16),
+]
 
 
 def on_gpu(args: Args) -> Args:
@@ -289,8 +292,7 @@ def gpu() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", LARGE)
+@pytest.mark.parametrize(("shape", "dtype"), LARGE)
 def test_large_maps_on_a_gpu_and_again_the_same_bits(shape, dtype: torch.dtype) -> None:
     args = on_gpu(arguments(*shape, 5, 7, dtype=dtype))
     actual = interpreted.outputs_and_gradients("pair", args, {})
@@ -301,13 +303,14 @@ def test_large_maps_on_a_gpu_and_again_the_same_bits(shape, dtype: torch.dtype) 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize("sd", [1, 2, 4])
-def test_kernels_and_dilations_on_a_gpu(sd: int) -> None:
-    for k, k_d, dilation in [(3, 3, 2), (3, 5, 4), (7, 9, 3), (4, 6, 3), (5, 7, 3)]:
-        args = on_gpu(arguments(2, 40, 30, 45, k, k_d))
-        options = {"dilation": dilation, "stride_dilation": sd}
-        actual = interpreted.outputs_and_gradients("pair", args, options)
-        assert_near(actual, truth(args, dilation, sd), TOLERANCE[torch.float32])
+@pytest.mark.parametrize(
+    ("kernels", "dilations"), [((3, 3), (2, 1)), ((7, 9), (3, 1)), ((4, 6), (3, 1)), ((5, 7), (3, 2)), ((5, 7), (3, 4))]
+)
+def test_kernels_and_dilations_on_a_gpu(kernels, dilations) -> None:
+    args = on_gpu(arguments(2, 40, 30, 45, *kernels))
+    options = dict(zip(("dilation", "stride_dilation"), dilations, strict=True))
+    actual = interpreted.outputs_and_gradients("pair", args, options)
+    assert_near(actual, truth(args, *dilations), TOLERANCE[torch.float32])
 
 
 @pytest.mark.gpu

@@ -122,10 +122,8 @@ def test_without_kernels_the_reference_runs(chosen: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(
-    "shape", [(8, 512, 56, 56), (4, 640, 14, 14), (4, 1024, 7, 7), (1, 256, 200, 336), (1, 96, 51, 33)]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(8, 512, 56, 56), (4, 1024, 7, 7), (1, 256, 200, 336), (1, 96, 51, 33)])
 def test_large_maps_on_a_gpu_and_again_the_same_bits(shape, dtype: torch.dtype) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
