@@ -39,6 +39,14 @@ def test_every_useful_tap_is_kept_and_the_pixel_lies_between(k: int, dilation: i
     assert 0 <= taps.before <= dilation * (taps.length - 1)
 
 
+@pytest.mark.parametrize(
+    ("weight", "bias"), [((5, 1, 3, 3), None), ((1, 1, 3, 3), None), ((4, 4, 3, 3), (4,)), ((4, 1, 3, 3), (1,))]
+)
+def test_channels_must_agree(weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
+    with pytest.raises(ValueError, match=r"expected \(C, 1\) and \(C,\) for C = 4"):
+        launch.Convolution(torch.zeros(weight), None if bias is None else torch.zeros(bias), 1, torch.zeros(1, 3, 3, 4))
+
+
 def test_rows_divide_the_maps_of_the_network_well() -> None:
     assert [launch.rows_of(-(-size // 3), 7) for size in (56, 28, 14, 7)] == [7, 5, 5, 3]
     assert all(-(-size // launch.rows_of(size, 5)) * launch.rows_of(size, 5) <= 1.1 * size for size in (56, 28, 7))

@@ -95,10 +95,16 @@ class Convolution:
         bias: (C,) or None, of any dtype.
         dilation: pixels between taps.
         x: a map of the size, dtype and device in question, (B, H, W, C).
+
+    Raises:
+        ValueError: weight or bias have other channels than `x`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dilation: int, x: Tensor) -> None:
         _, self.height, self.width, self.channels = x.shape
+        shapes = [tuple(t.shape[:2]) for t in (weight, bias) if t is not None]
+        if shapes != [(self.channels, 1), (self.channels,)][: len(shapes)]:  # a kernel would read past the end
+            raise ValueError(f"weight and bias begin with {shapes}: expected (C, 1) and (C,) for C = {self.channels}")
         self.weight, self.bias, self.dilation = weight, bias, dilation
         self.rows = reachable(weight.shape[-2], dilation, self.height)
         self.cols = reachable(weight.shape[-1], dilation, self.width)
