@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vankit.models import hub, weights
-from vankit.ops import large_kernel_attention
+from vankit.ops import depthwise_gelu, large_kernel_attention
 
 __all__ = ["VAN", "LargeKernelAttention"]  # register_model adds the entry points
 
 torch.fx.wrap("large_kernel_attention")  # one node to torch.fx: inside, sizes decide which taps are computed
+torch.fx.wrap("depthwise_gelu")
 
 
 class LargeKernelAttention(nn.Module):
@@ -74,14 +75,17 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """1x1 → depth-wise 3x3 → GELU → 1x1 (paper figure 3d, the convolutional feed-forward)."""
 
+    dilation: Final[int]
+
     def __init__(self, dim: int, hidden: int, dilation: int, **factory: Any) -> None:
         super().__init__()
+        self.dilation = dilation
         self.fc1 = nn.Conv2d(dim, hidden, 1, **factory)
         self.dw = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation, groups=hidden, **factory)
         self.fc2 = nn.Conv2d(hidden, dim, 1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.dw(self.fc1(x))))
+        return self.fc2(depthwise_gelu(self.fc1(x), self.dw.weight, self.dw.bias, self.dilation))
 
 
 class Block(nn.Module):
