@@ -1,6 +1,8 @@
 """The arrows of docs/architecture.md, read off the imports."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,9 +63,11 @@ ALLOWED = {
 }
 OPTIONAL = {
     "pyarrow", "datasets", "webdataset", "transformers", "faster_coco_eval", "pycocotools", "supervision", "scipy",
-    "openvino", "onnx", "onnxruntime", "onnxscript", "nncf", "ray", "fsspec",
-    "captum",
+    "openvino", "onnx", "onnxruntime", "onnxscript", "nncf", "ray", "fsspec", "captum", "triton",
 }  # fmt: skip
+# Triton reads its kernels' source and globals, so they cannot be defined in a function: the module itself is imported
+# where it is used, which test_the_kernels_are_imported_where_they_are_launched holds
+NEEDS_ITS_LIBRARY = {"triton_kernels.py": {"triton"}}
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "misc.py", "common.py"}
 
 
@@ -100,7 +104,19 @@ def test_arrows(path: Path) -> None:
 def test_optional_libraries_are_imported_where_they_are_used(path: Path) -> None:
     top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = set().union(*[imported(node) for node in top]) if top else set()
-    assert not {name.split(".")[0] for name in names} & OPTIONAL
+    assert not {name.split(".")[0] for name in names} & OPTIONAL - NEEDS_ITS_LIBRARY.get(path.name, set())
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_the_kernels_are_imported_where_they_are_launched(path: Path) -> None:
+    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not any("vankit.ops.triton_kernels" in imported(node) for node in top)
+
+
+def test_importing_the_operators_imports_no_triton() -> None:
+    names = "vankit.ops.fused, vankit.ops.gelu, sys; print('triton' in sys.modules, 'torch._dynamo' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", f"import {names}"], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False False"
 
 
 @pytest.mark.parametrize("path", modules(), ids=str)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import timm
 import torch
@@ -20,8 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from vankit.models import hub, weights
 from vankit.models.lka import LargeKernelAttention
 from vankit.models.lka_settings import LkaSettings
+from vankit.ops import depthwise_gelu
 
 __all__ = ["VAN"]  # register_model adds the entry points
+
+torch.fx.wrap("depthwise_gelu")
 
 
 class Attention(nn.Module):
@@ -40,14 +43,17 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """1x1 → depth-wise 3x3 → GELU → 1x1 (paper figure 3d, the convolutional feed-forward)."""
 
+    dilation: Final[int]
+
     def __init__(self, dim: int, hidden: int, dilation: int, **factory: Any) -> None:
         super().__init__()
+        self.dilation = dilation
         self.fc1 = nn.Conv2d(dim, hidden, 1, **factory)
         self.dw = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation, groups=hidden, **factory)
         self.fc2 = nn.Conv2d(hidden, dim, 1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.dw(self.fc1(x))))
+        return self.fc2(depthwise_gelu(self.fc1(x), self.dw.weight, self.dw.bias, self.dilation))
 
 
 class Block(nn.Module):

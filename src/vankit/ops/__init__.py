@@ -1,10 +1,12 @@
 """Operators of the Visual Attention Network."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vankit.ops import reference
+from vankit.ops import fused, gelu, reference
 
-__all__ = ["large_kernel_attention"]
+__all__ = ["depthwise_gelu", "large_kernel_attention"]
 
 
 def large_kernel_attention(
@@ -19,6 +21,7 @@ def large_kernel_attention(
     stride_dilation: int = 1,
     gate: str = "multiply",
     sigmoid: bool = False,
+    backend: str = "auto",
 ) -> Tensor:
     """Large kernel attention (VAN, arXiv 2202.09741, section 3.1, equations 1 and 2).
 
@@ -40,10 +43,26 @@ def large_kernel_attention(
             traded for dilation (`output_stride`).
         gate: multiply, add (x + attention) or none (the attention alone).
         sigmoid: put the attention through a sigmoid before the gate.
+        backend: of the two depth-wise convolutions: torch, triton (our kernels, on CUDA) or auto, see
+            `vankit.ops.backend.takes_kernels`.
 
     Returns:
         (B, C, H, W), dtype of `x`; under autocast without a gate, autocast's.
+
+    Raises:
+        ValueError: no such backend, or triton cannot run here.
     """
+    if not torch.jit.is_scripting() and dw_weight is not None and dw_d_weight is not None and x.dim() == 4:
+        attn = fused.depthwise_pair(x, dw_weight, dw_bias, dw_d_weight, dw_d_bias, dilation, stride_dilation, backend)
+        attn = attn if pw_weight is None else reference.convolve(attn, pw_weight, pw_bias, dense=True)
+        return reference.gated(x, attn, gate, sigmoid)
     return reference.large_kernel_attention(
         x, dw_weight, dw_bias, dw_d_weight, dw_d_bias, pw_weight, pw_bias, dilation, stride_dilation, gate, sigmoid
     )
+
+
+def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1, backend: str = "auto") -> Tensor:
+    """See `vankit.ops.gelu.depthwise_gelu`."""
+    if not torch.jit.is_scripting():
+        return gelu.depthwise_gelu(x, weight, bias, dilation, backend)
+    return F.gelu(reference.convolve(x, weight, bias, dilation))

@@ -67,7 +67,7 @@ def _would_train_in_bfloat16(x: Tensor) -> bool:
 def _sizes_are_known(x: Tensor) -> bool:
     """Whether the taps may be chosen by the map's size: not where the graph made here must serve other sizes."""
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():  # where symbols pass for int
-        return all(type(size) is int for size in x.shape[2:])
+        return all(type(size) is int for size in x.shape[1:])
     return not torch.compiler.is_compiling()
 
 
@@ -81,7 +81,7 @@ def _reachable_taps(x: Tensor, weight: Tensor, before: list[int], dilation: int)
     """
     before = list(before)
     for i, start in enumerate(before):
-        reach = max(x.shape[2 + i] - 1, 0)
+        reach = max(x.shape[i - len(before)] - 1, 0)
         first = max(-((reach - start) // dilation), 0)
         last = min((start + reach) // dilation, weight.shape[2 + i] - 1)
         if first <= last:  # else, of an even kernel, no tap touches a map this narrow

@@ -1,0 +1,92 @@
+"""Whether our Triton kernels or PyTorch's convolutions run, and what every fused operator needs beside its formula."""
+
+import importlib.util
+import os
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+BACKENDS = ("auto", "torch", "triton")
+# What `auto` takes where the kernels run: the kernels once they have been measured on a GPU, see docs/kernels.md
+default = os.environ.get("VANKIT_BACKEND", "torch")
+if default not in BACKENDS[1:]:
+    raise ValueError(f"the environment variable VANKIT_BACKEND is {default!r}: expected torch or triton")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton runs kernels on CPU tensors, for tests
+_LARGEST_IMAGE = 2**31 - 1  # elements, which the kernels count in int32; a batch may have more
+
+
+def takes_kernels(x: Tensor, backend: str) -> bool:
+    """Whether the fused operator is to run, rather than plain convolutions.
+
+    Args:
+        x: input of the operator; its sizes are not asked for, since they may be symbolic.
+        backend: 'torch' for convolutions, 'triton' for the kernels, 'auto' for `default`, and convolutions wherever the
+            kernels do not run. With all of them, what is exported, traced or transformed by torch.func is convolutions.
+
+    Raises:
+        ValueError: no such backend, or 'triton' cannot run here.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
+    if (default if backend == "auto" else backend) == "torch":
+        return False
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or _transformed():
+        return False
+    obstacle = _obstacle(x)
+    if backend == "triton" and obstacle is not None:
+        raise ValueError(f"backend 'triton' cannot run here: {obstacle}; expected backend='auto' or 'torch'")
+    return obstacle is None
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which operators with a formula do not support."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _obstacle(x: Tensor) -> str | None:
+    if x.dtype not in _DTYPES:
+        return f"x is {x.dtype}, not float32, float16 or bfloat16"
+    if not x.is_cuda:
+        return None if _INTERPRETED else f"x is on {x.device.type}, not on a CUDA device"
+    if torch.version.hip is not None:
+        return "PyTorch is built for ROCm"
+    if not _HAS_TRITON:
+        return "triton is not installed"
+    if not torch.compiler.is_compiling() and not _is_recent(x.device):  # compiled, the operator itself asks
+        return "the GPU is older than compute capability 8.0"
+    return None
+
+
+@lru_cache(maxsize=64)
+def _is_recent(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def launches(x: Tensor) -> bool:
+    """Whether the operator launches kernels for `x`: asked inside it, where sizes are numbers."""
+    runs = _is_recent(x.device) if x.is_cuda else _INTERPRETED
+    return runs and 0 < x[:1].numel() <= _LARGEST_IMAGE
+
+
+def autocast(x: Tensor) -> Tensor:
+    """`x` in the dtype that autocast would give to a convolution's input."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def like(x: Tensor, out: Tensor) -> Tensor:
+    """`out`, which is channels_last, in the memory format of `x`."""
+    return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
+
+
+def nhwc(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, C, H, W) as contiguous (B, H, W, C), a view where x is channels_last."""
+    return x.to(dtype).permute(0, 2, 3, 1).contiguous()
+
+
+def empty_channels_last(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
