@@ -8,7 +8,7 @@ again at will. Writes results/ablation_cifar10.csv beside this file and docs/stu
 
 import argparse
 import csv
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from vankit.ablation import ablate, plot, summary
@@ -50,14 +50,14 @@ def main() -> None:
     for run in ablate(data, config, args.seeds, args.out, args.rows):
         runs.append(run)
         print(f"{run.row}, seed {run.seed}: {run.top1:.2%}", flush=True)
-    with (args.out / "ablation.csv").open(newline="") as file, RESULTS.open("w", newline="") as results:
-        rows = [{**row, "data": "CIFAR-10, {} + {} a class".format(*args.per_class)} for row in csv.DictReader(file)]
-        writer = csv.DictWriter(results, rows[0])
+    images = len(list(data.glob("train/*/*")))
+    budget = {"train_images": images, "epochs": args.epochs, "size": args.size, "batch_size": config.batch_size}
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["row", "seed", "top1", *budget])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**asdict(run), **budget} for run in runs)
     for row, (mean, deviation, count) in summary(runs).items():
         print(f"{row:25} {100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}") + f"  {count}")
-    images = len(list(data.glob("train/*/*")))
     plot(runs, PICTURE, f"{images:,} images of CIFAR-10 at {args.size} px, {args.epochs} epochs")
 
 

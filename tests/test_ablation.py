@@ -70,12 +70,16 @@ def test_what_is_done_is_not_done_again(
     assert trained == [("without-dw-2", True)]
 
 
-def test_a_folder_has_one_budget(done: tuple[list[Run], Path], data: Path) -> None:
-    with pytest.raises(ValueError, match="holds runs with epochs 2, not 3: choose another folder"):
-        list(ablate(data, replace(TINY, epochs=3), 2, done[1], ROWS))
+@pytest.mark.parametrize("setting", ["epochs", "lr_batch", "weight_decay"])
+def test_a_folder_has_one_budget(setting: str, done: tuple[list[Run], Path], data: Path) -> None:
+    value = getattr(TINY, setting)
+    with pytest.raises(ValueError, match=f"holds runs with {setting} {value}, not {value + 1}: choose another folder"):
+        list(ablate(data, replace(TINY, **{setting: value + 1}), 2, done[1], ROWS))
 
 
 def test_unknown_row(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown variant 'van_b0.cifar10': expected one of van_b0"):
+        list(ablate(data, TINY, 1, tmp_path, model="van_b0.cifar10"))
     with pytest.raises(ValueError, match="there is no row 'without': expected some of without DW, without DW-D"):
         list(ablate(data, TINY, 1, tmp_path, ["without"]))
 
@@ -83,6 +87,7 @@ def test_unknown_row(data: Path, tmp_path: Path) -> None:
 def test_rows_that_are_one_network_are_trained_once() -> None:
     names = [row.name for row in vankit.ablation._chosen(["full", "K 21, d 3", "sigmoid"])]
     assert names == ["full", "sigmoid"]
+    assert [row.name for row in vankit.ablation._chosen(["K 21, d 3"])] == ["full"]
     assert len(vankit.ablation._chosen([])) == 11
 
 

@@ -33,6 +33,8 @@ def test_a_van_is_counted_by_its_definition() -> None:
 def test_unknown_model() -> None:
     with pytest.raises(ValueError, match="unknown model 'van_b9'"):
         comparison(["van_b9"], seconds=0)
+    with pytest.raises(ValueError, match="different sizes"):
+        comparison(["van_b0", "inception_v3"])
 
 
 @pytest.mark.slow

@@ -1,21 +1,21 @@
 """The paper's ablations, trained: every row of `vankit.study.ABLATIONS` on the same data with the same budget."""
 
 import csv
+import dataclasses
+import json
 import re
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from vankit.models.van import VARIANTS
 from vankit.models.weights import read_metadata
 from vankit.recipes import TrainConfig, short
 from vankit.study import ABLATIONS, Ablation
 from vankit.train import train
-
-_BUDGET = ("epochs", "img_size", "batch_size", "lr", "precision")
-_COLUMNS = ("row", "seed", "top1", "seconds", "model", "data", *_BUDGET)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def ablate(
         data: see `vankit.train`.
         config: the budget; the recipe `short` if None. Its seed and lka are not used.
         seeds: runs of each row, with seeds from 0.
-        out: folder for ablation.csv and a folder a run, with its weights and log.
+        out: folder for ablation.csv, budget.json and a folder a run, with its weights and log.
         rows: names of `vankit.study.ABLATIONS`; all if empty. Rows that are the same network are trained once.
         model: van_b0 to van_b6.
 
@@ -58,24 +58,25 @@ def ablate(
         All runs, those already done first.
 
     Raises:
-        ValueError: there is no such row, or `out` holds runs of another model, data or budget.
+        ValueError: there is no such row or model, or `out` holds runs of another model, data or config (workers aside).
     """
-    chosen = _chosen(rows)
-    table = Path(out) / "ablation.csv"
-    config = config or short(model)
-    budget = {"model": model, "data": str(data)} | {name: str(getattr(config, name)) for name in _BUDGET}
-    done = _read(table, budget)
+    if model not in VARIANTS:
+        raise ValueError(f"unknown variant {model!r}: expected one of {', '.join(VARIANTS)}")
+    chosen, config, out = _chosen(rows), config or short(model), Path(out)
+    _check_budget(out / "budget.json", {"model": model, "data": str(data), **dataclasses.asdict(config)})
+    table = out / "ablation.csv"
+    done = _read(table)
     yield from done
     finished = {(run.row, run.seed) for run in done}
     for seed in range(seeds):
         for row in chosen:
             if (row.name, seed) not in finished:
-                settings = replace(config, seed=seed, lka=row.lka)
-                folder = Path(out) / f"{'-'.join(re.findall('[a-z0-9]+', row.name.lower()))}-{seed}"
+                settings = dataclasses.replace(config, seed=seed, lka=row.lka)
+                folder = out / f"{'-'.join(re.findall('[a-z0-9]+', row.name.lower()))}-{seed}"
                 state = folder / "resume.ckpt"
                 result = train(str(data), model, settings, folder, resume=state.is_file())
                 run = Run(row.name, seed, read_metadata(result.last)["measures"]["top-1"])
-                _append(table, {"row": run.row, "seed": seed, "top1": run.top1, **budget, "seconds": result.seconds})
+                _append(table, run)
                 state.unlink(missing_ok=True)  # three times the weights, and the run is over
                 yield run
 
@@ -86,33 +87,42 @@ def _chosen(names: Sequence[str]) -> list[Ablation]:
         raise ValueError(f"there is no row {unknown[0]!r}: expected some of {', '.join(known)}")
     chosen: list[Ablation] = []
     for name in names or known:
-        if all(known[name].lka != row.lka for row in chosen):
-            chosen.append(known[name])
+        row = next(row for row in ABLATIONS if row.lka == known[name].lka)
+        if row not in chosen:
+            chosen.append(row)
     return chosen
 
 
-def _read(table: Path, budget: dict[str, str]) -> list[Run]:
+def _check_budget(path: Path, budget: dict[str, Any]) -> None:
+    """Write the budget down, or compare it with what is written."""
+    for free in ("seed", "lka", "workers"):
+        del budget[free]
+    budget = json.loads(json.dumps(budget))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(budget, indent=2) + "\n")
+    before = json.loads(path.read_text())
+    for name, value in budget.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{path.parent} holds runs with {name} {before.get(name)}, not {value}: choose another folder (--out)"
+            )
+
+
+def _read(table: Path) -> list[Run]:
     if not table.exists():
         return []
     with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        for name, value in budget.items():
-            if row[name] != value:
-                raise ValueError(
-                    f"{table} holds runs with {name} {row[name]}, not {value}: choose another folder (--out)"
-                )
-    return [Run(row["row"], int(row["seed"]), float(row["top1"])) for row in rows]
+        return [Run(row["row"], int(row["seed"]), float(row["top1"])) for row in csv.DictReader(file)]
 
 
-def _append(table: Path, row: dict[str, Any]) -> None:
-    table.parent.mkdir(parents=True, exist_ok=True)
+def _append(table: Path, run: Run) -> None:
     new = not table.exists()
     with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Run)])
         if new:
             writer.writeheader()
-        writer.writerow(row)
+        writer.writerow(dataclasses.asdict(run))
 
 
 def summary(runs: Sequence[Run]) -> dict[str, tuple[float, float | None, int]]:

@@ -63,17 +63,17 @@ def comparison(models: Sequence[str] = (), seconds: float = 60) -> list[Comparis
     Raises:
         ValueError: timm knows no such model, or the networks take images of different sizes and are timed.
     """
-    rows = [cost(name) for name in models or PUBLISHED]
+    rows = [cost(name) for name in dict.fromkeys(models or PUBLISHED)]
     if not seconds:
         return rows
     expected, contenders = {}, []
-    size = input_size(create_model(rows[0].model))
-    images = pictures(size)
+    sizes = {row.model: input_size(create_model(row.model)) for row in rows}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the networks take images of different sizes, {sizes}: compare some of one size")
+    images = pictures(sizes[rows[0].model])
     with TemporaryDirectory() as folder:
         for row in rows:
             network = random_network(row.model)
-            if (other := input_size(network)) != size:
-                raise ValueError(f"{row.model} takes {other} and {rows[0].model} {size}: compare networks of one size")
             expected[row.model] = eager(network)(images)
             (Path(folder) / row.model).mkdir()
             weights = save_weights(network, Path(folder) / row.model)

@@ -50,7 +50,7 @@ class Config:
     channels_last: bool = True
     seed: int = 0
     workers: int = 2
-    lka: LkaSettings = field(default_factory=LkaSettings)
+    lka: LkaSettings = field(default_factory=LkaSettings, hash=False)
 
     def __post_init__(self) -> None:
         self._check_range("epochs", "batch_size", "accumulate", "lr_batch", low=1)

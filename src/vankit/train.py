@@ -154,11 +154,12 @@ def _resume_state(out: Path, resume: bool) -> Path | None:
 
 def _check_same_run(out: Path, model: str, metadata: dict[str, Any]) -> int:
     """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
-    before = json.loads((out / "config.json").read_text())
+    before = {"lka": {}, **json.loads((out / "config.json").read_text())}  # which early runs do not say
     for name, value in json.loads(json.dumps({**metadata, "model": model})).items():
         if name in ("model", "lka", "classes", "task", "head", "queries") and before.get(name) != value:
+            same = "pass the same settings (--lka), or " if name == "lka" else ""
             raise ValueError(
-                f"{out} holds a run with {name} {before.get(name)}, not {value}: choose another folder (--out)"
+                f"{out} holds a run with {name} {before.get(name)}, not {value}: {same}choose another folder (--out)"
             )
     return int(weights.read_metadata(out / "last.safetensors")["epoch"])
 

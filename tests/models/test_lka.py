@@ -225,6 +225,9 @@ def test_every_initialisation_of_a_vision_network_reaches_it() -> None:
     [
         ({"form": "lks"}, "form is 'lks', expected one of lka, lska, strips, dense"),
         ({"gate": "divide"}, "gate is 'divide', expected one of multiply, add, none"),
+        ({"sigmoid": "no"}, "sigmoid is 'no', expected one of False, True"),
+        ({"without": None}, "without is None.*expected a list"),
+        ({"form": "strips", "kernel_size": 1, "without": ["dw", "pw"]}, "nothing would be left"),
         ({"ndim": 4}, "ndim is 4, expected one of 1, 2, 3"),
         ({"without": "dw"}, "without is 'dw'.*expected a list"),
         ({"without": ["conv"]}, r"without is \['conv'\], but form 'lka' has the parts"),

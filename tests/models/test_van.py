@@ -276,6 +276,8 @@ def test_other_attentions_keep_the_contract(lka):
         expected = model(x)
         torch.testing.assert_close(torch.jit.script(model)(x), expected)
         torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+        wider = images(96, 64)
+        torch.testing.assert_close(torch.fx.symbolic_trace(model)(wider), model(wider))
     assert [f.shape[1] for f in timm.create_model("van_b0", features_only=True, lka=lka)(x)] == [32, 64, 160, 256]
     grouped = [name for names in group_parameters(model, model.group_matcher()).values() for name in names]
     assert sorted(grouped) == sorted(name for name, _ in model.named_parameters())
@@ -287,6 +289,9 @@ def test_unknown_settings_of_the_attention():
     with pytest.raises(ValueError, match="resnet18 has no large kernel attention to set"):
         create_model("resnet18", lka={"kernel_size": 7})
     assert isinstance(create_model("van_b0", lka={}), VAN)
+    for wrong in (5, {"without": {"dw"}}, {"kernel_size": torch.ones(1)}):
+        with pytest.raises(ValueError, match="lka is .*expected a dict of kernel_size"):
+            timm.create_model("van_b0", lka=wrong)
 
 
 # --- variants and registration ---

@@ -108,11 +108,25 @@ def test_other_attentions_keep_their_names_and_settings(tmp_path: Path) -> None:
     again = timm.create_model("van_b0", pretrained_cfg_overlay={"file": str(tmp_path / "lska.safetensors")},
                               pretrained=True, lka=found.metadata["lka"])  # fmt: skip
     assert_equal(again.state_dict(), model.state_dict())
-    for target in PUBLIC:
-        with pytest.raises(ValueError, match=r"do not fit: missing: stage1\.blocks\.0\.attn\.lka\.dw\.bias"):
-            vankit.convert(tmp_path / "lska.safetensors", tmp_path / "public", target)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match=r"do not fit.*it is of lka=\{'form': 'lska'\} and the model of lka=\{\}"):
         vankit.load_checkpoint(timm.create_model("van_b0"), tmp_path / "lska.safetensors")
+
+
+@pytest.mark.parametrize("lka", [{"form": "lska"}, {"gate": "add"}, {"sigmoid": True}, {"kernel_size": [7]}], ids=str)
+def test_public_formats_take_no_other_attention(
+    lka: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = timm.create_model("van_b0", lka=lka)
+    vankit.save_checkpoint(model, tmp_path / "own.safetensors")
+    for target in PUBLIC:
+        with pytest.raises(ValueError, match=f"only vankit files have a place for lka=.*not those of {target}"):
+            vankit.convert(tmp_path / "own.safetensors", tmp_path / "public", target)
+        with pytest.raises(ValueError, match="only vankit files"):
+            vankit.save_checkpoint(model, tmp_path / "public", target)
+    assert not (tmp_path / "public").exists()
+    if "gate" in lka:  # the tensors fit
+        vankit.load_checkpoint(timm.create_model("van_b0"), tmp_path / "own.safetensors")
+        assert "is of an attention with lka={'gate': 'add'}, the model's is lka={}" in caplog.text
 
 
 def test_half_a_head_is_missing_the_other(small: dict[str, Tensor]) -> None:

@@ -252,10 +252,17 @@ def test_auto_is_the_convolutions_until_kernels_are_asked_for(monkeypatch: pytes
     assert not backend.takes_kernels(x, "auto")
 
 
-def test_an_unknown_backend_in_the_environment() -> None:
-    command = [sys.executable, "-c", "import vankit.ops"]
-    run = subprocess.run(command, env={**os.environ, "VANKIT_BACKEND": "cuda"}, capture_output=True, text=True)
-    assert "VANKIT_BACKEND is 'cuda': expected torch or triton" in run.stderr
+@pytest.mark.parametrize(("value", "expected"), [("", "auto"), ("triton", "triton"), ("cuda", "cuda")])
+def test_the_environment_says_what_auto_is(value: str, expected: str) -> None:
+    command = [sys.executable, "-c", "from vankit.ops import backend; print(backend.default)"]
+    run = subprocess.run(command, env={**os.environ, "VANKIT_BACKEND": value}, capture_output=True, text=True)
+    assert run.stdout.strip() == expected
+
+
+def test_an_unknown_backend_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "default", "cuda")
+    with pytest.raises(ValueError, match="VANKIT_BACKEND is 'cuda': expected one of auto, torch, triton"):
+        backend.takes_kernels(torch.zeros(1, 4, 6, 5), "auto")
 
 
 @pytest.mark.parametrize("chosen", ["auto", "torch"])

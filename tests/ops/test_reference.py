@@ -135,6 +135,13 @@ def test_parts_may_be_left_out_and_the_gate_chosen():
             torch.testing.assert_close(out, gated(x, 1 / (1 + (-attn).exp()) if sigmoid else attn))
 
 
+def test_a_backend_needs_the_pair():
+    args = [a.detach() for a in arguments(6, 5)]
+    for backend in ("triton", "cuda"):
+        with pytest.raises(ValueError, match=f"backend is '{backend}': expected auto or torch"):
+            large_kernel_attention(args[0], None, None, *args[3:], backend=backend)
+
+
 def test_one_pixel_by_hand():
     # on a 1x1 map only the central taps count: x * (pw * (dw_d * (dw * x + b) + b_d) + b_p)
     x = torch.full((1, 1, 1, 1), 2.0)

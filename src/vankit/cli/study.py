@@ -110,6 +110,8 @@ def ablation(
 
     if train is None and (given(settings) or rows or plot):
         raise ValueError("--rows, --plot and settings are of training: add --train DATA")
+    if fixed := {"seed", "lka"} & set(given(settings)):
+        raise ValueError(f"--{min(fixed)} is what the rows and --seeds set: leave it out")
     runs = []
     if train is not None:
         quieten_lightning()

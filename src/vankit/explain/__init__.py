@@ -36,7 +36,8 @@ def explain(
         grad-cam: where the evidence for a class lies (arXiv 1610.02391): ReLU of the layer's channels, weighted by the
             mean gradient of the class's logit; of a detector the score of its best object, of a semantic segmenter the
             mean logit over the class's pixels.
-        attention: of every LKA what it multiplies its input with, as the mean absolute value over channels.
+        attention: of every LKA what it multiplies its input with, before sigmoid and gate, as the mean absolute value
+            over channels.
         receptive-field: the gradient of the middle unit of a stage with respect to the pixels (arXiv 1701.04128), over
             20 generated inputs or the given images.
         statistics: of every LKA's channels the mean, standard deviation and share of positive values of the attention,

@@ -1,6 +1,6 @@
 """Large kernel attention as a module: its kernel, its gate and its decomposition are there to choose."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -13,7 +13,9 @@ from vankit.ops.reference import convolve, gated
 
 __all__ = ["LargeKernelAttention"]
 
-torch.fx.wrap("large_kernel_attention")  # one node to torch.fx: inside, sizes decide which taps are computed
+# one node each to torch.fx: inside, sizes decide which taps are computed
+torch.fx.wrap("large_kernel_attention")
+torch.fx.wrap("convolve")
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _PARTS: dict[str, tuple[str, ...]] = {
@@ -65,6 +67,7 @@ class LargeKernelAttention(nn.Module):
         ValueError: a setting is out of range, or the settings do not go together.
     """
 
+    ndim: Final[int]
     dilation: Final[int]
     stride_dilation: Final[int]
     gate: Final[str]
@@ -93,9 +96,10 @@ class LargeKernelAttention(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        _check(form, without, gate, ndim)
+        _check(form, without, gate, sigmoid, ndim)
         scales = _scales(kernel_size, dilation, form, dim)
         kept = [part for part in _PARTS[form] if part not in without]
+        self.ndim = ndim
         self.dim, self.gate, self.sigmoid, self.stride_dilation = dim, gate, sigmoid, stride_dilation
         self.dilation = scales[0][1]
         self.undivided = form == "lka" and len(scales) == 1  # which the operator computes in one call
@@ -122,6 +126,10 @@ class LargeKernelAttention(nn.Module):
                 self.branches.append(Chain(*layers))
         if "pw" in kept:
             self.pw = conv(dim, 1, groups=1)
+        if next(self.parameters(), None) is None:
+            raise ValueError(
+                f"without is {without!r}, kernel_size {kernel_size!r}: nothing would be left of the attention"
+            )
 
     def extra_repr(self) -> str:
         return f"{self.shown}, gate={self.gate}, sigmoid={self.sigmoid}"
@@ -132,8 +140,8 @@ class LargeKernelAttention(nn.Module):
             return self._operator(x, "none", False)
         attn = x if self.dw is None else self.dw(x)
         if len(self.shares) > 0:
-            parts = attn.split(self.shares, 1)
-            attn = torch.cat([branch(parts[i]) for i, branch in enumerate(self.branches)], 1)
+            parts = attn.split(self.shares, -self.ndim - 1)
+            attn = torch.cat([branch(parts[i]) for i, branch in enumerate(self.branches)], -self.ndim - 1)
         else:
             whole = attn
             for i, branch in enumerate(self.branches):
@@ -207,12 +215,14 @@ def _scales(
     return list(zip(sizes, dilations * len(sizes) if len(dilations) == 1 else dilations, strict=True))
 
 
-def _check(form: str, without: Sequence[str], gate: str, ndim: int) -> None:
-    for name, value, known in (("form", form, get_args(Form)), ("gate", gate, get_args(Gate)), ("ndim", ndim, _CONV)):
+def _check(form: str, without: Sequence[str], gate: str, sigmoid: bool, ndim: int) -> None:
+    choices: dict[str, tuple[Any, Iterable[Any]]] = {
+        "form": (form, get_args(Form)), "gate": (gate, get_args(Gate)), "sigmoid": (sigmoid, (False, True)),
+        "ndim": (ndim, _CONV),
+    }  # fmt: skip
+    for name, (value, known) in choices.items():
         if value not in known:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, known))}")
     parts = _PARTS[form]
-    if isinstance(without, str) or set(without) - set(parts):
+    if not isinstance(without, list | tuple) or set(without) - set(parts):
         raise ValueError(f"without is {without!r}, but form {form!r} has the parts {parts}: expected a list of those")
-    if form in ("lka", "lska") and set(without) == set(parts):
-        raise ValueError(f"without is {without!r}: nothing would be left, leave out at most two of {parts}")

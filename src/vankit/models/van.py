@@ -1,5 +1,6 @@
 """The Visual Attention Network (Guo et al., arXiv 2202.09741), registered with timm as `van_b0` to `van_b6`."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -363,10 +364,17 @@ def _check_head(num_classes: int, global_pool: str) -> None:
 
 
 def _known_settings(lka: Mapping[str, Any]) -> dict[str, Any]:
+    """As a checkpoint's metadata has them."""
     known = LkaSettings.__annotations__
-    if unknown := sorted(set(lka) - set(known)):
+    try:
+        settings: dict[str, Any] = json.loads(json.dumps(dict(lka)))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"lka is {lka!r}: expected a dict of {', '.join(known)}, of numbers, words and lists"
+        ) from None
+    if unknown := sorted(set(settings) - set(known)):
         raise ValueError(f"lka has no setting {', '.join(unknown)}: expected some of {', '.join(known)}")
-    return dict(lka)
+    return settings
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -164,10 +164,10 @@ def rename(
     Args:
         state_dict: tensors under `source`'s names.
         source, target: one of `FORMATS`.
-        lka: settings of the attention, if they are not VAN's: as to its tensors, vankit files then hold any.
+        lka: settings of the attention, if they are not VAN's: vankit files then hold any tensors of it.
 
     Raises:
-        ValueError: a tensor is missing or left over (named), or a format is unknown.
+        ValueError: a tensor is missing or left over (named), a format is unknown or has no place for `lka`.
     """
     for fmt in (source, target):
         if fmt not in FORMATS:
@@ -175,7 +175,9 @@ def rename(
     a, b = FORMATS.index(source), FORMATS.index(target)
     head = any(f"{_HEAD[a]}{leaf}" in state_dict for leaf in (".weight", ".bias"))
     table = {row[a]: row[b] for row in name_table(block_counts(state_dict, source), head)}
-    if source == target == "vankit" and lka:
+    if lka:
+        if (source, target) != ("vankit", "vankit"):
+            raise ValueError(f"only vankit files have a place for lka={dict(lka)}, not those of {target}")
         table = {old: new for old, new in table.items() if _LKA not in old}
         table |= {name: name for name in state_dict if _LKA in name}
     unused = set(_HF_UNUSED) if source == "hf" else set()
@@ -399,7 +401,8 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) 
     """Load a checkpoint file of any public format into a VAN.
 
     A head with another number of classes is left as the model has it, and a first convolution for another number of
-    channels is adapted as timm does; both are logged as warnings (the head only where the model has one).
+    channels is adapted as timm does; both are logged as warnings (the head only where the model has one), and so are
+    weights that fit but are of an attention with other settings.
 
     Args:
         model: a `vankit.VAN`.
@@ -432,6 +435,8 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) 
         logger.warning("%s takes %d channels, the model %d: adapted the first convolution",
                        path, tensors[stem].shape[1], chans)  # fmt: skip
         tensors[stem] = adapt_input_conv(chans, tensors[stem], base_chans=tensors[stem].shape[1])
+    settings, theirs = getattr(model, "lka", None), checkpoint.metadata.get("lka") or {}
+    other = settings is not None and settings != theirs
     try:
         _check_names(set(own), set(tensors))
         wrong = [k for k in own if own[k].shape != tensors[k].shape]
@@ -441,6 +446,9 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) 
                 f"{k} is {tuple(tensors[k].shape)}, the model's is {tuple(own[k].shape)}; another variant?"
             )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        hint = f"; it is of lka={theirs} and the model of lka={settings}: make them the same, or train from scratch"
+        raise ValueError(f"{path}: {error}{hint if other else ''}") from None
+    if other:
+        logger.warning("%s is of an attention with lka=%s, the model's is lka=%s", path, theirs, settings)
     model.load_state_dict(tensors)
     return checkpoint

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vankit.ops import fused, gelu, reference
+from vankit.ops.backend import refuse_kernels
 
 __all__ = ["depthwise_gelu", "large_kernel_attention"]
 
@@ -52,10 +53,13 @@ def large_kernel_attention(
     Raises:
         ValueError: no such backend, or triton cannot run here.
     """
-    if not torch.jit.is_scripting() and dw_weight is not None and dw_d_weight is not None and x.dim() == 4:
-        attn = fused.depthwise_pair(x, dw_weight, dw_bias, dw_d_weight, dw_d_bias, dilation, stride_dilation, backend)
-        attn = attn if pw_weight is None else reference.convolve(attn, pw_weight, pw_bias, dense=True)
-        return reference.gated(x, attn, gate, sigmoid)
+    if not torch.jit.is_scripting():
+        if dw_weight is not None and dw_d_weight is not None and x.dim() == dw_weight.dim() == 4:
+            pair = dw_weight, dw_bias, dw_d_weight, dw_d_bias
+            attn = fused.depthwise_pair(x, *pair, dilation, stride_dilation, backend)
+            attn = attn if pw_weight is None else reference.convolve(attn, pw_weight, pw_bias, dense=True)
+            return reference.gated(x, attn, gate, sigmoid)
+        refuse_kernels(backend)
     return reference.large_kernel_attention(
         x, dw_weight, dw_bias, dw_d_weight, dw_d_bias, pw_weight, pw_bias, dilation, stride_dilation, gate, sigmoid
     )

@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 BACKENDS = ("auto", "torch", "triton")
-# What `auto` takes where the kernels run: the kernels once they have been measured on a GPU, see docs/kernels.md
-default = os.environ.get("VANKIT_BACKEND", "torch")
-if default not in BACKENDS[1:]:
-    raise ValueError(f"the environment variable VANKIT_BACKEND is {default!r}: expected torch or triton")
+# What `auto` is; if that is auto itself, PyTorch's convolutions until the kernels are measured, see docs/kernels.md
+default = os.environ.get("VANKIT_BACKEND") or "auto"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton runs kernels on CPU tensors, for tests
@@ -30,9 +28,10 @@ def takes_kernels(x: Tensor, backend: str) -> bool:
     Raises:
         ValueError: no such backend, or 'triton' cannot run here.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
-    if (default if backend == "auto" else backend) == "torch":
+    for name, value in (("backend", backend), ("the environment variable VANKIT_BACKEND", default)):
+        if value not in BACKENDS:
+            raise ValueError(f"{name} is {value!r}: expected one of {', '.join(BACKENDS)}")
+    if (default if backend == "auto" else backend) != "triton":
         return False
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or _transformed():
         return False
@@ -40,6 +39,18 @@ def takes_kernels(x: Tensor, backend: str) -> bool:
     if backend == "triton" and obstacle is not None:
         raise ValueError(f"backend 'triton' cannot run here: {obstacle}; expected backend='auto' or 'torch'")
     return obstacle is None
+
+
+def refuse_kernels(backend: str) -> None:
+    """For what has no kernels.
+
+    Raises:
+        ValueError: they are asked for, or there is no such backend.
+    """
+    if backend not in ("auto", "torch"):
+        raise ValueError(
+            f"backend is {backend!r}: expected auto or torch without two depth-wise kernels on (B, C, H, W)"
+        )
 
 
 def _transformed() -> bool:
