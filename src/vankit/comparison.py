@@ -4,9 +4,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -121,14 +123,19 @@ def plot(rows: Sequence[Comparison], path: str | PathLike[str]) -> None:
     if all(row.ms is not None for row in rows):
         panels["ms for one image, here"] = lambda row: row.ms
     figure = Figure(figsize=(4.5 * len(panels), 4.2), layout="constrained")
+    families: dict[str, list[Comparison]] = {}
+    for row in rows:
+        if row.top1 is not None:
+            families.setdefault(row.model.partition("_")[0].rstrip("0123456789"), []).append(row)
+    colors = cycle(("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink"))
+    styles: dict[str, dict[str, Any]] = {
+        name: {"color": "tab:red", "linewidth": 2, "zorder": 3} if name == "van" else {"color": next(colors)}
+        for name in families
+    }
     for axes, (label, value) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
-        families: dict[str, list[Comparison]] = {}
-        for row in sorted(rows, key=value):
-            if row.top1 is not None:
-                families.setdefault(row.model.partition("_")[0].rstrip("0123456789"), []).append(row)
-        for family, members in families.items():
-            style = {"color": "tab:red", "linewidth": 2, "zorder": 3} if family == "van" else {"alpha": 0.8}
-            axes.plot([value(row) for row in members], [row.top1 for row in members], "o-", label=family, **style)
+        for name, members in families.items():
+            members = sorted(members, key=value)
+            axes.plot([value(row) for row in members], [row.top1 for row in members], "o-", label=name, **styles[name])
         axes.set(xlabel=label)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("ImageNet-1k top-1 %, published")
