@@ -102,7 +102,7 @@ def test_a_killed_worker_costs_no_row_and_a_restart_does_what_is_missing(
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         done = list(predict_on_ray(photos, output, workers=2, shard_size=8, model=MODEL))
-        killer.join(1)
+        killer.join(20)
         assert len(killed) == 1
         assert sorted(done) == [(6, 0), (8, 0), (8, 0), (8, 1)]
         names = [str(path) for path in photos]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def interpreter() -> Iterator[ProcessPoolExecutor]:
     with interpreted.executor() as pool:
         yield pool
