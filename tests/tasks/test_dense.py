@@ -289,8 +289,8 @@ def test_a_run_is_set_up(built: Options, task: str, head: str) -> None:
     assert options.queries == 7 and classes == len(scenes.classes) and further == [False, 0.3, False]
     assert setup.metadata == {
         "task": task, "head": head, "model": "van_b0", "classes": scenes.classes, "things": scenes.things,
-        "category_ids": scenes.category_ids, "short_sides": [24, SIDE], "long_side": 256, "crop": SIDE, "queries": 7, "lka": {},
-        "ignore_label": 255,
+        "category_ids": scenes.category_ids, "short_sides": [24, SIDE], "long_side": 256, "crop": SIDE, "queries": 7,
+        "ignore_label": 255, "lka": {},
     }  # fmt: skip
     assert isinstance(setup.task, DenseTask) and isinstance(setup.task.evaluator, EVALUATORS[task])
     assert setup.task.lr == pytest.approx(0.01 * 2 * 2 * 3 / 24)
