@@ -74,11 +74,12 @@ def kill_the_reader(pipe: Path, instead: bytes, killed: list[int]) -> None:
         time.sleep(0.05)
         with contextlib.suppress(OSError):  # nobody reads yet
             writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-    readers = set()
-    for pid in {int(name) for name in os.listdir("/proc") if name.isdigit()} - {os.getpid()}:
-        with contextlib.suppress(OSError):  # processes end while they are listed
-            if str(pipe) in {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.exists()}:
-                readers.add(pid)
+    readers: set[int] = set()
+    while not readers:  # the reader may not have come back from opening it
+        for pid in {int(name) for name in os.listdir("/proc") if name.isdigit()} - {os.getpid()}:
+            with contextlib.suppress(OSError):  # processes end while they are listed
+                if str(pipe) in {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.exists()}:
+                    readers.add(pid)
     (pipe.parent / "instead").write_bytes(instead)
     os.replace(pipe.parent / "instead", pipe)
     for pid in readers:
