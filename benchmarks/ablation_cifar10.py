@@ -11,9 +11,8 @@ import csv
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from vankit.ablation import ablate, plot, summary
-from vankit.recipes import short
-from vankit.study import ABLATIONS
+from vankit.study.ablation import ABLATIONS, ablate, plot, summary
+from vankit.training.recipes import short
 
 HERE = Path(__file__).parent
 RESULTS, PICTURE = HERE / "results" / "ablation_cifar10.csv", HERE.parent / "docs" / "study-ablation.png"

@@ -37,7 +37,9 @@ from typing import Any
 
 import numpy as np
 
-from vankit.bench import (
+from vankit.data.images import find_images
+from vankit.engines.base import cores
+from vankit.study.timing import (
     Array,
     Contender,
     Run,
@@ -51,8 +53,6 @@ from vankit.bench import (
     random_network,
     save_weights,
 )
-from vankit.data.images import find_images
-from vankit.engines import cores
 
 # torch and the engines are imported by the processes that need them: the others should look as they are deployed
 
@@ -119,7 +119,7 @@ def has_bf16() -> bool:
 
 
 def exported(folder: str) -> Run:
-    from vankit.predict import Predictor
+    from vankit.prediction.labels import Predictor
 
     return Predictor(folder).engine
 

@@ -27,7 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vankit.ops import backend, fused, gelu, launch, plain
+from vankit.ops import backend
+from vankit.ops.convolution import convolve
+from vankit.ops.gelu import depthwise_gelu
+from vankit.ops.kernels import launch
+from vankit.ops.kernels.operator import convolution_gradients
+from vankit.ops.lka import depthwise_pair
 
 DEVICE = "cuda"
 RESULTS = Path(__file__).parent / "results" / "lka_gpu.csv"
@@ -151,8 +156,8 @@ def mlp(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 OPERATORS: dict[str, tuple[Any, Any, list[tuple[int, int]]]] = {
-    "pair": (lambda *a: fused.depthwise_pair(*a, backend="triton"), pair, PAIR),
-    "gelu": (lambda *a: gelu.depthwise_gelu(*a, backend="triton"), mlp, GELU),
+    "pair": (lambda *a: depthwise_pair(*a, backend="triton"), pair, PAIR),
+    "gelu": (lambda *a: depthwise_gelu(*a, backend="triton"), mlp, GELU),
 }
 
 
@@ -232,7 +237,7 @@ def tune_convolution(x: Tensor, k: int, dilation: int, name: str, floor: float, 
     weight, grad, out = torch.randn(x.shape[1], 1, k, k, device=DEVICE), torch.randn_like(nhwc), torch.empty_like(nhwc)
     convolution = launch.Convolution(weight, None, dilation, nhwc)
     labels = {"part": "tune", "name": name, "shape": "x".join(map(str, x.shape))}
-    exact = plain.convolve(x[:2].double(), weight.bfloat16().double(), None, dilation)
+    exact = convolve(x[:2].double(), weight.bfloat16().double(), None, dilation)
     for tile, lines in itertools.product(TILES, launch.ROWS):
         with replaced(launch, convolve_tile=lambda *_, t=tile: t, rows_of=lambda *_, n=lines: n):
             convolution.forward(nhwc, out.fill_(float("nan")))
@@ -241,7 +246,7 @@ def tune_convolution(x: Tensor, k: int, dilation: int, name: str, floor: float, 
             times = measure({f"{tuple(tile)}, {lines} rows": lambda: convolution.forward(nhwc, out)}, rounds, 20)
         report(times, None, floor, **labels, direction="forward")
     few = x[:2].double(), grad[:2].permute(0, 3, 1, 2).double()
-    exact = plain.gradients(few[1], few[0], weight.bfloat16().double(), dilation)[1]
+    exact = convolution_gradients(few[1], few[0], weight.bfloat16().double(), dilation)[1]
     for tile in GRADIENT_TILES:
         with replaced(launch, gradient_tile=lambda *_, t=tile: t):
             found = convolution.weight_gradients([convolution.weight_partials(nhwc[:2], grad[:2])])[0]

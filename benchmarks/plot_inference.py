@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vankit.study import ACCURACY
+from vankit.study.complexity import ACCURACY
 
 RESULTS = Path(__file__).parent / "results" / "inference_latency.csv"
 OTHERS = {

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 
 import vankit  # noqa: F401  (registers the models)
-from vankit.ops import reference
+from vankit.ops import convolution
 
-SIZES_ARE_KNOWN = reference._sizes_are_known
+SIZES_ARE_KNOWN = convolution._sizes_are_known
 RESULTS = Path(__file__).parent / "results" / "trimmed_taps.csv"
 
 
 def use(trimmed: bool) -> None:
-    reference._sizes_are_known = SIZES_ARE_KNOWN if trimmed else lambda x: False
+    convolution._sizes_are_known = SIZES_ARE_KNOWN if trimmed else lambda x: False
 
 
 def step(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, bf16: bool) -> torch.Tensor:

@@ -25,9 +25,10 @@ def _start() -> None:
 
 
 def operator(name: str) -> Any:
-    from vankit.ops import fused, gelu
+    from vankit.ops.gelu import depthwise_gelu
+    from vankit.ops.lka import depthwise_pair
 
-    return {"pair": fused.depthwise_pair, "gelu": gelu.depthwise_gelu}[name]
+    return {"pair": depthwise_pair, "gelu": depthwise_gelu}[name]
 
 
 def outputs_and_gradients(
@@ -41,7 +42,7 @@ def outputs_and_gradients(
         how: 'eager', 'compile', 'checkpoint', or 'autocast' (bfloat16).
         scratch: bytes of scratch memory that the launchers may take, instead of what suits the device.
     """
-    from vankit.ops import launch
+    from vankit.ops.kernels import launch
 
     kept = launch.allocate, launch.limits
     launch.allocate = lambda *a: kept[0](*a).fill_(math.nan)

@@ -1,4 +1,4 @@
-"""The arrows of docs/architecture.md, read off the imports."""
+"""The floors of docs/architecture.md, read off the imports: they go down, never up or sideways."""
 
 import ast
 import subprocess
@@ -10,120 +10,80 @@ import pytest
 import vankit
 
 SOURCE = Path(vankit.__file__).parent
+MODULES = sorted(SOURCE.rglob("*.py"))
 
-# what each room may import of vankit; a room is the first part of the module's name below vankit
-ALLOWED = {
-    "ops": {"ops"},
-    "models": {"models", "ops"},
-    "data": {"data"},
-    "recipes": {"models"},
-    "metrics": set(),
-    "drawing": set(),
-    "results": {"drawing"},
-    "heads": {"heads", "models"},
-    "tasks": {"data", "heads", "metrics", "models", "recipes", "results", "tasks"},
-    "study": {"models"},
-    "ablation": {"models", "recipes", "study", "train"},
-    "comparison": {"bench", "models", "study"},
-    "engines": set(),
-    "exported": {"data", "engines"},
-    "export": {"classifier", "engines", "exported", "model_card", "models", "quantize"},
-    "model_card": {"data", "exported"},
-    "quantize": {"classifier", "data", "engines", "exported"},
-    "bench": {"models", "predict"},
-    "cluster": {"data", "exported", "predict"},
-    "classifier": {"data", "models"},
-    "predict": {"classifier", "data", "dense", "engines", "export", "exported", "models"},
-    "dense": {"data", "engines", "export", "heads", "results", "tasks"},
-    "explain": {"classifier", "data", "dense", "export", "exported", "heads", "models", "results", "tasks"},
-    "train": {"heads", "models", "recipes", "tasks"},
-    "validate": {"classifier", "data", "dense", "heads", "models", "predict", "tasks"},
-    "demo": {"data", "predict", "recipes", "train", "validate"},
-    "cli": {
-        "",
-        "ablation",
-        "bench",
-        "cluster",
-        "comparison",
-        "data",
-        "demo",
-        "dense",
-        "engines",
-        "explain",
-        "export",
-        "models",
-        "predict",
-        "recipes",
-        "results",
-        "study",
-        "train",
-        "validate",
-    },
-    "__main__": {"cli"},
-}
-OPTIONAL = {
-    "pyarrow", "datasets", "webdataset", "transformers", "faster_coco_eval", "pycocotools", "supervision", "scipy",
-    "openvino", "onnx", "onnxruntime", "onnxscript", "nncf", "ray", "fsspec", "captum", "triton",
+FLOORS = (
+    {"cli"},
+    {"explanation", "study", "validation"},
+    {"prediction"},
+    {"deploy", "training"},
+    {"engines", "heads"},
+    {"models"},
+    {"data", "ops", "tasks"},
+    {"errors"},
+)
+# Imported in the functions that use them, for they are heavy or of an extra. Triton reads its kernels' source and
+# globals, so they cannot be defined in a function: their module itself is imported where they are launched
+LAZY = {
+    "captum", "datasets", "faster_coco_eval", "fsspec", "matplotlib", "nncf", "onnx", "onnxruntime", "onnxscript",
+    "openvino", "pyarrow", "pycocotools", "ray", "scipy", "supervision", "transformers", "triton", "webdataset",
+    "vankit.ops.kernels.triton_kernels",
 }  # fmt: skip
-# Triton reads its kernels' source and globals, so they cannot be defined in a function: the module itself is imported
-# where it is used, which test_the_kernels_are_imported_where_they_are_launched holds
-NEEDS_ITS_LIBRARY = {"triton_kernels.py": {"triton"}}
-FORBIDDEN_NAMES = {"utils.py", "helpers.py", "misc.py", "common.py"}
-
-
-def modules() -> list[Path]:
-    return sorted(SOURCE.rglob("*.py"))
 
 
 def room(path: Path) -> str:
     return path.relative_to(SOURCE).with_suffix("").parts[0]
 
 
-def imported(tree: ast.AST) -> set[str]:
+def imported(path: Path, everywhere: bool = True) -> set[str]:
+    """Dotted names; those at the top of the module alone unless `everywhere`."""
+    tree = ast.parse(path.read_text())
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            base = node.module or ""
-            names |= {f"{base}.{alias.name}" for alias in node.names}
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if room(p) != "__init__"], ids=str)
-def test_arrows(path: Path) -> None:
-    own = imported(ast.parse(path.read_text()))
-    rooms = {name.split(".")[1] for name in own if name.startswith("vankit.")}
-    known = {room(p) for p in modules()}
-    rooms = {r if r in known else "" for r in rooms}  # `from vankit import __version__` is the package itself
-    assert rooms <= ALLOWED[room(path)] | {room(path)}
+@pytest.mark.parametrize("path", [p for p in MODULES if not room(p).startswith("__")], ids=str)
+def test_imports_go_down(path: Path) -> None:
+    own = room(path)
+    floor = next(i for i, rooms in enumerate(FLOORS) if own in rooms)
+    below = set().union(*FLOORS[floor + 1 :])
+    assert {name.split(".")[1] for name in imported(path) if name.startswith("vankit.")} <= {own, *below}
+    assert "vankit" not in imported(path)  # whose public names are of every floor
 
 
-@pytest.mark.parametrize("path", modules(), ids=str)
-def test_optional_libraries_are_imported_where_they_are_used(path: Path) -> None:
-    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = set().union(*[imported(node) for node in top]) if top else set()
-    assert not {name.split(".")[0] for name in names} & OPTIONAL - NEEDS_ITS_LIBRARY.get(path.name, set())
+def test_every_room_has_its_floor() -> None:
+    assert {room(p) for p in MODULES} - {"__init__", "__main__"} == set().union(*FLOORS)
 
 
-@pytest.mark.parametrize("path", modules(), ids=str)
-def test_the_kernels_are_imported_where_they_are_launched(path: Path) -> None:
-    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert not any("vankit.ops.triton_kernels" in imported(node) for node in top)
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_libraries_that_are_imported_where_they_are_used(path: Path) -> None:
+    names = imported(path, everywhere=False)
+    assert path.name == "triton_kernels.py" or not {*names, *(name.split(".")[0] for name in names)} & LAZY
 
 
-def test_importing_the_operators_imports_no_triton() -> None:
-    names = "vankit.ops.fused, vankit.ops.gelu, sys; print('triton' in sys.modules, 'torch._dynamo' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", f"import {names}"], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False False"
+def test_lightning_is_known_to_training_alone() -> None:
+    assert {room(path) for path in MODULES if any(n.startswith("lightning") for n in imported(path))} == {"training"}
 
 
-@pytest.mark.parametrize("path", modules(), ids=str)
-def test_size_and_name(path: Path) -> None:
-    assert path.name not in FORBIDDEN_NAMES
-    assert len(path.read_text().splitlines()) <= 560  # van.py, which reads in one piece, is the longest
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("vankit, vankit.prediction.labels, vankit.deploy.folder, vankit.engines.openvino", "torch, torchvision, timm"),
+        (", ".join(f"vankit.cli.{p.stem}" for p in SOURCE.glob("cli/*.py") if p.stem != "__init__"), "torch, timm"),
+        ("vankit.explanation, vankit.prediction.scenes, vankit.validation", "lightning, lightning_fabric"),
+        ("vankit.ops", "triton, torch._dynamo"),
+    ],
+)
+def test_what_importing_leaves_out(modules: str, absent: str) -> None:
+    code = f"import sys, {modules}; print([name for name in {absent.split(', ')} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
-def test_every_room_is_listed() -> None:
-    assert {room(p) for p in modules()} - {"__init__"} == set(ALLOWED)
+def test_no_public_name_is_a_module_too() -> None:
+    assert not {room(path) for path in MODULES} & set(vankit.__all__)

@@ -1,7 +1,5 @@
 """The command line as a user types it."""
 
-import dataclasses
-import importlib
 import json
 from pathlib import Path
 
@@ -11,10 +9,11 @@ import timm
 from PIL import Image
 
 import vankit
-from vankit.bench import Timing
 from vankit.cli import main
-from vankit.heads.build import HeadOptions, build_network
+from vankit.heads.build import build_network
+from vankit.models.description import Description
 from vankit.models.weights import write_tensors
+from vankit.study.timing import Timing
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +137,7 @@ def test_bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         Timing("van_b0", "openvino float32", "", 1e-5, 1.0, 5.0, 4.9, 5.1, 4.8, 6.0, 5.9, 6.1),
         Timing("van_b0", "onnxruntime float32", "not installed"),
     ]
-    monkeypatch.setattr(importlib.import_module("vankit.bench"), "bench", lambda models, seconds: iter(rows))
+    monkeypatch.setattr("vankit.study.timing.bench", lambda models, seconds: iter(rows))
     assert run("bench") == 0
     page = capsys.readouterr().out
     assert "5.00" in page and "6.0" in page and "not installed" in page
@@ -212,10 +211,9 @@ def test_train_and_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained Semantic FPN of two classes."""
     path = tmp_path_factory.mktemp("dense") / "segmenter.safetensors"
-    options = HeadOptions("segment", "semantic_fpn", "van_b0", (32,), 64, things=(True, True))
-    settings = {"classes": ["grass", "sky"], "category_ids": [1, 2], "crop": 32, "ignore_label": 255}
-    network = build_network(options, 2)
-    write_tensors(network.state_dict(), path, {**dataclasses.asdict(options), **settings})
+    sizes = {"short_sides": (32,), "long_side": 64, "crop": 32}
+    found = Description("segment", "semantic_fpn", "van_b0", ["grass", "sky"], category_ids=[1, 2], **sizes)
+    write_tensors(build_network(found).state_dict(), path, found.to_metadata())
     return path
 
 

@@ -15,7 +15,7 @@ from pycocotools import mask as mask_api
 import vankit
 from vankit.cli import main
 from vankit.data.scenes import ShapeScenes
-from vankit.engines import _core
+from vankit.engines.openvino import openvino_core
 from vankit.tasks.panoptic import segments_of
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def run_line(line: str) -> None:
     words = shlex.split(line, comments=True)
     if not words or line.startswith(ELSEWHERE):
         return
-    if "bf16" in words and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "bf16" in words and "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return
     assert words[0] == "vankit", line
     with pytest.raises(SystemExit) as end:

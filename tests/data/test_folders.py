@@ -12,8 +12,8 @@ from PIL import Image
 
 from vankit.data.folders import open_dataset
 from vankit.data.images import ImageError
-from vankit.recipes import short
-from vankit.train import train
+from vankit.training.recipes import short
+from vankit.training.run import train
 
 
 def make(root: Path, classes: dict[str, int], side: int = 8) -> None:

@@ -11,7 +11,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import vankit  # noqa: F401  (registers the models)
 from vankit.heads.backbone import AsTheyCome, backbone_of
-from vankit.heads.build import HEADS, HeadOptions, build_network
+from vankit.heads.build import HEADS, build_network
+from vankit.models.description import Description
 
 CLASSES = 13
 NEEDS_TRANSFORMERS = {"rt_detr", "d_fine", "deformable_detr", "upernet", "mask2former"}
@@ -23,7 +24,7 @@ def build(task: str, head: str, model: str = "van_b0", classes: int = 80, **opti
     if head in NEEDS_TRANSFORMERS:
         pytest.importorskip("transformers")
     with nullcontext() if head == "deformable_detr" else torch.device("meta"):
-        return build_network(HeadOptions(task, head, model, **options), classes)
+        return build_network(Description(task, head, model, [str(i) for i in range(classes)], **options))
 
 
 def parameters(module: nn.Module) -> int:
@@ -111,8 +112,8 @@ def test_heads_with_masks_say_so(head: str, masks: bool) -> None:
 
 
 def test_backbone_settings_arrive() -> None:
-    options = HeadOptions("segment", "semantic_fpn", "van_b0.cifar10")
-    network = build_network(options, 2, pretrained=True, drop_path_rate=0.2, grad_checkpointing=True)
+    description = Description("segment", "semantic_fpn", "van_b0.cifar10", ["a", "b"])
+    network = build_network(description, pretrained=True, drop_path_rate=0.2, grad_checkpointing=True)
     van: Any = backbone_of(network)
     published = timm.create_model("van_b0.cifar10", pretrained=True).state_dict()
     assert all(torch.equal(tensor, published[name]) for name, tensor in van.state_dict().items())
@@ -124,7 +125,7 @@ def test_backbone_settings_arrive() -> None:
 
 def test_transformers_heads_take_named_weights() -> None:
     pytest.importorskip("transformers")
-    network = build_network(HeadOptions("segment", "upernet", "van_b0.cifar10"), 2, pretrained=True)
+    network = build_network(Description("segment", "upernet", "van_b0.cifar10", ["a", "b"]), pretrained=True)
     published = timm.create_model("van_b0.cifar10", pretrained=True).state_dict()
     found = backbone_of(network).state_dict()
     assert all(torch.equal(tensor, published[name]) for name, tensor in found.items())
@@ -132,18 +133,12 @@ def test_transformers_heads_take_named_weights() -> None:
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown task 'classify': expected detect, segment or panoptic"):
-        build_network(HeadOptions("classify", "retinanet"), 3)
+        build_network(Description("classify", "retinanet"))
     with pytest.raises(ValueError, match="unknown head 'yolo' for detect: expected one of retinanet, faster_rcnn"):
-        build_network(HeadOptions("detect", "yolo"), 3)
+        build_network(Description("detect", "yolo"))
     with pytest.raises(ValueError, match="unknown head 'retinanet' for segment: expected one of semantic_fpn, upernet"):
-        build_network(HeadOptions("segment", "retinanet"), 3)
+        build_network(Description("segment", "retinanet"))
     with pytest.raises(ValueError, match="unknown head 'semantic_fpn' for panoptic: expected one of mask2former$"):
-        build_network(HeadOptions("panoptic", "semantic_fpn"), 3)
+        build_network(Description("panoptic", "semantic_fpn"))
     with pytest.raises(ValueError, match="unknown model 'van_b9'"):
-        build_network(HeadOptions("detect", "retinanet", "van_b9"), 3)
-
-
-def test_things_and_classes_have_to_agree() -> None:
-    pytest.importorskip("transformers")
-    with pytest.raises(ValueError, match="things has 1 entries: expected one for each of 3 classes"):
-        build_network(HeadOptions("panoptic", "mask2former", things=[True]), 3)
+        build_network(Description("detect", "retinanet", "van_b9"))

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 import vankit
 from vankit.heads.backbone import backbone_of
-from vankit.heads.build import HEADS, HeadOptions, build_network
-from vankit.heads.checkpoints import from_mmseg, load_network, start_from
+from vankit.heads.build import HEADS, build_network
+from vankit.heads.checkpoints import from_mmseg, network_in_file, start_from
 from vankit.models import weights
+from vankit.models.description import Description
 
 WIDTHS = (32, 64, 160, 256)
 CLASSES = ["cat", "dog", "owl"]
@@ -29,8 +30,8 @@ Tensors = dict[str, Tensor]
 @cache
 def built(head: str, classes: int, seed: int, model: str) -> tuple[Any, Tensors]:
     torch.manual_seed(seed)
-    options = HeadOptions(HEADS[head].tasks[0], head, model, **{**OPTIONS, "things": [True] * classes})
-    network = build_network(options, classes)
+    names = [str(i) for i in range(classes)]
+    network = build_network(Description(HEADS[head].tasks[0], head, model, names, **{**OPTIONS, "things": ()}))
     return network, {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
@@ -57,6 +58,10 @@ def but_the_stem(tensors: Tensors) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith("stage1.patch_embed.proj.")}
 
 
+def load_network(path: Path) -> tuple[Any, Description]:
+    return network_in_file(weights.read_tensors(path))
+
+
 def write(network: nn.Module, path: Path, **changes: Any) -> Path:
     """A checkpoint as training writes it, by default of a semantic_fpn; what is None is left out."""
     head = changes.get("head", "semantic_fpn")
@@ -68,7 +73,7 @@ def write(network: nn.Module, path: Path, **changes: Any) -> Path:
 
 def test_settings_of_the_attention_are_kept(tmp_path: Path) -> None:
     lka = {"kernel_size": [7], "dilation": [2], "gate": "add"}
-    network = build_network(HeadOptions("segment", "semantic_fpn", lka=lka), len(CLASSES))
+    network = build_network(Description("segment", "semantic_fpn", classes=CLASSES, lka=lka))
     found, _ = load_network(write(network, tmp_path / "small.safetensors", lka=lka))
     assert_same(found.state_dict(), network.state_dict())
     assert backbone_of(found).stage2.blocks[0].attn.lka.gate == "add"
@@ -344,9 +349,9 @@ def test_names_are_mapped_without_a_network(mmseg: Any) -> None:
 @pytest.mark.parametrize("head", ["semantic_fpn", "retinanet", "upernet", "rt_detr", "mask2former"])
 def test_a_written_network_comes_back(head: str, tmp_path: Path, image: Tensor) -> None:
     network = build(head)
-    found, metadata = load_network(write(network, tmp_path / "best.safetensors", head=head))
+    found, description = load_network(write(network, tmp_path / "best.safetensors", head=head))
     assert not found.training
-    assert (metadata["head"], metadata["classes"], metadata["crop"]) == (head, CLASSES, 64)
+    assert (description.head, description.classes, description.crop) == (head, tuple(CLASSES), 64)
     assert_same(found.state_dict(), network.state_dict())
     if head == "retinanet":
         network.detector.score_thresh = found.detector.score_thresh = 0.0
@@ -382,20 +387,18 @@ def test_files_that_are_no_dense_checkpoint_are_named(dense_file: Path, tmp_path
     with pytest.raises(ValueError, match=r"text\.pth is not a readable checkpoint"):
         load_network(tmp_path / "text.pth")
     vankit.save_checkpoint(timm.create_model("van_b0"), tmp_path / "van.safetensors")
-    with pytest.raises(
-        ValueError, match=r"van\.safetensors is no checkpoint of a detector or segmenter: expected best"
-    ):
-        load_network(tmp_path / "van.safetensors")
+    with pytest.raises(ValueError, match=r"van\.safetensors is not a checkpoint of a detector or segmenter: expected"):
+        vankit.DensePredictor(tmp_path / "van.safetensors")
 
 
 @pytest.mark.parametrize("key", ["task", "model", "short_sides", "long_side", "queries", "things", "classes"])
 def test_missing_metadata_is_named(key: str, tmp_path: Path) -> None:
     path = write(nn.Linear(1, 1), tmp_path / "best.safetensors", **{key: None})
-    with pytest.raises(ValueError, match=rf"best\.safetensors does not say its {key}: expected best\.safetensors"):
+    with pytest.raises(ValueError, match=rf"best\.safetensors: the checkpoint does not say its {key}: expected best"):
         load_network(path)
 
 
-@pytest.mark.parametrize("change", [{"model": "van_b1"}, {"classes": ["one"]}, {"head": "upernet"}])
+@pytest.mark.parametrize("change", [{"model": "van_b1"}, {"classes": ["one"], "things": [True]}, {"head": "upernet"}])
 def test_a_file_that_contradicts_itself_is_refused_in_few_words(
     change: dict[str, Any], segmenter: Any, tmp_path: Path
 ) -> None:

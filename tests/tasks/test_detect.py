@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vankit.data.augment import collate
 from vankit.data.scenes import ShapeScenes
-from vankit.results import Detections
 from vankit.tasks.detect import Detect, detections
+from vankit.tasks.results import Detections
 
 SCENES = ShapeScenes("detect", "val", 6, (40, 56))
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vankit.data.augment import collate
 from vankit.data.scenes import ShapeScenes
-from vankit.results import PanopticMap
 from vankit.tasks.panoptic import Panoptic, segments_of
+from vankit.tasks.results import PanopticMap
 
 SCENES = ShapeScenes("panoptic", "val", 6, (40, 56))
 

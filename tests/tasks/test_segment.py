@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vankit.results import SemanticMap
+from vankit.tasks.results import SemanticMap
 from vankit.tasks.segment import SCALES, Segment, _starts, segment_logits
 
 CLASSES = ["red", "green", "blue", "grey"]

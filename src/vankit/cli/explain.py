@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 
-def explain(
+def command(
     images: list[str] | None = None,
     /,
     *,
@@ -41,8 +41,8 @@ def explain(
         device: cpu, cuda, or auto.
         max_pixels: largest image that is decoded, in pixels.
     """
-    from vankit.explain import iter_explanations
-    from vankit.results import Failure
+    from vankit.explanation import iter_explanations
+    from vankit.tasks.results import Failure
 
     others = [name.strip() for name in compare.split(",")] if compare else []
     failed = 0

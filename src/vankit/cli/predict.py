@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from vankit.engines import EngineName, Precision
+from vankit.deploy.opening import Network, open_network
+from vankit.engines.base import EngineName, Precision
+from vankit.errors import UserError
 
 
-def predict(
+def command(
     images: list[str],
     /,
     *,
@@ -59,23 +61,27 @@ def predict(
             windows.
     """
     if workers == "local" and address is not None:
-        raise ValueError("--address is of a Ray cluster: add --workers ray")
-    options = {"engine": engine, "precision": precision, "device": device, "max_pixels": max_pixels}
-    if checkpoint is not None and (head := _head(checkpoint)):
-        if model is not None or resume or reduced or workers == "ray":
-            raise ValueError(f"{checkpoint} is a {head}: leave out --model, --resume, --reduced and --workers")
+        raise UserError("--address is of a Ray cluster: add --workers ray")
+    options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device, "max_pixels": max_pixels}
+    if workers == "ray" and resume:
+        raise UserError("--workers ray always continues what is in --output: leave out --resume")
+    if workers == "ray" and output is None:
+        raise UserError("--workers ray writes Parquet files: name a folder or URL with --output")
+    opened = open_network(model, checkpoint)
+    if opened.dense:
+        if resume or reduced or workers == "ray":
+            head = opened.description.head
+            raise UserError(f"{opened.source} is a {head}: leave out --resume, --reduced and --workers")
         given = {name: value for name, value in (("score", score), ("test", test)) if value is not None}
-        return _predict_scenes(images, checkpoint, Path(output or "predictions"), {**options, **given})
+        return _predict_scenes(images, opened, Path(output or "predictions"), {**options, **given})
     if score is not None or test is not None:
-        raise ValueError("--score and --test are of detectors and segmenters: pass the --checkpoint of one")
+        raise UserError("--score and --test are for detectors and segmenters: pass the --checkpoint of one")
     options |= {"top_k": top_k, "batch_size": batch_size, "reduced": reduced}
-    if workers == "ray":
-        if resume:
-            raise ValueError("--workers ray always continues what is in --output: leave out --resume")
+    if workers == "ray" and output is not None:
         return _predict_on_ray(images, output, address, {"model": model, "checkpoint": checkpoint, **options})
-    from vankit.predict import iter_predictions
+    from vankit.prediction.labels import iter_predictions
 
-    rows = iter_predictions(images, model, checkpoint, output, resume, **options)
+    rows = iter_predictions(images, opened, output=output, resume=resume, **options)
     if output is None:
         return _print_labels(rows)
     failed = count = 0
@@ -117,11 +123,9 @@ def _progress() -> Any:
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-def _predict_on_ray(images: list[str], output: str | None, address: str | None, options: dict[str, Any]) -> int:
-    from vankit.cluster import predict_on_ray
+def _predict_on_ray(images: list[str], output: str, address: str | None, options: dict[str, Any]) -> int:
+    from vankit.prediction.ray import predict_on_ray
 
-    if output is None:
-        raise ValueError("--workers ray writes Parquet files: name a folder or URL with --output")
     rows = failures = 0
     with _progress() as progress:
         task = progress.add_task("predicting", total=None)
@@ -130,23 +134,17 @@ def _predict_on_ray(images: list[str], output: str | None, address: str | None, 
                 rows, failures = rows + done, failures + failed
                 progress.update(task, completed=rows)
         except RuntimeError as error:
-            raise ValueError(str(error)) from error
+            raise UserError(str(error)) from error
     print(f"{rows} images, {failures} failed: {output}")
     return int(failures > 0)
 
 
-def _head(checkpoint: Path) -> str | None:
-    from vankit.models.weights import read_metadata
-
-    return read_metadata(checkpoint).get("head")
-
-
-def _predict_scenes(images: list[str], checkpoint: Path, output: Path, options: dict[str, Any]) -> int:
-    from vankit.dense import iter_scenes
-    from vankit.results import Failure
+def _predict_scenes(images: list[str], opened: Network, output: Path, options: dict[str, Any]) -> int:
+    from vankit.prediction.scenes import iter_scenes
+    from vankit.tasks.results import Failure
 
     failed = 0
-    for result in iter_scenes(images, checkpoint, output, **options):
+    for result in iter_scenes(images, opened, output, **options):
         if isinstance(result, Failure):
             failed += 1
             print(f"{result.source}: {result.error}", file=sys.stderr)

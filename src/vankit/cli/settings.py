@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from vankit import recipes
+from vankit.training import recipes
 
 _CONFIGS = (recipes.Config, recipes.TrainConfig, recipes.DenseConfig)
 

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from rich.table import Table
 
-from vankit import recipes
 from vankit.cli.settings import Settings, given
 from vankit.cli.terminal import console, quieten_lightning
+from vankit.errors import UserError
+from vankit.training import recipes
 
-study = App(name="study", help="The paper's tables, recomputed: what VAN costs, and what each part of it is for.")
+command = App(name="study", help="The paper's tables, recomputed: what VAN costs, and what each part of it is for.")
 
 
 def _table(title: str, *headings: str, caption: str | None = None) -> Table:
@@ -22,7 +23,7 @@ def _table(title: str, *headings: str, caption: str | None = None) -> Table:
     return table
 
 
-@study.command
+@command.command
 def decomposition(
     *,
     kernel_size: int = 21,
@@ -38,8 +39,8 @@ def decomposition(
         channels: C of each row.
         plot: image file for a picture of it.
     """
-    from vankit.study import best_dilation, depthwise_params, plot_decomposition
-    from vankit.study import decomposition as run
+    from vankit.study.decomposition import best_dilation, depthwise_params, plot_decomposition
+    from vankit.study.decomposition import decomposition as run
 
     rows = run(kernel_size, dilation, channels)
     d = dilation or best_dilation(kernel_size)
@@ -54,7 +55,7 @@ def decomposition(
         print(f"picture: {plot}")
 
 
-@study.command
+@command.command
 def variants(names: list[str] | None = None, /, *, size: int = 224) -> None:
     """Parameters and multiply-accumulates of the variants, by stage and kind of layer.
 
@@ -63,7 +64,7 @@ def variants(names: list[str] | None = None, /, *, size: int = 224) -> None:
         size: side in pixels of the square image that is counted for.
     """
     from vankit.models.van import VARIANTS
-    from vankit.study import Complexity, layers
+    from vankit.study.complexity import Complexity, layers
 
     for name in names or VARIANTS:
         costs = layers(name, size)
@@ -81,7 +82,7 @@ def _cost(cost: Any) -> tuple[str, str, str]:
     return f"{cost.params:,}", f"{cost.macs / 1e9:.4f}", f"{cost.macs_all / 1e9:.4f}"
 
 
-@study.command
+@command.command
 def ablation(
     *,
     train: str | None = None,
@@ -104,14 +105,14 @@ def ablation(
         plot: image file for a picture of the trained rows.
         settings: overrides of the recipe short.
     """
-    from vankit.ablation import ablate, summary
-    from vankit.ablation import plot as draw
-    from vankit.study import ABLATIONS, complexity
+    from vankit.study.ablation import ABLATIONS, ablate, summary
+    from vankit.study.ablation import plot as draw
+    from vankit.study.complexity import complexity
 
     if train is None and (given(settings) or rows or plot):
-        raise ValueError("--rows, --plot and settings are of training: add --train DATA")
+        raise UserError("--rows, --plot and settings are of training: add --train DATA")
     if fixed := {"seed", "lka"} & set(given(settings)):
-        raise ValueError(f"--{min(fixed)} is what the rows and --seeds set: leave it out")
+        raise UserError(f"--{min(fixed)} is what the rows and --seeds set: leave it out")
     runs = []
     if train is not None:
         quieten_lightning()
@@ -136,7 +137,7 @@ def ablation(
         print(f"picture: {plot}")
 
 
-@study.command
+@command.command
 def compare(models: list[str] | None = None, /, *, seconds: float = 60, plot: Path | None = None) -> None:
     """VAN beside ResNet, PVTv2, Swin and ConvNeXt: cost, published accuracy, and time for an image on this machine.
 
@@ -145,8 +146,8 @@ def compare(models: list[str] | None = None, /, *, seconds: float = 60, plot: Pa
         seconds: to time all of them for, after minutes in which they are compiled; 0 times none.
         plot: image file for accuracy against cost.
     """
-    from vankit.comparison import comparison
-    from vankit.comparison import plot as draw
+    from vankit.study.comparison import comparison
+    from vankit.study.comparison import plot as draw
 
     rows = comparison(models or (), seconds)
     table = _table("one image at a time, vankit's engine", "", "parameters, M", "GMACs", "top-1 %", "ms", "quartiles")

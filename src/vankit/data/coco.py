@@ -20,6 +20,7 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2.functional import to_image
 
 from vankit.data.images import load_image
+from vankit.errors import MissingFileError, MissingPackageError, UserError
 
 Target = dict[str, Any]
 Transform = Callable[[tv_tensors.Image, Target], tuple[Any, Any]]
@@ -66,7 +67,7 @@ class _Coco(Dataset[tuple[Any, Any]], ABC):
         self.skipped: list[tuple[str, str]] = []
         content = _read_json(self.annotations)
         if not self.images.is_dir():
-            raise FileNotFoundError(f"no image folder {self.images}, expected the pictures of {self.annotations} there")
+            raise MissingFileError(f"no image folder {self.images}, expected the pictures of {self.annotations} there")
         categories = content["categories"] = _sorted_categories(content["categories"], self.annotations)
         self.category_ids: list[int] = [category["id"] for category in categories]
         self.classes: list[str] = [category["name"] for category in categories]
@@ -101,7 +102,7 @@ class _Coco(Dataset[tuple[Any, Any]], ABC):
             image, target = self._read(picture)
         except _Unreadable as problem:
             if not self.skip_bad:
-                raise ValueError(f"{self.annotations}: {picture.name}: {problem}") from problem
+                raise UserError(f"{self.annotations}: {picture.name}: {problem}") from problem
             self._reject_late(picture.name, problem)
             return None
         return self._transformed(image, target)
@@ -133,14 +134,14 @@ class _Coco(Dataset[tuple[Any, Any]], ABC):
             try:
                 number = _whole(entry, "id")
                 if number in pictures:
-                    raise ValueError(f"image id {number} is given twice; ids must be unique")
+                    raise UserError(f"image id {number} is given twice; ids must be unique")
                 pictures[number] = None
                 picture = _Picture(number, _text(entry, "file_name"), _whole(entry, "width"), _whole(entry, "height"))
                 if min(picture.width, picture.height) < 1:
-                    raise ValueError(f"image {number} is {picture.width} x {picture.height} pixels, expected more")
+                    raise UserError(f"image {number} is {picture.width} x {picture.height} pixels, expected more")
                 _check_name(picture.name)
                 if not os.path.isfile(self.images / picture.name):
-                    raise FileNotFoundError(f"no such image file in {self.images}")
+                    raise MissingFileError(f"no such image file in {self.images}")
                 pictures[number] = picture
             except (ValueError, FileNotFoundError) as problem:
                 self._reject(name, problem)
@@ -149,7 +150,7 @@ class _Coco(Dataset[tuple[Any, Any]], ABC):
     def _label(self, entry: Any) -> int:
         category = _whole(entry, "category_id")
         if category not in self._labels:
-            raise ValueError(f"category_id {category} is unknown; the categories have {_some(self.category_ids)}")
+            raise UserError(f"category_id {category} is unknown; the categories have {_some(self.category_ids)}")
         return self._labels[category]
 
     def _reject(self, name: str, problem: Exception) -> None:
@@ -167,7 +168,7 @@ class _Coco(Dataset[tuple[Any, Any]], ABC):
     def _report(self) -> None:
         shown = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:_SHOWN])
         if not self._pictures:
-            raise ValueError(f"{self.annotations} names no picture that can be used{': ' * bool(shown)}{shown}")
+            raise UserError(f"{self.annotations} names no picture that can be used{': ' * bool(shown)}{shown}")
         if self.skipped:
             logger.warning("%s: left out %d bad entries: %s", self.annotations, len(self.skipped), shown)
 
@@ -214,7 +215,7 @@ class CocoInstances(_Coco):
             try:
                 number = _whole(entry, "id")
                 if number in seen:
-                    raise ValueError("the id is given twice; ids must be unique")
+                    raise UserError("the id is given twice; ids must be unique")
                 seen.add(number)
                 picture = _picture_of(entry, pictures)
                 if picture is not None:
@@ -229,7 +230,7 @@ class CocoInstances(_Coco):
         if area is None:
             area = (box[2] - box[0]) * (box[3] - box[1])
         if not isinstance(area, int | float) or not 0 <= area < math.inf:
-            raise ValueError(f"area is {area!r}, expected a number of square pixels")
+            raise UserError(f"area is {area!r}, expected a number of square pixels")
         segmentation = _segmentation(entry.get("segmentation"), picture) if self.masks else None
         return _Instance(number, self._label(entry), _flag(entry, "iscrowd", 0), box, area, segmentation)
 
@@ -285,11 +286,11 @@ class CocoPanoptic(_Coco):
 
     def _read_annotations(self, content: dict[str, list[Any]], pictures: dict[int, _Picture | None]) -> None:
         if not self.segments.is_dir():
-            raise FileNotFoundError(f"no folder {self.segments}, expected the PNGs of {self.annotations} there")
+            raise MissingFileError(f"no folder {self.segments}, expected the PNGs of {self.annotations} there")
         try:
             self.things: list[bool] = [_flag(category, "isthing") for category in content["categories"]]
         except ValueError as problem:
-            raise ValueError(f"{self.annotations}: a category {problem}; is this a panoptic file?") from None
+            raise UserError(f"{self.annotations}: a category {problem}; is this a panoptic file?") from None
         seen: set[int] = set()
         for entry in content["annotations"]:
             name = self.annotations.name
@@ -298,7 +299,7 @@ class CocoPanoptic(_Coco):
                     continue
                 name = picture.name
                 if picture.id in seen:
-                    raise ValueError(f"image {picture.id} has two annotations, expected one")
+                    raise UserError(f"image {picture.id} has two annotations, expected one")
                 seen.add(picture.id)
                 pictures[picture.id] = None
                 picture.png, infos = self._png_and_infos(entry)
@@ -315,9 +316,9 @@ class CocoPanoptic(_Coco):
     def _png_and_infos(self, entry: dict[str, Any]) -> tuple[Path, list[Any]]:
         png, infos = self.segments / _check_name(_text(entry, "file_name")), entry.get("segments_info")
         if not png.is_file():
-            raise FileNotFoundError(f"no such segment PNG: {png}")
+            raise MissingFileError(f"no such segment PNG: {png}")
         if not isinstance(infos, list):
-            raise ValueError(f"segments_info is {infos!r}, expected a list")
+            raise UserError(f"segments_info is {infos!r}, expected a list")
         return png, infos
 
     def _add_segments(self, infos: list[Any], picture: _Picture) -> None:
@@ -326,7 +327,7 @@ class CocoPanoptic(_Coco):
             try:
                 number = _whole(info, "id")
                 if number in seen:
-                    raise ValueError("the id is given twice" if number else "id 0 means void; segments count from 1")
+                    raise UserError("the id is given twice" if number else "id 0 means void; segments count from 1")
                 seen.add(number)
                 picture.objects.append(_Segment(number, self._label(info), _flag(info, "iscrowd", 0)))
             except ValueError as problem:
@@ -354,7 +355,7 @@ class CocoPanoptic(_Coco):
 def _check_name(name: str) -> str:
     """The name, unless it leads out of the folder that it is looked for in."""
     if os.path.isabs(name) or ".." in Path(name).parts:
-        raise ValueError(f"file_name {name!r} leads out of the set's folder; expected a name inside it")
+        raise UserError(f"file_name {name!r} leads out of the set's folder; expected a name inside it")
     return name
 
 
@@ -381,14 +382,14 @@ def find_coco(root: Path, split: str, kind: Literal["instances", "panoptic"]) ->
     folder = root / "annotations"
     found = sorted(folder.glob(f"{kind}_{split}*.json"))
     if len(found) > 1:
-        raise ValueError(f"{root} has several {split} sets, expected one: {', '.join(path.name for path in found)}")
+        raise UserError(f"{root} has several {split} sets, expected one: {', '.join(path.name for path in found)}")
     if found:
         rest = found[0].stem.removeprefix(f"{kind}_")
         return _image_folder(found[0], [root / rest, root / "images" / rest, root / "images"]), found[0]
     single = folder / f"{kind}.json"
     if single.is_file() and not any(folder.glob(f"{kind}_*.json")):
         if split == "train":
-            raise ValueError(
+            raise UserError(
                 f"{root} has no splits, only {single.name}: divide it into {kind}_train.json and {kind}_val.json in "
                 f"{folder} (both may use {root / 'images'}) to train on it"
             )
@@ -399,31 +400,31 @@ def find_coco(root: Path, split: str, kind: Literal["instances", "panoptic"]) ->
             if path.is_file():
                 return path.parent, path
             looked.append(str(path))
-    raise FileNotFoundError(f"no COCO {kind} of split {split} in {root}: looked for {', '.join(looked)}")
+    raise MissingFileError(f"no COCO {kind} of split {split} in {root}: looked for {', '.join(looked)}")
 
 
 def _image_folder(annotations: Path, candidates: list[Path]) -> Path:
     folder = next((folder for folder in candidates if folder.is_dir()), None)
     if folder is None:
         looked = ", ".join(map(str, candidates))
-        raise FileNotFoundError(f"no pictures for {annotations}: looked for the folders {looked}")
+        raise MissingFileError(f"no pictures for {annotations}: looked for the folders {looked}")
     return folder
 
 
-class _Unreadable(ValueError):
+class _Unreadable(UserError):
     """A picture, or the PNG of its segments, is no use, whatever its annotations are."""
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
-        raise FileNotFoundError(f"no annotation file {path}, expected a COCO JSON")
+        raise MissingFileError(f"no annotation file {path}, expected a COCO JSON")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is no JSON: {error}") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f"{path} is no COCO JSON: expected lists images, annotations and categories, no {key}")
+            raise UserError(f"{path} is no COCO JSON: expected lists images, annotations and categories, no {key}")
     return dict(content)
 
 
@@ -431,30 +432,30 @@ def _sorted_categories(entries: list[Any], path: Path) -> list[dict[str, Any]]:
     try:
         names = {_whole(entry, "id"): _text(entry, "name") for entry in entries}
     except ValueError as problem:
-        raise ValueError(f"{path}: a category {problem}") from None
+        raise UserError(f"{path}: a category {problem}") from None
     if not 0 < len(names) == len(entries):
-        raise ValueError(f"{path}: {len(entries)} categories with {len(names)} ids, expected one id each, and some")
+        raise UserError(f"{path}: {len(entries)} categories with {len(names)} ids, expected one id each, and some")
     return sorted(entries, key=lambda entry: entry["id"])
 
 
 def _picture_of(entry: Any, pictures: dict[int, _Picture | None]) -> _Picture | None:
     number = _whole(entry, "image_id")
     if number not in pictures:
-        raise ValueError(f"image_id {number} is unknown; it must be the id of an entry of images")
+        raise UserError(f"image_id {number} is unknown; it must be the id of an entry of images")
     return pictures[number]
 
 
 def _box(value: Any, picture: _Picture) -> tuple[float, float, float, float]:
     """COCO's x, y, width, height → x1, y1, x2, y2 inside the picture."""
     if not isinstance(value, list) or len(value) != 4 or not _finite(value):
-        raise ValueError(f"bbox is {value!r}, expected four numbers x, y, width, height")
+        raise UserError(f"bbox is {value!r}, expected four numbers x, y, width, height")
     x, y, width, height = map(float, value)
     if width <= 0 or height <= 0:
-        raise ValueError(f"bbox {value} is empty: width and height must be positive")
+        raise UserError(f"bbox {value} is empty: width and height must be positive")
     _check_inside(f"bbox {value}", (x, x + width), (y, y + height), picture)
     x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + width, picture.width), min(y + height, picture.height)
     if np.float32(x1) >= np.float32(x2) or np.float32(y1) >= np.float32(y2):
-        raise ValueError(f"bbox {value} is empty inside the picture of {picture.width} x {picture.height} pixels")
+        raise UserError(f"bbox {value} is empty inside the picture of {picture.width} x {picture.height} pixels")
     return x1, y1, x2, y2
 
 
@@ -462,27 +463,27 @@ def _check_inside(what: str, xs: Sequence[float], ys: Sequence[float], picture: 
     reach = max(-min(xs), -min(ys), max(xs) - picture.width, max(ys) - picture.height)
     if reach > _OVERHANG:
         size = f"{picture.width} x {picture.height}"
-        raise ValueError(f"{what} reaches {reach:g} pixels past its picture of {size}, at most {_OVERHANG} are clipped")
+        raise UserError(f"{what} reaches {reach:g} pixels past its picture of {size}, at most {_OVERHANG} are clipped")
 
 
 def _segmentation(value: Any, picture: _Picture) -> list[NDArray[np.float64]] | dict[str, Any]:
     if not value:
-        raise ValueError("no segmentation, but masks are wanted; add it, or train a head without, such as retinanet")
+        raise UserError("no segmentation, but masks are wanted; add it, or train a head without, such as retinanet")
     if isinstance(value, list):
         return [_polygon(polygon, picture) for polygon in value]
     counts = value.get("counts") if isinstance(value, dict) else None
     if not isinstance(counts, str) and not (isinstance(counts, list) and _finite(counts)):
-        raise ValueError("segmentation is neither a list of polygons nor RLE, expected [[x, y, …]] or {size, counts}")
+        raise UserError("segmentation is neither a list of polygons nor RLE, expected [[x, y, …]] or {size, counts}")
     if value.get("size") != [picture.height, picture.width]:
-        raise ValueError(f"RLE size is {value.get('size')}, the picture's is {[picture.height, picture.width]}")
+        raise UserError(f"RLE size is {value.get('size')}, the picture's is {[picture.height, picture.width]}")
     return {"size": value["size"], "counts": counts}
 
 
 def _polygon(value: Any, picture: _Picture) -> NDArray[np.float64]:
     if not isinstance(value, list) or not _finite(value) or len(value) % 2:
-        raise ValueError("a polygon is no list of numbers x, y, x, y…; segmentation must be a list of such lists")
+        raise UserError("a polygon is no list of numbers x, y, x, y…; segmentation must be a list of such lists")
     if len(value) < 6:
-        raise ValueError(f"a polygon has {len(value) // 2} points, expected at least 3")
+        raise UserError(f"a polygon has {len(value) // 2} points, expected at least 3")
     _check_inside("a polygon", value[::2], value[1::2], picture)
     return np.array(value, np.float64)
 
@@ -492,14 +493,16 @@ def _decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8
     try:
         from faster_coco_eval.core import mask
     except ImportError:
-        raise ImportError("COCO masks need faster-coco-eval: pip install faster-coco-eval, or masks=False") from None
+        raise MissingPackageError(
+            "COCO masks need faster-coco-eval: pip install faster-coco-eval, or masks=False"
+        ) from None
     shape = [polygon.tolist() for polygon in segmentation] if isinstance(segmentation, list) else segmentation
     try:
         decoded = mask.decode(mask.segmToRle(shape, width, height))
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"segmentation cannot be decoded: {error}") from error
+        raise UserError(f"segmentation cannot be decoded: {error}") from error
     if not decoded.any():
-        raise ValueError("its mask is empty: the segmentation covers no pixel")
+        raise UserError("its mask is empty: the segmentation covers no pixel")
     return np.asarray(decoded, np.uint8)
 
 
@@ -527,21 +530,21 @@ def _finite(values: list[Any]) -> bool:
 def _whole(entry: Any, key: str) -> int:
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"has {key} {value!r}, expected a whole number")
+        raise UserError(f"has {key} {value!r}, expected a whole number")
     return value
 
 
 def _text(entry: dict[str, Any], key: str) -> str:
     value = entry.get(key)
     if not isinstance(value, str) or not value:
-        raise ValueError(f"has {key} {value!r}, expected a name")
+        raise UserError(f"has {key} {value!r}, expected a name")
     return value
 
 
 def _flag(entry: dict[str, Any], key: str, default: int | None = None) -> bool:
     value = entry.get(key, default)
     if value not in (0, 1):
-        raise ValueError(f"has {key} {value!r}, expected 0 or 1")
+        raise UserError(f"has {key} {value!r}, expected 0 or 1")
     return bool(value)
 
 

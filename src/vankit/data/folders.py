@@ -5,12 +5,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_dataset
+from timm.data import ImageNetInfo, create_dataset
 from torchvision.datasets import ImageFolder
 
 from vankit.data.images import IMAGE_SUFFIXES, load_image
 from vankit.data.shapes import Shapes
+from vankit.errors import MissingFileError, UserError
 
 Transform = Callable[[Image.Image], Any]
 
@@ -55,7 +58,7 @@ def open_dataset(
         return _reader_dataset(name, split, transform, batch_size)
     root = Path(data)
     if not root.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no dataset at {data}: expected a directory with {split}/CLASS/*.jpg, the word 'shapes', "
             f"or a name that starts with {', '.join(_READERS)}"
         )
@@ -67,7 +70,7 @@ def _folder_dataset(root: Path, split: str, transform: Transform) -> ImageFolder
     if folder is None and split == "val" and not any((root / name).is_dir() for name in SPLITS["train"]):
         folder = root
     if folder is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {split} split in {root}: expected one of {', '.join(SPLITS.get(split, (split,)))} in it"
         )
     try:
@@ -75,7 +78,7 @@ def _folder_dataset(root: Path, split: str, transform: Transform) -> ImageFolder
             str(folder), transform, loader=load_image, is_valid_file=lambda p: Path(p).suffix.lower() in IMAGE_SUFFIXES
         )
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} is no ImageFolder: expected {folder}/CLASS/*.jpg; {error}") from None
+        raise UserError(f"{folder} is no ImageFolder: expected {folder}/CLASS/*.jpg; {error}") from None
 
 
 def _reader_dataset(name: str, split: str, transform: Transform, batch_size: int) -> Any:
@@ -91,14 +94,14 @@ def _reader_dataset(name: str, split: str, transform: Transform, batch_size: int
             continue
         dataset.classes = _shard_classes(Path(rest)) if reader == "wds" else _class_names(dataset)
         return dataset
-    raise ValueError(f"cannot read a {split} split of {name}; tried {'; '.join(failures)}")
+    raise UserError(f"cannot read a {split} split of {name}; tried {'; '.join(failures)}")
 
 
 def _shard_classes(folder: Path) -> list[str]:
     try:
         return (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no classes.txt in {folder}: expected the class names, one a line, in label order"
         ) from None
 
@@ -110,5 +113,30 @@ def _class_names(dataset: Any) -> list[str]:
     feature = getattr(getattr(reader, "dataset", None), "features", {}).get("label")
     names = getattr(feature, "names", None)
     if names is None:
-        raise ValueError("the dataset names no classes: expected a ClassLabel column `label` or a class map")
+        raise UserError("the dataset names no classes: expected a ClassLabel column `label` or a class map")
     return list(names)
+
+
+def class_index(names: list[str], known: list[str], named: bool = True) -> NDArray[np.int64]:
+    """The network's index of each of the data's classes; by order for a network whose outputs have no names.
+
+    Args:
+        names: the data's classes.
+        known: the network's; of ImageNet's thousand the WordNet ids are known too.
+        named: whether the network's have names.
+
+    Raises:
+        ValueError: the network does not know a class.
+    """
+    if not named and len(names) == len(known):
+        return np.arange(len(names))
+    places = {name: i for i, name in enumerate(known)}
+    if len(known) == 1000:
+        places |= {name: i for i, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    missing = [name for name in names if name not in places]
+    if not missing:
+        return np.array([places[name] for name in names])
+    raise UserError(
+        f"the network does not know {len(missing)} of the data's {len(names)} classes ({', '.join(missing[:5])}); it "
+        f"knows {', '.join(known[:5])}{', …' if len(known) > 5 else ''}: pass a checkpoint trained on these classes"
+    )

@@ -26,6 +26,8 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 
+from vankit.errors import MissingFileError, UserError
+
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
 MAX_PIXELS = 100_000_000
@@ -64,7 +66,7 @@ _UPRIGHT = {
 }
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A file that is not an image, is broken, or is larger than allowed; the message names it and the reason."""
 
 
@@ -94,7 +96,7 @@ def load_image(
         ValueError: `min_side` is below 1.
     """
     if min_side is not None and min_side < 1:
-        raise ValueError(f"min_side is {min_side}: expected at least 1 pixel, or None to decode exactly")
+        raise UserError(f"min_side is {min_side}: expected at least 1 pixel, or None to decode exactly")
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), f"image of {len(source)} bytes", max_pixels, min_side)
     if not isinstance(source, str | os.PathLike):
@@ -105,7 +107,7 @@ def load_image(
     if os.path.isdir(name):
         raise ImageError(f"{name} is a folder, expected an image file; find_images() lists the images of a folder")
     if not os.path.exists(name):
-        raise FileNotFoundError(f"no such image file: {name} (looked from {os.getcwd()})")
+        raise MissingFileError(f"no such image file: {name} (looked from {os.getcwd()})")
     with open(name, "rb") as file:
         return _decode(file, name, max_pixels, min_side)
 
@@ -258,7 +260,7 @@ def to_image(image: ImageLike, max_pixels: int = MAX_PIXELS, min_side: int | Non
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-            raise ValueError(
+            raise UserError(
                 f"the array is {image.dtype} of shape {image.shape}: expected uint8 (H, W, 3) in RGB order or (H, W)"
             )
         image = Image.fromarray(image)
@@ -304,7 +306,7 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         yield first
         yield from found
     if barren:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no images in {', '.join(barren)}: expected a folder or pattern (such as 'photos/**/*.jpg') that holds "
             f"files ending in {' '.join(sorted(IMAGE_SUFFIXES))}"
         )
@@ -327,7 +329,7 @@ def find_inputs(
         return find_images(given)
     folder = Path(output).resolve()
     if inside := [path for path in given if folder in (Path(path).resolve(), *Path(path).resolve().parents)]:
-        raise ValueError(
+        raise UserError(
             f"{inside[0]} lies in the output folder {output}, where it could be overwritten: choose another"
         )
     return (path for path in find_images(given) if folder not in path.resolve().parents)

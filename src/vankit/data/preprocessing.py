@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vankit.data.images import MAX_PIXELS
+from vankit.errors import UserError
+
+MEAN_STD = (0.5, 0.5, 0.5)  # VAN's published mean and standard deviation, per channel
 
 INTERPOLATIONS = {  # timm's names; Pillow has more
     name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -43,15 +46,15 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         size = self.input_size
         if len(size) != 3 or size[0] != 3 or any(not isinstance(n, int) or n < 1 for n in size):
-            raise ValueError(f"input_size is {size}: expected (3, height, width) in whole pixels, at least 1")
+            raise UserError(f"input_size is {size}: expected (3, height, width) in whole pixels, at least 1")
         if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
-            raise ValueError(f"mean is {self.mean}: expected three finite numbers, in units of 0 to 1")
+            raise UserError(f"mean is {self.mean}: expected three finite numbers, in units of 0 to 1")
         if len(self.std) != 3 or not all(math.isfinite(s) and s > 0 for s in self.std):
-            raise ValueError(f"std is {self.std}: expected three numbers above 0, in units of 0 to 1")
+            raise UserError(f"std is {self.std}: expected three numbers above 0, in units of 0 to 1")
         if not 0 < self.crop_pct <= min(size[1:]):  # else the resized short side would have no pixel
-            raise ValueError(f"crop_pct is {self.crop_pct}: expected above 0, such as 0.9, and at most {min(size[1:])}")
+            raise UserError(f"crop_pct is {self.crop_pct}: expected above 0, such as 0.9, and at most {min(size[1:])}")
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation is {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
+            raise UserError(f"interpolation is {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
 
     @property
     def min_side(self) -> int:
@@ -82,10 +85,10 @@ class Preprocessing:
             ValueError: the image is not RGB, or so elongated that the resized one has more than `MAX_PIXELS` pixels.
         """
         if image.mode != "RGB":
-            raise ValueError(f"the image's mode is {image.mode}: expected RGB, which vankit.data.images.to_image makes")
+            raise UserError(f"the image's mode is {image.mode}: expected RGB, which vankit.data.images.to_image makes")
         size = self.resized(*image.size)
         if math.prod(size) > MAX_PIXELS:
-            raise ValueError(
+            raise UserError(
                 f"an image of {image.width} x {image.height} pixels would be resized to {size[0]} x {size[1]} before "
                 f"its centre is cropped, more than {MAX_PIXELS:,} pixels: crop it first"
             )

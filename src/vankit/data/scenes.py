@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 from vankit.data.coco import CocoInstances, CocoPanoptic, find_coco
 from vankit.data.semantic import IGNORE, open_semantic
 from vankit.data.shapes import CLASSES, render_scene
+from vankit.errors import MissingFileError, UserError
 
 TASKS = ("detect", "segment", "panoptic")
 
@@ -62,12 +63,12 @@ def open_scenes(
         ValueError: the task is unknown, or an annotation cannot be used; the message names file and id.
     """
     if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
+        raise UserError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
     if str(data) == "shapes":
         return ShapeScenes(task, split, _SHAPES_LENGTH.get(split, 200), size, seed, transform)
     root = Path(data)
     if not root.is_dir():
-        raise FileNotFoundError(f"no dataset at {data}: expected a folder, or the word 'shapes'")
+        raise MissingFileError(f"no dataset at {data}: expected a folder, or the word 'shapes'")
     if task == "segment":
         return open_semantic(root, split, transform, ignore_label, skip_bad)
     if task == "panoptic":
@@ -99,7 +100,7 @@ class ShapeScenes(Dataset[tuple[Any, dict[str, Any]]]):
         transform: Callable[..., Any] | None = None,
     ) -> None:
         if length < 1:
-            raise ValueError(f"length {length} is not a dataset: expected at least 1 image")
+            raise UserError(f"length {length} is not a dataset: expected at least 1 image")
         render_scene(0, split, size, _OBJECTS, seed)
         self.task, self.split, self.length, self.size, self.seed = task, split, length, size, seed
         self.transform = transform

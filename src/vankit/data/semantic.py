@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 
 from vankit.data.folders import SPLITS
 from vankit.data.images import IMAGE_SUFFIXES, load_image
+from vankit.errors import MissingFileError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +58,10 @@ class SemanticFolder(Dataset[Any]):
         skip_bad: bool = False,
     ) -> None:
         if len(classes) > IGNORE:
-            raise ValueError(f"{len(classes)} classes: expected at most {IGNORE}, for 255 means unlabelled")
+            raise UserError(f"{len(classes)} classes: expected at most {IGNORE}, for 255 means unlabelled")
         for folder in (images, labels):
             if not folder.is_dir():
-                raise FileNotFoundError(f"no folder {folder}: expected images and label PNGs in two folders")
+                raise MissingFileError(f"no folder {folder}: expected images and label PNGs in two folders")
         self.classes = list(classes)
         self.transform = transform
         self.ignore_label = ignore_label
@@ -74,7 +75,7 @@ class SemanticFolder(Dataset[Any]):
         if self.skipped:
             logger.warning("left out %d images without label PNGs, such as %s", len(self.skipped), self.skipped[0][0])
         if not self._files:
-            raise FileNotFoundError(f"no images with label PNGs in {images} and {labels}")
+            raise MissingFileError(f"no images with label PNGs in {images} and {labels}")
 
     def _pair(self, image: Path, label: Path) -> None:
         if label.is_file():
@@ -82,7 +83,7 @@ class SemanticFolder(Dataset[Any]):
         elif self.skip_bad:
             self.skipped.append((str(image), f"no {label}"))
         else:
-            raise FileNotFoundError(f"{image} has no label PNG: expected {label}; --skip-bad leaves such images out")
+            raise MissingFileError(f"{image} has no label PNG: expected {label}; --skip-bad leaves such images out")
 
     @property
     def names(self) -> list[str]:
@@ -115,7 +116,7 @@ class SemanticFolder(Dataset[Any]):
         image = load_image(path)
         labels = read_labels(label_path)
         if labels.shape != image.size[::-1]:
-            raise ValueError(
+            raise UserError(
                 f"{label_path} is {labels.shape[1]}x{labels.shape[0]} pixels and {path} {image.width}x{image.height}: "
                 "expected the same size"
             )
@@ -124,7 +125,7 @@ class SemanticFolder(Dataset[Any]):
             ignored |= labels == 0
             labels = labels - 1
         if wrong := sorted(set(np.unique(labels[~ignored]).tolist()) - set(range(len(self.classes)))):
-            raise ValueError(
+            raise UserError(
                 f"{label_path} has label {wrong[0] + self.zero_is_unlabelled} and there are {len(self.classes)} "
                 "classes: name it in classes.txt, or pass --ignore-label"
             )
@@ -141,9 +142,9 @@ def read_labels(path: Path) -> NDArray[np.int64]:
         with Image.open(path, formats=("PNG",)) as image:
             mode, labels = image.mode, np.asarray(image)
     except Exception as error:  # a damaged file makes the decoder raise whatever it trips over
-        raise ValueError(f"{path} is no readable PNG: {error}") from error
+        raise UserError(f"{path} is no readable PNG: {error}") from error
     if mode not in ("L", "P", "1", "I;16", "I"):
-        raise ValueError(f"{path} is in colour ({mode}): expected one class index per pixel")
+        raise UserError(f"{path} is in colour ({mode}): expected one class index per pixel")
     return labels.astype(np.int64)
 
 
@@ -163,7 +164,7 @@ def open_semantic(root: Path, split: str, transform: Any, ignore_label: int, ski
     found = [(root / "images" / name, folder / name) for name in names for folder in folders]
     found = [(images, labels) for images, labels in found if images.is_dir() and labels.is_dir()]
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {split} split in {root}: expected images/NAME and annotations/NAME, NAME one of {', '.join(names)}"
         )
     ade20k = (root / "objectInfo150.txt").is_file()
@@ -188,5 +189,5 @@ def _class_names(root: Path, labels: Path, ignore_label: int, skip_bad: bool) ->
             continue
         highest = max(highest, int(found.max(initial=-1, where=(found != ignore_label) & (found != IGNORE))))
     if not 0 <= highest < IGNORE:
-        raise ValueError(f"the label PNGs in {folder} have no class indices from 0 to 254: highest is {highest}")
+        raise UserError(f"the label PNGs in {folder} have no class indices from 0 to 254: highest is {highest}")
     return [str(i) for i in range(highest + 1)]

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
+from vankit.errors import UserError
+
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring", "crescent", "hourglass", "heart", "arrow")
 SPLITS = ("train", "val", "test")
 
@@ -68,9 +70,9 @@ def render_scene(
     height, width = (size, size) if isinstance(size, int) else size
     low, high = (objects, objects) if isinstance(objects, int) else objects
     if min(height, width) < _SMALLEST:
-        raise ValueError(f"size {size} is too small: expected at least {_SMALLEST} pixels a side")
+        raise UserError(f"size {size} is too small: expected at least {_SMALLEST} pixels a side")
     if not 1 <= low <= high:
-        raise ValueError(f"objects {objects} is not a count: expected a number from 1, or (low, high) with low <= high")
+        raise UserError(f"objects {objects} is not a count: expected a number from 1, or (low, high) with low <= high")
     rng = _generator(seed, split, index)
     count = int(rng.integers(low, high + 1))
     labels = rng.integers(0, len(CLASSES), count)
@@ -86,11 +88,11 @@ def render_scene(
 
 def _generator(seed: int, split: str, index: int) -> np.random.Generator:
     if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown: expected one of {', '.join(SPLITS)}")
+        raise UserError(f"split {split!r} is unknown: expected one of {', '.join(SPLITS)}")
     for name, value in (("seed", seed), ("index", index)):
         # Larger integers become several words of entropy, and two different lists could then read the same.
         if not 0 <= value < 2**32:
-            raise ValueError(f"{name} {value} is out of range: expected 0 to 2**32 - 1")
+            raise UserError(f"{name} {value} is out of range: expected 0 to 2**32 - 1")
     return np.random.default_rng([seed, SPLITS.index(split), index])
 
 
@@ -292,7 +294,7 @@ class Shapes(Dataset[tuple[Any, int]]):
         transform: Callable[[Image.Image], Any] | None = None,
     ) -> None:
         if length < 1:
-            raise ValueError(f"length {length} is not a dataset: expected at least 1 image")
+            raise UserError(f"length {length} is not a dataset: expected at least 1 image")
         render_scene(length - 1, split, size, seed=seed)
         self.split, self.length, self.size, self.seed = split, length, size, seed
         self.transform = transform

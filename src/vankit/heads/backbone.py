@@ -9,9 +9,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from vankit.data.preprocessing import MEAN_STD
+from vankit.errors import UserError
 from vankit.models.van import VAN, Stage, create_model
-
-MEAN_STD = (0.5, 0.5, 0.5)  # VAN's published preprocessing
 
 
 def van_features(
@@ -40,7 +40,7 @@ def van_features(
     options: dict[str, Any] = {"drop_path_rate": drop_path_rate, "lka": lka}
     network: Any = create_model(model, pretrained=pretrained, num_classes=0, **options)
     if not isinstance(network, VAN):
-        raise ValueError(f"{model} is no VAN: expected van_b0 to van_b6")
+        raise UserError(f"{model} is no VAN: expected van_b0 to van_b6")
     features: Any = create_model(model, features_only=True, **options)
     features.load_state_dict(network.state_dict())
     for stage in features.children():
@@ -69,7 +69,7 @@ def install_backbone(network: nn.Module, features: Any) -> None:
         if isinstance(child, FeatureListNet)
     ]
     if len(found) != 1:
-        raise ValueError(f"{type(network).__name__} has {len(found)} timm feature extractors: expected one")
+        raise UserError(f"{type(network).__name__} has {len(found)} timm feature extractors: expected one")
     parent, name, placeholder = found[0]
     features.return_layers = placeholder.return_layers
     setattr(parent, name, features)

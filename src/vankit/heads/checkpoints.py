@@ -4,15 +4,16 @@ import logging
 import re
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from torch import Tensor, nn
 
+from vankit.errors import UserError
 from vankit.heads.backbone import backbone_of
-from vankit.heads.build import HeadOptions, build_network
+from vankit.heads.build import build_network
 from vankit.models import weights
+from vankit.models.description import Description
 
 logger = logging.getLogger(__name__)
 
@@ -32,28 +33,20 @@ _MMSEG: dict[str, tuple[tuple[str, str], ...]] = {
 _SCALE_HEAD = re.compile(r"decode_head\.scale_heads\.(\d)\.(\d)\.(conv|bn)\.(.+)")
 
 
-def load_network(path: str | PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a vankit checkpoint of a dense task, in eval mode, and the file's metadata.
+def network_in_file(file: weights.TensorFile) -> tuple[nn.Module, Description]:
+    """The network of a vankit checkpoint of a detector or segmenter, in eval mode, and its description.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing, damaged, or of no dense task.
+        ValueError: the file does not say what network it holds, or its tensors do not fit.
         ImportError: its head needs transformers.
     """
-    tensors, metadata = weights.read_tensors(Path(path))
-    if "head" not in metadata:
-        raise ValueError(
-            f"{path} is no checkpoint of a detector or segmenter: expected best.safetensors of vankit train"
-        )
-    names = ("task", "head", "model", "short_sides", "long_side", "queries", "things")
     try:
-        options = HeadOptions(**{name: metadata[name] for name in names}, lka=metadata.get("lka", {}))
-        network = build_network(options, len(metadata["classes"]))
-    except KeyError as error:
-        raise ValueError(
-            f"{path} does not say its {error.args[0]}: expected best.safetensors of vankit train"
-        ) from None
-    _load(network, tensors, path, metadata["head"])
-    return network.eval(), metadata
+        description = Description.from_metadata(file.metadata)
+    except ValueError as error:
+        raise UserError(f"{file.path}: {error}") from None
+    network = build_network(description)
+    _load(network, file.tensors, file.path, description.head or "")
+    return network.eval(), description
 
 
 def start_from(network: nn.Module, path: str | PathLike[str], head: str) -> None:
@@ -70,16 +63,17 @@ def start_from(network: nn.Module, path: str | PathLike[str], head: str) -> None
     Raises:
         FileNotFoundError, ValueError: the file cannot be read or holds another VAN.
     """
-    tensors, metadata = weights.read_tensors(Path(path))
-    if metadata.get("head") != head and not (head in _MMSEG and "decode_head.conv_seg.weight" in tensors):
-        weights.load_checkpoint(backbone_of(network), path)
+    file = weights.read_tensors(path)
+    tensors = file.tensors
+    if file.metadata.get("head") != head and not (head in _MMSEG and "decode_head.conv_seg.weight" in tensors):
+        weights.load_checkpoint(backbone_of(network), weights.checkpoint_of(file))
         return
     own = network.state_dict()
-    if "head" not in metadata:
+    if "head" not in file.metadata:
         try:
             tensors = from_mmseg(tensors, head, _backbone_prefix(own))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise UserError(f"{path}: {error}") from None
     other = [name for name, tensor in tensors.items() if name in own and own[name].shape != tensor.shape]
     if other:
         logger.warning("%s has other shapes for %s: left as they were", path, ", ".join(other[:6]))
@@ -90,7 +84,7 @@ def _load(network: nn.Module, tensors: Mapping[str, Tensor], path: str | PathLik
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:  # it may name hundreds of tensors
-        raise ValueError(f"{path} does not fit this {head}: {shorten(str(error), 600)}") from None
+        raise UserError(f"{path} does not fit this {head}: {shorten(str(error), 600)}") from None
 
 
 def _backbone_prefix(names: Mapping[str, Any]) -> str:
@@ -121,7 +115,7 @@ def from_mmseg(tensors: Mapping[str, Tensor], head: str, prefix: str) -> dict[st
         else:
             renamed[new] = tensor
     if left:
-        raise ValueError(f"the checkpoint is no {head} of mmseg: {', '.join(left[:4])} have no place in it")
+        raise UserError(f"the checkpoint is no {head} of mmseg: {', '.join(left[:4])} have no place in it")
     return renamed
 
 

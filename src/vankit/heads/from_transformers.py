@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_convert, clip_boxes_to_image
 
+from vankit.errors import UserError
 from vankit.heads.backbone import input_transform, install_backbone, normalise
 from vankit.heads.semantic_fpn import segmentation_loss
 
@@ -168,7 +169,7 @@ class DETR(nn.Module):
         """
         if self.training:
             if targets is None:
-                raise ValueError("no targets: expected boxes and labels of every image in training")
+                raise UserError("no targets: expected boxes and labels of every image in training")
             targets = [{"boxes": target["boxes"], "labels": target["labels"]} for target in targets]
         batch, targets = self.transform(list(images), targets if self.training else None)
         self._check_tokens(batch.tensors)
@@ -203,7 +204,7 @@ class DETR(nn.Module):
         tokens = sum((height // stride) * (width // stride) for stride in self.token_strides)
         queries = self.network.config.num_queries
         if self.token_strides and tokens < queries:
-            raise ValueError(
+            raise UserError(
                 f"images of {height}x{width} pixels have {tokens} tokens for {queries} queries: "
                 "expected larger short_sides or fewer queries"
             )
@@ -229,11 +230,11 @@ class UPerNet(nn.Module):
             batches = [torch.stack(list(images))] if len(sizes) == 1 else [image[None] for image in images]
             return [{"logits": logits} for batch in batches for logits in self.network(normalise(batch)).logits]
         if targets is None:
-            raise ValueError("no targets: expected the semantic labels of every image in training")
+            raise UserError("no targets: expected the semantic labels of every image in training")
         if len(sizes) > 1:
-            raise ValueError(f"training images of {len(sizes)} sizes: expected one, crop them")
+            raise UserError(f"training images of {len(sizes)} sizes: expected one, crop them")
         if len(images) < 2:
-            raise ValueError(
+            raise UserError(
                 "a batch of one image: UPerNet normalises a single pooled pixel per image, expected a batch size of 2 "
                 "or more per process in training"
             )

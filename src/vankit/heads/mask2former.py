@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import masks_to_boxes
 
+from vankit.errors import UserError
 from vankit.heads.backbone import AsTheyCome, input_transform, install_backbone
 from vankit.heads.from_transformers import backbone_config
 from vankit.heads.semantic_fpn import IGNORE
@@ -50,7 +51,7 @@ def mask2former(
 
     countable = (True,) * num_classes if things is None else tuple(things)
     if len(countable) != num_classes:
-        raise ValueError(f"things has {len(countable)} entries: expected one for each of {num_classes} classes")
+        raise UserError(f"things has {len(countable)} entries: expected one for each of {num_classes} classes")
     # It warns of every backbone but Swin.
     logging.getLogger("transformers.models.mask2former.configuration_mask2former").setLevel(logging.ERROR)
     config = Mask2FormerConfig(backbone_config=backbone_config(model, (0, 1, 2, 3)), num_queries=queries)
@@ -104,7 +105,7 @@ class Mask2Former(nn.Module):
                 )
             ]
         if targets is None:
-            raise ValueError("no targets: expected labels and masks of every image in training")
+            raise UserError("no targets: expected labels and masks of every image in training")
         labels, masks = zip(*(self._segments(target) for target in targets), strict=True)
         # The transform asks for boxes wherever there are masks.
         batch, resized = self.transform(list(images), [{"boxes": m.new_zeros(0, 4), "masks": m} for m in masks])

@@ -15,6 +15,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.poolers import LevelMapper
 
+from vankit.errors import UserError
 from vankit.heads.backbone import VanFPN, input_transform
 
 
@@ -44,7 +45,7 @@ class TorchvisionDetector(nn.Module):
         """
         if self.training:
             if targets is None:
-                raise ValueError("no targets: expected boxes and labels of every image in training")
+                raise UserError("no targets: expected boxes and labels of every image in training")
             return self.detector(list(images), [self._shifted(target) for target in targets])
         results = []
         for result in self.detector(list(images)):

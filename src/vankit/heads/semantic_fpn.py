@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vankit.errors import UserError
 from vankit.heads.backbone import VanFPN, normalise
 
 IGNORE = 255  # the label of pixels without one
@@ -54,7 +55,7 @@ class SemanticFPN(nn.Module):
         if not self.training:
             return [{"logits": _resize(self.logits(normalise(x[None])), x.shape[-2:])[0]} for x in images]
         if targets is None:
-            raise ValueError("no targets: expected the semantic labels of every image in training")
+            raise UserError("no targets: expected the semantic labels of every image in training")
         x = normalise(torch.stack(list(images)))
         return {"segmentation": segmentation_loss(self.logits(x), torch.stack([t["semantic"] for t in targets]))}
 

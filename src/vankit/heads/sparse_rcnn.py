@@ -16,6 +16,7 @@ from torchvision.ops import (
     sigmoid_focal_loss,
 )
 
+from vankit.errors import UserError
 from vankit.heads.backbone import VanFPN, input_transform
 
 STAGES = 6
@@ -53,7 +54,7 @@ def sparse_rcnn(
         ValueError: `num_classes` or `proposals` is less than 1.
     """
     if min(num_classes, proposals) < 1:
-        raise ValueError(f"{num_classes} classes and {proposals} proposals: expected at least 1 of each")
+        raise UserError(f"{num_classes} classes and {proposals} proposals: expected at least 1 of each")
     return SparseRCNN(features, num_classes, proposals, short_sides, long_side)
 
 
@@ -78,7 +79,7 @@ class SparseRCNN(nn.Module):
         """See `vankit.heads`."""
         if self.training:
             if targets is None:
-                raise ValueError("training mode without targets: expected a dict of boxes and labels per image")
+                raise UserError("training mode without targets: expected a dict of boxes and labels per image")
             targets = [{"boxes": target["boxes"], "labels": target["labels"]} for target in targets]
         batch, targets = self.transform(list(images), targets if self.training else None)
         sizes = batch.image_sizes
@@ -270,4 +271,4 @@ def _object_count(targets: Sequence[Target], device: torch.device) -> Tensor:
 def _check_labels(targets: Sequence[Target], classes: int) -> None:
     labels = torch.cat([target["labels"] for target in targets])
     if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
-        raise ValueError(f"labels {labels.min()} to {labels.max()}: expected 0 to {classes - 1}")
+        raise UserError(f"labels {labels.min()} to {labels.max()}: expected 0 to {classes - 1}")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vankit.errors import UserError
 from vankit.models.van import Block, Stage
 
 # A channel whose shortcut is scaled by almost nothing, or by very much, keeps its scale: dividing by it would overflow
@@ -132,7 +133,7 @@ def _affine(norm: Any) -> tuple[Tensor, Tensor]:
     """(a, b), each (C,) float64, with norm(x) = a·x + b for running statistics."""
     mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     if mean is None or var is None:
-        raise ValueError(f"cannot fold {type(norm).__name__}: expected a BatchNorm with running statistics")
+        raise UserError(f"cannot fold {type(norm).__name__}: expected a BatchNorm with running statistics")
     a = norm.weight.double() / torch.sqrt(var.double() + norm.eps)
     return a, norm.bias.double() - a * mean.double()
 

@@ -26,6 +26,8 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_s
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._hub import hf_split
 
+from vankit.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 _REQUEST_TIMEOUT = 5.0  # seconds until the hub must have answered a request for a file's metadata,
@@ -37,7 +39,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SOURCES = ("source", "state_dict", "file", "hf_hub_id", "url")
 
 
-class DownloadError(OSError):
+class DownloadError(UserError, OSError):
     """A checkpoint could not be fetched; the message says what was tried and how to pass a file instead."""
 
 
@@ -242,7 +244,7 @@ def resolve(
     if cfg.url:
         return {**overlay, "custom_load": True}
     public = ", ".join(timm.list_models("van_*", module="van", pretrained=True))
-    raise ValueError(
+    raise UserError(
         f"{variant} has no public weights; these have: {public}. Use pretrained=False, or pass a file of your own: "
         "`pretrained_cfg_overlay=dict(file=path)`, or `--checkpoint FILE` on the command line"
     )

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import torch
 from torch import Tensor, nn
 
+from vankit.errors import UserError
 from vankit.models.lka_settings import Form, Gate, Part
-from vankit.ops import large_kernel_attention
-from vankit.ops.reference import convolve, gated
+from vankit.ops.convolution import convolve
+from vankit.ops.lka import gated, large_kernel_attention
 
 __all__ = ["LargeKernelAttention"]
 
@@ -61,7 +62,8 @@ class LargeKernelAttention(nn.Module):
         sigmoid: put the attention through a sigmoid before the gate.
         ndim: spatial axes: 1 for (B, C, L), 2, or 3 for (B, C, D, H, W), where a row and a column become one kernel an
             axis.
-        stride_dilation: factor on every dilation, see `vankit.ops.large_kernel_attention`.
+        stride_dilation: factor on every dilation, above 1 where a stage's stride was traded for dilation
+            (`output_stride`).
 
     Raises:
         ValueError: a setting is out of range, or the settings do not go together.
@@ -127,7 +129,7 @@ class LargeKernelAttention(nn.Module):
         if "pw" in kept:
             self.pw = conv(dim, 1, groups=1)
         if next(self.parameters(), None) is None:
-            raise ValueError(
+            raise UserError(
                 f"without is {without!r}, kernel_size {kernel_size!r}: nothing would be left of the attention"
             )
 
@@ -162,8 +164,8 @@ class LargeKernelAttention(nn.Module):
             None if self.dw_d is None else self.dw_d.bias,
             None if self.pw is None else self.pw.weight,
             None if self.pw is None else self.pw.bias,
-            self.dilation,
             self.stride_dilation,
+            self.stride_dilation * self.dilation,
             gate,
             sigmoid,
         )
@@ -203,15 +205,15 @@ def _scales(
     sizes, dilations = (tuple(value) if isinstance(value, Sequence) else (value,) for value in (kernel_size, dilation))
     for name, values in (("kernel_size", sizes), ("dilation", dilations)):
         if not values or not all(isinstance(value, int) and value > 0 for value in values):
-            raise ValueError(f"{name} is {values}, expected a positive whole number, or several")
+            raise UserError(f"{name} is {values}, expected a positive whole number, or several")
     if form == "dense" and len(sizes) > 1:
-        raise ValueError(f"kernel_size is {sizes}, but form 'dense' has one kernel: expected one number")
+        raise UserError(f"kernel_size is {sizes}, but form 'dense' has one kernel: expected one number")
     if len(dilations) > 1 and (form in ("strips", "dense") or len(dilations) != len(sizes)):
-        raise ValueError(
+        raise UserError(
             f"dilation is {dilations} and kernel_size {sizes}: expected one dilation, or for lka and lska one a kernel"
         )
     if form in ("lka", "lska") and len(sizes) > dim:
-        raise ValueError(f"kernel_size is {sizes} for {dim} channels: expected a channel a kernel at least")
+        raise UserError(f"kernel_size is {sizes} for {dim} channels: expected a channel a kernel at least")
     return list(zip(sizes, dilations * len(sizes) if len(dilations) == 1 else dilations, strict=True))
 
 
@@ -222,7 +224,7 @@ def _check(form: str, without: Sequence[str], gate: str, sigmoid: bool, ndim: in
     }  # fmt: skip
     for name, (value, known) in choices.items():
         if value not in known:
-            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, known))}")
+            raise UserError(f"{name} is {value!r}, expected one of {', '.join(map(str, known))}")
     parts = _PARTS[form]
     if not isinstance(without, list | tuple) or set(without) - set(parts):
-        raise ValueError(f"without is {without!r}, but form {form!r} has the parts {parts}: expected a list of those")
+        raise UserError(f"without is {without!r}, but form {form!r} has the parts {parts}: expected a list of those")

@@ -18,6 +18,7 @@ from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vankit.errors import UserError
 from vankit.models import hub, weights
 from vankit.models.lka import LargeKernelAttention
 from vankit.models.lka_settings import LkaSettings
@@ -186,7 +187,7 @@ class VAN(nn.Module):
     ) -> None:
         super().__init__()
         if output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride is {output_stride}, but VAN offers 8, 16 and 32")
+            raise UserError(f"output_stride is {output_stride}, but VAN offers 8, 16 and 32")
         _check_head(num_classes, global_pool)
         self.lka = lka = _known_settings(lka or {})
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -301,7 +302,7 @@ class VAN(nn.Module):
             ValueError: output_fmt is not 'NCHW'.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}, but VAN's stages are 'NCHW'")
+            raise UserError(f"output_fmt is {output_fmt!r}, but VAN's stages are 'NCHW'")
         stages = self._stages()
         take_indices, max_index = feature_take_indices(len(stages), indices)
         intermediates = []
@@ -357,7 +358,7 @@ class VAN(nn.Module):
 
 def _check_head(num_classes: int, global_pool: str) -> None:
     if num_classes > 0 and not global_pool:
-        raise ValueError(
+        raise UserError(
             f"global_pool is '' with num_classes={num_classes}: a linear head needs pooled features; "
             "expected global_pool='avg', or num_classes=0"
         )
@@ -369,11 +370,9 @@ def _known_settings(lka: Mapping[str, Any]) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads(json.dumps(dict(lka)))
     except (TypeError, ValueError):
-        raise ValueError(
-            f"lka is {lka!r}: expected a dict of {', '.join(known)}, of numbers, words and lists"
-        ) from None
+        raise UserError(f"lka is {lka!r}: expected a dict of {', '.join(known)}, of numbers, words and lists") from None
     if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"lka has no setting {', '.join(unknown)}: expected some of {', '.join(known)}")
+        raise UserError(f"lka has no setting {', '.join(unknown)}: expected some of {', '.join(known)}")
     return settings
 
 
@@ -421,17 +420,17 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         ValueError: timm knows no such model or weights, or `lka` is given for another network than a VAN.
     """
     if ":" not in name and not timm.is_model(name):
-        raise ValueError(f"unknown model {name!r}: expected one of {', '.join(VARIANTS)}, or another timm model")
+        raise UserError(f"unknown model {name!r}: expected one of {', '.join(VARIANTS)}, or another timm model")
     if not kwargs.get("lka"):
         kwargs.pop("lka", None)
     elif name.split(".")[0] not in VARIANTS:
-        raise ValueError(f"{name} has no large kernel attention to set: leave out lka, or use {', '.join(VARIANTS)}")
+        raise UserError(f"{name} has no large kernel attention to set: leave out lka, or use {', '.join(VARIANTS)}")
     try:
         return timm.create_model(name, **kwargs)
     except RuntimeError as error:
         if "pretrained" not in str(error).lower():
             raise
-        raise ValueError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

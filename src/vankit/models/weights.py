@@ -26,6 +26,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor
 
+from vankit.errors import MissingFileError, UserError
+
 logger = logging.getLogger(__name__)
 
 _SAFE_GLOBALS = threading.Lock()  # torch keeps its list for the whole process
@@ -135,7 +137,7 @@ def identify(names: Mapping[str, Any]) -> str:
         if f"{stem.format(s=1, i=0)}.weight" in names:
             return fmt
     shown = ", ".join(sorted(names)[:3]) or "nothing"
-    raise ValueError(
+    raise UserError(
         f"this is no VAN checkpoint: expected tensors named as in {', '.join(FORMATS)}, found {shown}, … "
         "(a dense-task checkpoint holds more than the classifier; other networks are not converted)"
     )
@@ -171,13 +173,13 @@ def rename(
     """
     for fmt in (source, target):
         if fmt not in FORMATS:
-            raise ValueError(f"unknown checkpoint format {fmt!r}: expected one of {', '.join(FORMATS)}")
+            raise UserError(f"unknown checkpoint format {fmt!r}: expected one of {', '.join(FORMATS)}")
     a, b = FORMATS.index(source), FORMATS.index(target)
     head = any(f"{_HEAD[a]}{leaf}" in state_dict for leaf in (".weight", ".bias"))
     table = {row[a]: row[b] for row in name_table(block_counts(state_dict, source), head)}
     if lka:
         if (source, target) != ("vankit", "vankit"):
-            raise ValueError(f"only vankit files have a place for lka={dict(lka)}, not those of {target}")
+            raise UserError(f"only vankit files have a place for lka={dict(lka)}, not those of {target}")
         table = {old: new for old, new in table.items() if _LKA not in old}
         table |= {name: name for name in state_dict if _LKA in name}
     unused = set(_HF_UNUSED) if source == "hf" else set()
@@ -225,7 +227,7 @@ def _check_names(expected: set[str], found: set[str]) -> None:
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
             problems.append(f"{word}: {', '.join(names[:8])}{more}")
     if problems:
-        raise ValueError(f"the checkpoint's tensors do not fit: {'; '.join(problems)}")
+        raise UserError(f"the checkpoint's tensors do not fit: {'; '.join(problems)}")
 
 
 def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
@@ -243,8 +245,27 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, unsafe, of no known format, or a tensor is missing or left over.
     """
-    path = Path(path)
-    tensors, metadata = read_tensors(path)
+    return checkpoint_of(read_tensors(path))
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A file of named tensors, of whatever network.
+
+    Attributes:
+        path: the file.
+        tensors: as they are called in it.
+        metadata: what a vankit file says of itself, see `Checkpoint`; empty for others.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def checkpoint_of(file: TensorFile) -> Checkpoint:
+    """The VAN in a file; see `read_checkpoint`."""
+    path, tensors, metadata = file.path, file.tensors, file.metadata
     if backbone := van_inside(tensors):
         logger.warning(
             "%s holds a VAN and a head of %s: took the VAN alone", path, metadata.get("head", "another task")
@@ -256,39 +277,39 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
             rename(tensors, fmt, "vankit", metadata.get("lka")), fmt, path, metadata if fmt == "vankit" else {}
         )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The named tensors of a file, as they are called in it, and a vankit file's metadata; see `read_checkpoint`."""
+def read_tensors(path: str | PathLike[str]) -> TensorFile:
+    """The named tensors of a file; see `read_checkpoint`."""
+    path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no checkpoint at {path}: pass the path of a .safetensors, .pth, .pth.tar or .bin file"
-        )
+        raise MissingFileError(f"no checkpoint at {path}: pass the path of a .safetensors, .pth, .pth.tar or .bin file")
     try:
         if _is_safetensors(path):
             with safetensors.safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, read_metadata(path)  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return TensorFile(path, tensors, _metadata_of(file))
         with _SAFE_GLOBALS, torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its text advises weights_only=False, which would run the code
         unsafe = re.search(r"GLOBAL (\S+)", str(error))
         if not unsafe:
-            raise ValueError(f"{path} is not a readable checkpoint: neither safetensors nor a PyTorch file") from None
-        raise ValueError(
+            raise UserError(f"{path} is not a readable checkpoint: neither safetensors nor a PyTorch file") from None
+        raise UserError(
             f"{path} was refused: it holds pickled objects beside tensors, which could run code when loaded. "
             f"Expected tensors and plain values; ask its author for a safetensors file. Found: {unsafe[1]}"
         ) from None
     except Exception as error:
         reason = str(error).partition(". This is an internal miniz error")[0] or type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint (truncated download?): {reason}") from None
+        raise UserError(f"{path} is not a readable checkpoint (truncated download?): {reason}") from None
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict: expected named tensors, at the top or under 'state_dict'")
-    return clean_state_dict(dict(content)), {}
+        raise UserError(f"{path} holds no state dict: expected named tensors, at the top or under 'state_dict'")
+    return TensorFile(path, clean_state_dict(dict(content)), {})
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -301,7 +322,11 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, Any]:
     if not Path(path).is_file() or not _is_safetensors(Path(path)):
         return {}
     with safetensors.safe_open(path, "pt") as file:
-        metadata = {key: _parse(value) for key, value in (file.metadata() or {}).items()}
+        return _metadata_of(file)
+
+
+def _metadata_of(file: Any) -> dict[str, Any]:
+    metadata = {key: _parse(value) for key, value in (file.metadata() or {}).items()}
     metadata.pop("format", None)  # safetensors' own word for PyTorch, not the writer's
     return metadata
 
@@ -442,12 +467,10 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) 
         wrong = [k for k in own if own[k].shape != tensors[k].shape]
         if wrong:
             k = wrong[0]
-            raise ValueError(
-                f"{k} is {tuple(tensors[k].shape)}, the model's is {tuple(own[k].shape)}; another variant?"
-            )
+            raise UserError(f"{k} is {tuple(tensors[k].shape)}, the model's is {tuple(own[k].shape)}; another variant?")
     except ValueError as error:
         hint = f"; it is of lka={theirs} and the model of lka={settings}: make them the same, or train from scratch"
-        raise ValueError(f"{path}: {error}{hint if other else ''}") from None
+        raise UserError(f"{path}: {error}{hint if other else ''}") from None
     if other:
         logger.warning("%s is of an attention with lka=%s, the model's is lka=%s", path, theirs, settings)
     model.load_state_dict(tensors)

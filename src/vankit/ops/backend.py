@@ -1,4 +1,4 @@
-"""Whether our Triton kernels or PyTorch's convolutions run, and what every fused operator needs beside its formula."""
+"""Whether our Triton kernels or PyTorch's convolutions run."""
 
 import importlib.util
 import os
@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from vankit.errors import UserError
 
 BACKENDS = ("auto", "torch", "triton")
 # What `auto` is; if that is auto itself, PyTorch's convolutions until the kernels are measured, see docs/kernels.md
@@ -17,6 +19,7 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton runs kernels 
 _LARGEST_IMAGE = 2**31 - 1  # elements, which the kernels count in int32; a batch may have more
 
 
+@torch.jit.unused
 def takes_kernels(x: Tensor, backend: str) -> bool:
     """Whether the fused operator is to run, rather than plain convolutions.
 
@@ -30,27 +33,26 @@ def takes_kernels(x: Tensor, backend: str) -> bool:
     """
     for name, value in (("backend", backend), ("the environment variable VANKIT_BACKEND", default)):
         if value not in BACKENDS:
-            raise ValueError(f"{name} is {value!r}: expected one of {', '.join(BACKENDS)}")
+            raise UserError(f"{name} is {value!r}: expected one of {', '.join(BACKENDS)}")
     if (default if backend == "auto" else backend) != "triton":
         return False
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or _transformed():
         return False
     obstacle = _obstacle(x)
     if backend == "triton" and obstacle is not None:
-        raise ValueError(f"backend 'triton' cannot run here: {obstacle}; expected backend='auto' or 'torch'")
+        raise UserError(f"backend 'triton' cannot run here: {obstacle}; expected backend='auto' or 'torch'")
     return obstacle is None
 
 
+@torch.jit.unused
 def refuse_kernels(backend: str) -> None:
-    """For what has no kernels.
+    """For an attention that lacks one of its depth-wise convolutions, for which there are no kernels.
 
     Raises:
         ValueError: they are asked for, or there is no such backend.
     """
     if backend not in ("auto", "torch"):
-        raise ValueError(
-            f"backend is {backend!r}: expected auto or torch without two depth-wise kernels on (B, C, H, W)"
-        )
+        raise UserError(f"backend is {backend!r}: expected auto or torch where a depth-wise convolution is left out")
 
 
 def _transformed() -> bool:
@@ -59,6 +61,8 @@ def _transformed() -> bool:
 
 
 def _obstacle(x: Tensor) -> str | None:
+    if x.dim() != 4:
+        return f"x has {x.dim()} axes, not 4"
     if x.dtype not in _DTYPES:
         return f"x is {x.dtype}, not float32, float16 or bfloat16"
     if not x.is_cuda:
@@ -87,17 +91,3 @@ def autocast(x: Tensor) -> Tensor:
     """`x` in the dtype that autocast would give to a convolution's input."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-
-
-def like(x: Tensor, out: Tensor) -> Tensor:
-    """`out`, which is channels_last, in the memory format of `x`."""
-    return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
-
-
-def nhwc(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, C, H, W) as contiguous (B, H, W, C), a view where x is channels_last."""
-    return x.to(dtype).permute(0, 2, 3, 1).contiguous()
-
-
-def empty_channels_last(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last)

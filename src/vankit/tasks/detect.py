@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vankit.metrics import DetectionMeasure
-from vankit.results import Detections
+from vankit.tasks.metrics import DetectionMeasure
+from vankit.tasks.results import Detections
 
 
 class Detect:

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vankit.metrics import PanopticMeasure
-from vankit.results import PanopticMap
+from vankit.tasks.metrics import PanopticMeasure
+from vankit.tasks.results import PanopticMap
 
 
 class Panoptic:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vankit.metrics import SegmentationMeasure
-from vankit.results import SemanticMap
+from vankit.tasks.metrics import SegmentationMeasure
+from vankit.tasks.results import SemanticMap
 
 Test = Literal["single", "multiscale", "slide"]
 

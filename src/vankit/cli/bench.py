@@ -1,0 +1,29 @@
+"""`vankit bench`: how fast it is on this machine."""
+
+from rich.table import Table
+
+from vankit.cli.terminal import console
+
+
+def command(models: list[str] | None = None, /, *, seconds: float = 15) -> None:
+    """Time vankit's engines against plain PyTorch on this machine: one image at a time, random weights.
+
+    Args:
+        models: names of timm models; van_b0 if left out.
+        seconds: to time each for, after a minute or two in which the networks are compiled.
+    """
+    from vankit.study.timing import bench as run
+
+    table = Table(title="milliseconds for one image, median and quartiles")
+    table.add_column("model")
+    table.add_column("engine")
+    for heading in ("ms", "quartiles", "times as fast", "same top-1", "logits off"):
+        table.add_column(heading, justify="right")
+    for row in run(models or ["van_b0"], seconds):
+        if row.ms is None:
+            table.add_row(row.model, row.contender, row.note)
+            continue
+        speedup = "" if row.speedup is None else f"{row.speedup:.1f}"
+        cells = f"{row.ms:.2f}", f"{row.ms_low:.2f} – {row.ms_high:.2f}", speedup
+        table.add_row(row.model, row.contender, *cells, f"{row.agreement:.0%}", f"{row.difference:.0e}")
+    console().print(table)

@@ -1,0 +1,84 @@
+"""`vankit validate`: a trained network's figures on labelled data."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+
+from vankit.cli.terminal import console
+from vankit.engines.base import EngineName, Precision
+
+
+def command(
+    data: str,
+    *,
+    model: str | None = None,
+    checkpoint: Path | None = None,
+    output: Path | None = None,
+    picture: Path | None = None,
+    batch_size: int = 64,
+    workers: int = 2,
+    device: str = "auto",
+    engine: EngineName = "auto",
+    precision: Precision = "auto",
+    seed: int = 0,
+    split: str = "val",
+    test: Literal["single", "multiscale", "slide"] = "single",
+    skip_bad: bool = False,
+) -> None:
+    """Measure a classifier (top-1, top-5, confusion matrix), detector (COCO AP) or segmenter (mIoU, PQ), per class too.
+
+    Args:
+        data: as for train.
+        model: such as van_b2 or van_b0.cifar10, or an exported folder; the checkpoint's if left out.
+        checkpoint: weights in any public format, or of a detector or segmenter; the model's public ones if left out.
+        output: JSON file for all figures.
+        picture: image file for a classifier's confusion matrix, such as confusion.png.
+        batch_size: images per forward pass; detectors and segmenters take one at a time.
+        workers: processes that load images.
+        device: cpu, cuda, or auto.
+        engine: what runs the network: torch, openvino, onnxruntime, or auto, the fastest for the device.
+        precision: float32, bf16, int8 (of a folder exported so), or auto: float32, and int8 for such a folder.
+        seed: of the generated shapes.
+        split: which part of the data: train, val, or the name of a folder such as test.
+        test: how to segment: the whole image, at several scales and mirrored, or in sliding windows.
+        skip_bad: leave out images and annotations that cannot be used, with a warning; not for a classifier.
+    """
+    from vankit.validation import DenseReport
+    from vankit.validation import validate as run
+
+    report = run(
+        data, model, checkpoint, output, picture, workers=workers, seed=seed, batch_size=batch_size, device=device,
+        engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
+    )  # fmt: skip
+    if isinstance(report, DenseReport):
+        _print_scenes(data, report)
+        return
+    table = Table(title=f"{data}: {report.count:,} images")
+    table.add_column("class")
+    for heading in ("images", "recall %", "precision %"):
+        table.add_column(heading, justify="right")
+    for row in report.per_class():
+        shares = ("" if row[key] is None else f"{row[key]:.1%}" for key in ("recall", "precision"))
+        table.add_row(row["class"], str(row["images"]), *shares)
+    console().print(table)
+    print(f"top-1 {report.top1:.2%}  top-5 {report.top5:.2%}  images {report.count}  left out {len(report.skipped)}")
+
+
+def _print_scenes(data: str, report: Any) -> None:
+    table = Table(title=f"{data}: {report.count:,} images, {report.head}")
+    table.add_column("class")
+    columns = [name for name in report.per_class[0] if name != "class"]
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in report.per_class:
+        table.add_row(row["class"], *(_figure(row[name]) for name in columns))
+    console().print(table)
+    figures = "  ".join(f"{name} {_figure(value)}" for name, value in report.measures.items())
+    print(f"{figures}  images {report.count}  left out {len(report.skipped)}")
+
+
+def _figure(value: float | int | None) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.1%}" if isinstance(value, float) else f"{value:,}"

@@ -1,0 +1,1 @@
+"""Out of here: networks as folders that run elsewhere."""

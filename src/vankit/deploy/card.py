@@ -1,0 +1,119 @@
+"""The README.md of an exported folder: how to run the model, what it takes and gives, how it was made and checked."""
+
+from typing import Any
+
+from vankit.deploy.folder import Exported
+
+_TITLES = {"openvino": "OpenVINO", "onnx": "ONNX", "pt2": "torch.export"}
+_PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch"}
+
+
+def model_card(exported: Exported, folder: str) -> str:
+    """
+    Args:
+        exported: with the facts that `vankit.export` gives it.
+        folder: the name that it will have.
+
+    Returns:
+        Markdown.
+    """
+    facts, preprocessing = exported.facts, exported.preprocessing
+    _, height, width = preprocessing.input_size
+    cover_height, cover_width = exported.preprocessing.cover()
+    shape, outputs = f"(1, 3, {height}, {width})", len(exported.description.classes)
+    if exported.dynamic:
+        shape = f"(batch, 3, height, width) from 33 pixels up, such as {shape}"
+    images, logits = ("", "") if exported.format == "pt2" else (" `images`", " `logits`")
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return f"""# {facts["name"]} for {_TITLES[exported.format]}{", int8" * (exported.precision == "int8")}
+
+Made on {facts["date"]} with {versions} by
+
+```bash
+{facts["command"]}
+```
+
+The network is folded: its norms, layer scales and inner shortcuts are in its convolutions.
+
+## Run it
+
+From the folder that holds this one, {"with" if exported.format == "pt2" else "without"} PyTorch:
+
+```bash
+vankit predict photo.jpg --model {folder}
+```
+
+Without vankit:
+
+```python
+{_snippet(exported, folder)}```
+
+## Input and output
+
+- Input{images}: float32 {shape}, channels in the order red, green, blue.
+- Preprocessing (`preprocessing.json`): decode to RGB; resize with Pillow's {preprocessing.interpolation} filter until
+  the picture just covers {cover_width} × {cover_height} pixels (width × height); cut out the central
+  {width} × {height}; (value / 255 − mean) / std with mean {list(preprocessing.mean)} and
+  std {list(preprocessing.std)}.
+- Output{logits}: float32 ({"batch" if exported.dynamic else 1}, {outputs}), a logit per class in the order of
+  `labels.txt`. Their softmax are the scores.
+
+## Checks
+
+In float32 no logit was further than {facts["largest_difference"]:.1e} from eager PyTorch's (1e-4 is allowed), and every
+top-1 was the same.
+{_int8(facts["int8"]) if "int8" in facts else ""}"""
+
+
+def _snippet(exported: Exported, folder: str) -> str:
+    preprocessing = exported.preprocessing
+    _, height, width = preprocessing.input_size
+    cover_height, cover_width = exported.preprocessing.cover()
+    config = "" if exported.precision == "int8" else ', {"INFERENCE_PRECISION_HINT": "f32"}'  # else bf16 on some CPUs
+    run = {
+        "openvino": f"""model = openvino.Core().compile_model("{folder}/model.xml", "CPU"{config})
+logits = model(x)[0][0]""",
+        "onnx": f"""session = onnxruntime.InferenceSession("{folder}/model.onnx", providers=["CPUExecutionProvider"])
+logits = session.run(["logits"], {{"images": x}})[0][0]""",
+        "pt2": f"""model = torch.export.load("{folder}/model.pt2").module()
+with torch.inference_mode():
+    logits = model(torch.from_numpy(x))[0].numpy()""",
+    }
+    return f"""import numpy as np
+import {_PACKAGES[exported.format]}
+from PIL import Image
+
+image = Image.open("photo.jpg").convert("RGB")
+scale = max({cover_width} / image.width, {cover_height} / image.height)
+size = round(image.width * scale), round(image.height * scale)
+left, top = round((size[0] - {width}) / 2), round((size[1] - {height}) / 2)
+image = image.resize(size, Image.Resampling.{preprocessing.interpolation.upper()})
+image = image.crop((left, top, left + {width}, top + {height}))
+x = (np.asarray(image) / 255 - {list(preprocessing.mean)}) / {list(preprocessing.std)}
+x = x.transpose(2, 0, 1)[None].astype(np.float32)  # (1, 3, {height}, {width})
+{run[exported.format]}
+with open("{folder}/labels.txt", encoding="utf-8") as file:
+    print(file.read().splitlines()[logits.argmax()])
+"""
+
+
+def _int8(report: dict[str, Any]) -> str:
+    """
+    Args:
+        report: an `Int8Report` as a dict.
+    """
+    rows = []
+    for attempt in report["attempts"]:
+        kept = attempt["precision"] == "int8" and attempt["left_out"] == report["left_out"]
+        cells = attempt["precision"], ", ".join(attempt["left_out"]), f"{attempt['top1']:.2%}"
+        rows.append(f"| {' | '.join(cells)} | {attempt['milliseconds']:.1f} | {'yes' if kept else ''} |")
+    measure = "is the accuracy" if report["labelled"] else "is the agreement with float32"
+    table = "\n".join(rows)
+    return f"""
+int8 was calibrated on {report["calibration_images"]:,} images. Top-1 {measure} on {report["images"]:,} images;
+the times are rough ones, for one image on the machine that exported.
+
+| precision | left in float | top-1 | ms | kept |
+|---|---|---|---|---|
+{table}
+"""

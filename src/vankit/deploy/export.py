@@ -1,0 +1,230 @@
+"""Export: a network as a folder that runs elsewhere, checked against PyTorch."""
+
+import copy
+import logging
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from vankit.deploy.card import model_card
+from vankit.deploy.folder import DESCRIPTION, FILES, Exported, Format, read_exported
+from vankit.deploy.opening import open_network
+from vankit.engines.base import Array
+from vankit.engines.cache import versions
+from vankit.engines.convert import SMALLEST, to_onnx, to_openvino, to_program
+from vankit.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+TOLERANCE = 1e-4  # on logits in float32
+_CARD = "README.md"
+_PACKAGES: dict[str, tuple[str, ...]] = {
+    "openvino": ("vankit", "torch", "openvino"),
+    "onnx": ("vankit", "torch", "onnx", "onnxruntime"),
+    "pt2": ("vankit", "torch"),
+}
+
+
+def export(
+    model: str | nn.Module | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
+    *,
+    format: Format = "openvino",
+    int8: bool = False,
+    calibrate: str | PathLike[str] | None = None,
+    dynamic: bool = False,
+    pretrained: bool = True,
+    classes: Sequence[str] | None = None,
+    max_drop: float = 0.01,
+) -> Exported:
+    """Write a classifier as a folder that runs without PyTorch: model, labels.txt, preprocessing.json, README.md.
+
+    The network is folded (see `vankit.fold`) and the model compared with eager PyTorch before it is kept.
+
+    Args:
+        model, checkpoint, pretrained, classes: see `vankit.Predictor`.
+        out: the folder; MODEL-FORMAT if left out. An exported folder of that name is replaced.
+        format: openvino, onnx, or pt2 (torch.export, which needs PyTorch).
+        int8: quantise, see `vankit.deploy.quantize.quantize`; not for pt2.
+        calibrate: pictures for int8, see `vankit.deploy.quantize.open_pictures`.
+        dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of the network's size.
+        max_drop: top-1 that int8 may lose, 0 to 1.
+
+    Returns:
+        The folder; `facts` has the figures of the checks, and of int8.
+
+    Raises:
+        FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had, the options do not go together,
+            `out` holds other files, a logit is further than `TOLERANCE` from PyTorch's or a top-1 differs, or int8
+            loses more than `max_drop`. Nothing is written then.
+        UnsupportedNetworkError: the format cannot express the network.
+        ImportError: a package is missing.
+    """
+    _check_options(format, int8, calibrate, max_drop)
+    opened = open_network(model, checkpoint, pretrained, classes)
+    description = opened.description
+    if opened.module is None or opened.dense:
+        raise UserError(f"{opened.source} is not a classifier in PyTorch: export takes a model's name or a checkpoint")
+    name = Path(checkpoint).stem if checkpoint is not None else description.model or opened.source
+    target = Path(out or f"{name}-{format}{'-int8' * int8}").absolute()
+    _check_target(target)
+    pictures = None
+    if calibrate is not None:
+        from vankit.deploy.quantize import open_pictures, quantize
+
+        pictures = open_pictures(calibrate, description)
+    network = copy.deepcopy(opened.module).float().cpu()
+    facts: dict[str, Any] = {
+        "name": name,
+        "command": _command(model, checkpoint, out, format, int8, calibrate, dynamic, max_drop),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    with _folder_for(target) as folder:
+        exported = Exported(folder, format, "float32", dynamic, description, facts)
+        _write_model(exported, network)
+        facts["largest_difference"] = _largest_difference(exported, network)
+        facts["versions"] = versions(*_PACKAGES[format], *["nncf"] * int8)
+        if pictures is not None:
+            facts["int8"] = asdict(quantize(exported, pictures, max_drop))
+            exported = replace(exported, precision="int8")
+        exported.write_description()
+        (folder / _CARD).write_text(model_card(exported, target.name), encoding="utf-8")
+    return read_exported(target)
+
+
+def _check_options(format: str, int8: bool, calibrate: object, max_drop: float) -> None:
+    if format not in FILES:
+        raise UserError(f"format is {format!r}: expected one of {', '.join(FILES)}")
+    if int8 and format == "pt2":
+        raise UserError("pt2 has no int8: use format openvino or onnx")
+    if int8 != (calibrate is not None):
+        raise UserError("int8 and calibrate go together: pass both (--int8 --calibrate DATA), or neither")
+    if not 0 <= max_drop <= 1:
+        raise UserError(f"max_drop is {max_drop}: expected 0 to 1, such as 0.01 for one point of top-1")
+
+
+def _check_target(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{target} is a file: pass a folder to write to (--out)")
+    present = {path.name for path in target.iterdir()}
+    ours = {*DESCRIPTION, _CARD, *(name for names in FILES.values() for name in names)}
+    if present and not {DESCRIPTION[0]} <= present <= ours:
+        others = sorted(present - ours) or sorted(present)
+        raise UserError(f"{target} holds other files, such as {others[0]}: pass another folder (--out)")
+
+
+def _command(
+    model: object,
+    checkpoint: object,
+    out: object,
+    format: str,
+    int8: bool,
+    calibrate: object,
+    dynamic: bool,
+    max_drop: float,
+) -> str:
+    if isinstance(model, nn.Module):
+        return "vankit.export(network, …)"
+    options = {"checkpoint": checkpoint, "format": format, "calibrate": calibrate, "out": out}
+    if int8:
+        options["max-drop"] = max_drop
+    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    flags = ["--int8"] * int8 + ["--dynamic"] * dynamic
+    return shlex.join(["vankit", "export", *([] if model is None else [str(model)]), *given, *flags])
+
+
+@contextmanager
+def _folder_for(target: Path) -> Iterator[Path]:
+    """A folder to fill, which then takes the place of `target`; it goes if anything is raised."""
+    partial, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if target.exists():
+            target.rename(old)
+        try:
+            partial.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_model(exported: Exported, network: nn.Module) -> None:
+    size, dynamic = exported.preprocessing.input_size, exported.dynamic
+    if exported.format == "onnx":
+        exported.path.write_bytes(to_onnx(network, size, dynamic))
+    elif exported.format == "pt2":
+        torch.export.save(to_program(network, size, dynamic), exported.path)
+    else:
+        model = to_openvino(network, size, dynamic)
+        import openvino
+
+        openvino.save_model(model, exported.path, compress_to_fp16=False)
+
+
+def _largest_difference(exported: Exported, network: nn.Module) -> float:
+    """Compare with the eager network on noise and on smooth pictures, at further sizes where the export is dynamic.
+
+    Raises:
+        ValueError: a logit is further than `TOLERANCE` off, or a top-1 is another.
+    """
+    preprocessing, rng = exported.preprocessing, np.random.default_rng(0)
+    channels, height, width = preprocessing.input_size
+    noise = rng.standard_normal((4, channels, height, width), np.float32)
+    coarse = [Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)) for _ in range(4)]
+    pictures = np.stack([preprocessing(image.resize((2 * width, 3 * height))) for image in coarse])
+    run: Callable[[Array], Array] = exported.engine(cached=False)
+    cases = [(run, np.concatenate([noise, pictures]))]
+    if exported.dynamic:
+        run = _as_it_is(exported)
+        shapes = (2, channels, height, width), (1, channels, height + 31, width), (3, channels, SMALLEST, 65)
+        cases += [(run, rng.standard_normal(shape, np.float32)) for shape in shapes]
+    worst = 0.0
+    for run, x in cases:
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(x)).numpy()
+        found = run(x)
+        difference = float(np.abs(found - expected).max())
+        others = int((found.argmax(1) != expected.argmax(1)).sum())
+        if not difference <= TOLERANCE or others:
+            raise UserError(
+                f"the exported network is not PyTorch's: a logit differs by {difference:.1e}, where {TOLERANCE:.0e} is "
+                f"allowed, and top-1 on {others} of {len(x)} inputs {x.shape[1:]}; nothing was written"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _as_it_is(exported: Exported) -> Callable[[Array], Array]:
+    """The model for batches and sizes of all kinds, as others will run it: `Exported.engine` settles for one."""
+    if exported.format == "openvino":
+        import openvino
+
+        compiled = openvino.Core().compile_model(exported.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda x: compiled(x)[0]
+    if exported.format == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+        return lambda x: session.run(None, {"images": x})[0]
+    return exported.engine(cached=False)

@@ -1,0 +1,188 @@
+"""Exported folders: what `vankit export` writes, opened without PyTorch (except its own format, pt2)."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+from vankit.data.preprocessing import Preprocessing
+from vankit.engines.base import Engine
+from vankit.engines.onnxruntime import OnnxRuntimeEngine
+from vankit.engines.openvino import OpenVinoEngine
+from vankit.errors import MissingFileError, UserError
+from vankit.models.description import Description
+
+Format = Literal["openvino", "onnx", "pt2"]
+
+FILES: dict[str, tuple[str, ...]] = {
+    "openvino": ("model.xml", "model.bin"),
+    "onnx": ("model.onnx",),
+    "pt2": ("model.pt2",),
+}
+_ENGINES = {"openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch"}
+DESCRIPTION = ("export.json", "preprocessing.json", "labels.txt")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder with model.xml and model.bin, model.onnx or model.pt2, labels.txt, preprocessing.json and export.json.
+
+    Attributes:
+        folder: where it is.
+        format: openvino, onnx or pt2.
+        precision: float32 or int8.
+        dynamic: whether it takes every batch and size, or batches of 1 of the preprocessing's size.
+        description: of the network.
+        facts: how it was made and checked.
+        checksums: SHA-256 in hexadecimal of the model's files by name; empty until the folder is read.
+    """
+
+    folder: Path
+    format: Format
+    precision: str
+    dynamic: bool
+    description: Description
+    facts: dict[str, Any] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From an image to the network's input."""
+        assert self.description.preprocessing is not None
+        return self.description.preprocessing
+
+    @property
+    def path(self) -> Path:
+        """The model's file, with model.xml of openvino's two."""
+        return self.folder / FILES[self.format][0]
+
+    def write_description(self) -> None:
+        """Write labels.txt, preprocessing.json and export.json.
+
+        Raises:
+            ValueError: a class name holds a line break.
+        """
+        if broken := [name for name in self.description.classes if name and name.splitlines() != [name]]:
+            raise UserError(f"class name {broken[0]!r} holds a line break, and labels.txt has a name a line: rename it")
+        description, preprocessing, labels = (self.folder / name for name in DESCRIPTION)
+        labels.write_text("".join(f"{name}\n" for name in self.description.classes), encoding="utf-8")
+        facts = {
+            "format": self.format,
+            "model": self.description.model,
+            "precision": self.precision,
+            "dynamic": self.dynamic,
+            "classes": len(self.description.classes),
+            "named": self.description.named,
+            "sha256": {name: _checksum(self.folder / name) for name in FILES[self.format]},
+            **self.facts,
+        }
+        for path, content in ((preprocessing, asdict(self.preprocessing)), (description, facts)):
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def engine(
+        self, engine: str = "auto", precision: str = "auto", device: str = "auto", cached: bool = True
+    ) -> Engine:
+        """What runs the model: OpenVINO for openvino, ONNX Runtime (or on request OpenVINO) for onnx, PyTorch for pt2.
+
+        Args:
+            engine, precision: see `vankit.Predictor`.
+            device: cpu or auto.
+            cached: keep the compiled model on disk.
+
+        Raises:
+            ValueError: they do not fit the folder, or a file of the model is damaged.
+            ImportError: the engine's package is missing.
+        """
+        own = _ENGINES[self.format]
+        name = own if engine == "auto" else engine
+        if name not in (own, "openvino" if self.format == "onnx" else own):
+            raise UserError(f"{self.folder} is in format {self.format}, which engine {engine} cannot run: use {own}")
+        if device not in ("auto", "cpu"):
+            raise UserError(f"device is {device!r}, but exported folders run on the CPU: leave it out")
+        if precision == "auto":
+            precision = self.precision
+        if "int8" in (precision, self.precision) and precision != self.precision:
+            raise UserError(f"{self.folder} was exported in {self.precision}, not {precision}: export it with that")
+        checked = self._verify()
+        key = checked if cached else None
+        if name == "torch":
+            return self._torch_engine(precision)
+        if name == "onnxruntime":
+            return OnnxRuntimeEngine(self.path.read_bytes, key, precision)
+        return OpenVinoEngine(self._openvino_model, key, precision)
+
+    def _verify(self) -> bytes:
+        """What tells the model from others, once its files are found to be those that were exported."""
+        found = {name: _checksum(self.folder / name) for name in FILES[self.format]}
+        for name, checksum in found.items():
+            if checksum != self.checksums.get(name, checksum):
+                raise UserError(f"{self.folder / name} is damaged, or not the file exported: export the model again")
+        return repr((found, self.preprocessing.input_size)).encode()
+
+    def _openvino_model(self) -> Any:
+        import openvino
+
+        model = openvino.Core().read_model(self.path)
+        if self.dynamic:  # faster, and the predictor gives nothing else
+            model.reshape([1, *self.preprocessing.input_size])
+        return model
+
+    def _torch_engine(self, precision: str) -> Engine:
+        import torch
+
+        from vankit.engines.torch import TorchEngine
+
+        class OneByOne(torch.nn.Module):
+            """Batches for a model of batch size 1."""
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                images = x.split(1) if len(x) else [x.new_zeros(1, *x.shape[1:])]
+                return torch.cat([model(image) for image in images])[: len(x)]
+
+        model = torch.export.load(self.path).module()
+        return TorchEngine(model if self.dynamic else OneByOne(), "cpu", precision, batch_size=1)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_exported(path: object) -> TypeGuard[str | PathLike[str]]:
+    """Whether this is the path of an exported folder, rather than a model's name: a folder may have such a name too."""
+    if not isinstance(path, str | PathLike):
+        return False
+    named = isinstance(path, PathLike) or any(separator in path for separator in (os.sep, "/"))
+    return (Path(path) / DESCRIPTION[0]).is_file() or (named and Path(path).is_dir())
+
+
+def read_exported(path: str | PathLike[str]) -> Exported:
+    """Open an exported folder.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged.
+    """
+    folder = Path(path)
+    try:
+        description, settings, labels = ((folder / name).read_text(encoding="utf-8") for name in DESCRIPTION)
+        facts, preprocessing = json.loads(description), Preprocessing(**json.loads(settings))
+        classes = labels.splitlines()
+        kind, precision, dynamic = (facts.pop(name) for name in ("format", "precision", "dynamic"))
+        count, named, checksums = (facts.pop(name) for name in ("classes", "named", "sha256"))
+        files = [folder / name for name in FILES[kind]]
+    except FileNotFoundError as error:
+        raise MissingFileError(
+            f"{folder} is no whole exported folder: {Path(error.filename).name} is missing"
+        ) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} is damaged ({error}): export the model again") from None
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise MissingFileError(f"{folder} is no whole exported folder: {missing[0]} is missing")
+    if len(classes) != count:
+        raise UserError(f"{folder} is damaged: labels.txt has {len(classes)} names, and the model has {count} classes")
+    network = Description(model=facts.pop("model", None), classes=classes, named=named, preprocessing=preprocessing)
+    return Exported(folder, kind, precision, dynamic, network, facts, checksums)

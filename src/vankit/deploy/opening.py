@@ -1,0 +1,97 @@
+"""The one place that finds out what a name, a file or a folder is, and opens the network in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from vankit.deploy.folder import Exported, is_exported, read_exported
+from vankit.errors import UserError
+from vankit.models.description import Description
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that was found.
+
+    Attributes:
+        description: what it is.
+        source: what it was found by, for messages.
+        module: of PyTorch, in eval mode; None of an exported folder.
+        exported: the folder, or None.
+    """
+
+    description: Description
+    source: str
+    module: "nn.Module | None" = None
+    exported: Exported | None = None
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is a detector or segmenter."""
+        return self.description.task != "classify"
+
+
+def open_network(
+    model: "str | PathLike[str] | nn.Module | Network | None" = None,
+    checkpoint: str | PathLike[str] | None = None,
+    pretrained: bool = True,
+    classes: Sequence[str] | None = None,
+) -> Network:
+    """Open a network. An exported folder is opened without PyTorch.
+
+    Args:
+        model: a timm model name such as van_b0, van_b0.cifar10 or one of MMPretrain's four VAN names; a folder that
+            `vankit export` wrote; a network (B, 3, H, W) → (B, classes); or what this function returned. None takes
+            the checkpoint's.
+        checkpoint: a file of any public format, or of a detector or segmenter, which is opened by its file alone. Its
+            classes and preprocessing are used where it names them.
+        pretrained: without a checkpoint, load the model's public weights (else they are random).
+        classes: names by index, over those of the weights.
+
+    Raises:
+        FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had, or what is given does not go
+            together.
+        ImportError: a detector's or segmenter's head needs transformers.
+    """
+    if isinstance(model, Network):
+        return model
+    if is_exported(model):
+        if checkpoint is not None:
+            raise UserError(f"{model} is an exported folder and holds its weights: leave out checkpoint")
+        return _folder(model, classes)
+    from torch import nn
+
+    from vankit.heads.checkpoints import network_in_file
+    from vankit.models import weights
+    from vankit.models.classifier import classifier_by_name, classifier_in_file, described
+
+    if isinstance(model, nn.Module):
+        found = weights.load_checkpoint(model, checkpoint).metadata if checkpoint is not None else {}
+        module, description = described(model, None, found, classes)
+        return Network(description, type(model).__name__, module)
+    name = str(model) if model is not None else None
+    if checkpoint is None:
+        module, description = classifier_by_name(name or "van_b0", pretrained, classes)
+        return Network(description, name or "van_b0", module)
+    file = weights.read_tensors(checkpoint)
+    if "head" not in file.metadata:
+        module, description = classifier_in_file(file, name, classes)
+    elif model is not None or classes is not None:
+        raise UserError(f"{checkpoint} is a detector or segmenter, which knows its model and classes: leave them out")
+    else:
+        module, description = network_in_file(file)
+    return Network(description, str(checkpoint), module)
+
+
+def _folder(path: str | PathLike[str], classes: Sequence[str] | None) -> Network:
+    exported = read_exported(path)
+    description = exported.description
+    if classes is not None:
+        if len(classes) != len(description.classes):
+            raise UserError(f"classes has {len(classes)} names, and {path} {len(description.classes)} outputs")
+        description = replace(description, classes=classes, named=True)
+    return Network(description, str(path), exported=exported)

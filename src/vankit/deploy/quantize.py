@@ -1,0 +1,358 @@
+"""int8: an exported network quantised after training, without the layers that would cost accuracy."""
+
+import glob
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, replace
+from io import StringIO
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import IterableDataset
+
+from vankit.data.folders import SPLITS, class_index, open_dataset
+from vankit.data.images import ImageError, find_images, load_image
+from vankit.data.preprocessing import Preprocessing
+from vankit.deploy.folder import FILES, Exported
+from vankit.engines.base import Array, Engine, cores
+from vankit.errors import MissingPackageError, UserError
+from vankit.models.description import Description
+
+CALIBRATION_IMAGES = 300  # at most, evenly drawn
+_PHOTOGRAPHS = 1_000  # at most, evenly drawn, that agreement is measured on
+_CHUNK = 64  # images decoded at once
+_ROUNDS = 20  # of the clock
+_DEPTHWISE = "depth-wise convolutions"
+
+Kind = Literal["depth-wise", "strided", "other", "float"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A way to run the network.
+
+    Attributes:
+        precision: float32, bf16 or int8.
+        left_out: groups of layers that int8 leaves in float; none if empty.
+        top1: 0 to 1, see `Int8Report`.
+        milliseconds: for one image on all cores of the machine that exported: a rough figure.
+    """
+
+    precision: str
+    left_out: list[str]
+    top1: float
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """What int8 costs and gives.
+
+    Attributes:
+        calibration_images: that the ranges of values were taken from.
+        images: that top-1 was measured on.
+        labelled: whether top-1 is the part of the images that are labelled right; else it is the part that gets the
+            float32 network's label.
+        float32: top-1 before, 0 to 1.
+        top1, left_out: of what was kept, see `Attempt`.
+        attempts: all that was measured, in order: float32, bf16 where the engine has it, and ways to quantise.
+    """
+
+    calibration_images: int
+    images: int
+    labelled: bool
+    float32: float
+    top1: float
+    left_out: list[str]
+    attempts: list[Attempt]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What to quantise with.
+
+    Attributes:
+        calibration, measured: datasets of (network input, label).
+        classes: the network's class index of each label; None without labels.
+    """
+
+    calibration: Any
+    measured: Any
+    classes: NDArray[np.int64] | None
+
+
+class _Photographs:
+    """Without labels."""
+
+    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing) -> None:
+        self.paths, self.preprocessing = paths, preprocessing
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Array, int]:
+        return self.preprocessing(load_image(self.paths[i])), -1
+
+
+def open_pictures(data: str | PathLike[str], description: Description) -> Pictures:
+    """Find the images to calibrate and to measure with.
+
+    Args:
+        data: a labelled set as `vankit.validate` takes it: its split train, or else val, calibrates, and val is
+            measured; or photographs, as a folder or a glob pattern: every other one calibrates, the rest is measured.
+        description: of the network.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none, or the network does not know the labels.
+    """
+    preprocessing = description.preprocessing
+    assert preprocessing is not None
+    size = preprocessing.input_size[-1]
+    try:
+        measured = open_dataset(data, "val", preprocessing, size)
+        index = class_index(list(measured.classes), list(description.classes), description.named)
+    except (FileNotFoundError, ValueError):
+        if not _may_be_photographs(str(data)):
+            raise
+        paths = list(find_images(data))
+        rest = paths[1::2] or paths
+        rest = [rest[i] for i in _spread(len(rest), _PHOTOGRAPHS)]
+        return Pictures(_Photographs(paths[::2], preprocessing), _Photographs(rest, preprocessing), None)
+    try:
+        calibration = open_dataset(data, "train", preprocessing, size)
+    except (FileNotFoundError, ValueError):
+        calibration = measured
+    return Pictures(calibration, measured, index)
+
+
+def _may_be_photographs(data: str) -> bool:
+    splits = [Path(data) / name for names in SPLITS.values() for name in names]
+    return (Path(data).exists() or glob.has_magic(data)) and not any(split.is_dir() for split in splits)
+
+
+def quantize(exported: Exported, pictures: Pictures, max_drop: float) -> Int8Report:
+    """Quantise the model in an exported folder.
+
+    Convolutions and matrix products get int8 weights and inputs; sums, products and norms stay in float. All of them
+    are tried, and all but the depth-wise ones, which are left out unless that is less accurate or slower. Where both
+    lose too much, further groups are left out one after the other.
+
+    Args:
+        exported: a folder in float32, of format openvino or onnx; its model is replaced, its description is not.
+        pictures: see `open_pictures`.
+        max_drop: top-1 that may be lost, 0 to 1.
+
+    Raises:
+        ImportError: nncf is missing.
+        ValueError: all that was tried loses more, or no image can be read.
+    """
+    with _quiet():
+        try:
+            import nncf  # noqa: F401
+        except ImportError:
+            raise MissingPackageError("int8 needs NNCF: pip install 'vankit[int8]'") from None
+    inputs = _calibration(pictures.calibration)
+    engine = exported.engine(cached=False)
+    best, labels = _answers(engine, pictures.measured, "float32")
+    if not inputs or not len(best):
+        raise UserError("no image to calibrate or to measure int8 with can be read: pass others (--calibrate)")
+    truth = best if pictures.classes is None else pictures.classes[labels]
+
+    def attempt(engine: Engine, left_out: list[str]) -> Attempt:
+        best, _ = _answers(engine, pictures.measured, " without ".join([engine.precision, *left_out[-1:]]))
+        return Attempt(engine.precision, left_out, float(np.mean(best == truth)), _milliseconds(engine, inputs[0]))
+
+    attempts = [Attempt("float32", [], float(np.mean(best == truth)), _milliseconds(engine, inputs[0]))]
+    with suppress(ValueError):  # neither every CPU nor every engine has it
+        engine = exported.engine(precision="bf16", cached=False)
+    if engine.precision == "bf16":
+        attempts.append(attempt(engine, []))
+    layers = _layers(exported)
+    with tempfile.TemporaryDirectory(dir=exported.folder) as scratch:
+        for left_out, names in _ladder(layers):
+            found = replace(exported, folder=Path(scratch) / str(len(attempts)), precision="int8")
+            _quantize_without(names, exported, found, inputs)
+            attempts.append(attempt(found.engine(cached=False), left_out))
+            if not left_out and any(kind == "depth-wise" for _, kind in layers):
+                continue  # these gain least: in OpenVINO little time, in ONNX Runtime they cost much
+            kept = _best(attempts, max_drop)
+            if kept is not None:
+                break
+        else:
+            raise UserError(_too_much(attempts, max_drop))
+        for name in FILES[exported.format]:
+            (Path(scratch) / str(kept) / name).replace(exported.folder / name)
+    labelled, taken = pictures.classes is not None, attempts[kept]
+    return Int8Report(len(inputs), len(truth), labelled, attempts[0].top1, taken.top1, taken.left_out, attempts)
+
+
+def _best(attempts: Sequence[Attempt], max_drop: float) -> int | None:
+    """The last way to quantise that loses little enough, or an earlier one that is neither less accurate nor slower."""
+    good = [i for i, a in enumerate(attempts) if a.precision == "int8" and attempts[0].top1 - a.top1 <= max_drop + 1e-9]
+    if not good:
+        return None
+    last = attempts[good[-1]]
+    return next(i for i in good if attempts[i].top1 >= last.top1 and attempts[i].milliseconds <= last.milliseconds)
+
+
+def _too_much(attempts: Sequence[Attempt], max_drop: float) -> str:
+    figures = "; ".join(
+        f"{', '.join(a.left_out) or 'nothing'} left in float: {a.top1:.2%}" for a in attempts if a.precision == "int8"
+    )
+    return (
+        f"int8 loses more than {max_drop:.2%} of top-1, which is {attempts[0].top1:.2%} in float32 ({figures}): take "
+        "more images to calibrate with, and such as the network will see; or allow a larger max_drop (--max-drop); or "
+        "stay in float"
+    )
+
+
+def _ladder(layers: Sequence[tuple[str, Kind]]) -> list[tuple[list[str], list[str]]]:
+    """What to leave in float, less and less of the network being quantised: names of groups, names of layers.
+
+    Args:
+        layers: (name, kind) from the input to the output.
+    """
+    starts = [i for i, (_, kind) in enumerate(layers) if kind == "strided"]  # of the stages, each a patch embedding
+    groups = [
+        (_DEPTHWISE, [name for name, kind in layers if kind == "depth-wise"]),
+        ("patch embeddings", [name for name, kind in layers if kind == "strided"]),
+        *((f"stage {stage}", [name for name, _ in layers[:end]]) for stage, end in enumerate(starts[1:], 1)),
+    ]
+    ladder: list[tuple[list[str], list[str]]] = [([], [name for name, kind in layers if kind == "float"])]
+    for group, members in groups:
+        groups_before, before = ladder[-1]
+        if more := [name for name in members if name not in before]:
+            ladder.append(([*groups_before, group], before + more))
+    return ladder
+
+
+def _layers(exported: Exported) -> list[tuple[str, Kind]]:
+    """(name, kind) of all operations in the order of computation."""
+    if exported.format == "openvino":
+        import openvino
+
+        operations = openvino.Core().read_model(exported.path).get_ordered_ops()
+        return [
+            (op.get_friendly_name(), _kind(op.get_type_name(), 1, op.get_attributes().get("strides", ())))
+            for op in operations
+            if op.get_type_name() not in ("Parameter", "Constant", "Result")
+        ]
+    import onnx
+
+    nodes = onnx.load(exported.path).graph.node
+    attributes = [{a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in nodes]
+    return [
+        (node.name, _kind(node.op_type, found.get("group", 1), found.get("strides", ())))
+        for node, found in zip(nodes, attributes, strict=True)
+    ]
+
+
+def _kind(operation: str, groups: int, strides: Sequence[int]) -> Kind:
+    """
+    Args:
+        operation: the type's name in OpenVINO or ONNX.
+    """
+    if operation not in ("Convolution", "GroupConvolution", "Conv", "MatMul", "Gemm"):
+        return "float"
+    if operation == "GroupConvolution" or groups > 1:
+        return "depth-wise"
+    return "strided" if max(strides, default=1) > 1 else "other"
+
+
+def _quantize_without(names: list[str], exported: Exported, quantised: Exported, inputs: Sequence[Array]) -> None:
+    with _quiet():
+        import nncf
+
+        left_out = nncf.IgnoredScope(names=names)
+        quantised.folder.mkdir()
+        if exported.format == "openvino":
+            import openvino
+
+            model = openvino.Core().read_model(exported.path)
+            model = nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), ignored_scope=left_out)
+            openvino.save_model(model, quantised.path, compress_to_fp16=False)
+            return
+        import onnx
+
+        feeds = nncf.Dataset([{"images": x} for x in inputs])
+        model = nncf.quantize(onnx.load(exported.path), feeds, subset_size=len(inputs), ignored_scope=left_out)
+        onnx.save(model, quantised.path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF logs and draws bars on the standard output, PyTorch logs what NNCF does not use."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _calibration(dataset: Any) -> list[Array]:
+    """Network inputs (1, C, H, W), evenly drawn, or the first ones of a stream."""
+    if isinstance(dataset, IterableDataset):
+        return [x[None] for x, _ in islice(dataset, CALIBRATION_IMAGES)]
+    chunks = _chunks(dataset, _spread(len(dataset), CALIBRATION_IMAGES))
+    return [x[None] for chunk in chunks for x, _ in chunk]
+
+
+def _answers(engine: Engine, dataset: Any, title: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The best class and the label of each image that can be read."""
+    best: list[int] = []
+    labels: list[int] = []
+    count, console = len(dataset), Console(stderr=True)
+    for chunk in track(_chunks(dataset, range(count)), title, -(-count // _CHUNK), console=console, transient=True):
+        if chunk:
+            best.extend(engine(np.stack([x for x, _ in chunk])).argmax(1))
+            labels.extend(label for _, label in chunk)
+    return np.array(best, np.int64), np.array(labels, np.int64)
+
+
+def _chunks(dataset: Any, indices: Sequence[int]) -> Iterator[list[tuple[Array, int]]]:
+    """The samples that can be read, decoded on all cores; those of a stream in its own order."""
+    if isinstance(dataset, IterableDataset):
+        samples = iter(dataset)
+        while chunk := list(islice(samples, _CHUNK)):
+            yield chunk
+        return
+
+    def load(i: int) -> Any:
+        try:
+            return dataset[i]
+        except (OSError, ImageError):
+            return None
+
+    with ThreadPoolExecutor(cores()) as pool:
+        for start in range(0, len(indices), _CHUNK):
+            loaded = pool.map(load, indices[start : start + _CHUNK])
+            yield [sample for sample in loaded if sample is not None]
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """At most `count` indices, evenly drawn."""
+    return [int(i) for i in np.linspace(0, length - 1, min(count, length))]
+
+
+def _milliseconds(engine: Engine, x: Array) -> float:
+    times = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        engine(x)
+        times.append(1000 * (time.perf_counter() - start))
+    return round(statistics.median(times), 3)

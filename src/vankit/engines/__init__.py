@@ -1,0 +1,1 @@
+"""What runs a network: one call on arrays, whatever is behind it."""

@@ -1,0 +1,91 @@
+"""ONNX Runtime on CPUs."""
+
+import os
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vankit.engines.base import Array, Engine, cores
+from vankit.engines.cache import cached, cpu
+from vankit.errors import MissingPackageError, UserError
+
+
+class OnnxRuntimeEngine(Engine):
+    """ONNX Runtime on the CPU.
+
+    Args:
+        model: gives the ONNX model's bytes, for static (1, C, H, W) or dynamic sizes; called if the cache has none.
+        key: as of `OpenVinoEngine`.
+        precision: float32, or int8 for a quantised model.
+
+    Raises:
+        ImportError: onnxruntime is missing.
+        ValueError: the precision is bf16.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, model: Callable[[], bytes], key: bytes | None, precision: str = "float32") -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise MissingPackageError("engine onnxruntime needs its package: pip install 'vankit[onnx]'") from None
+        if precision == "bf16":
+            raise UserError("ONNX Runtime has no bf16 on CPUs: use engine='openvino', or leave out precision")
+        self.precision, self.workers = precision, cores()
+        self._runtime, self._model, self._key = onnxruntime, model, key
+        self._latency = cache(lambda: self._session(self.workers))
+        self._streams = cache(lambda: self._session(1))
+        self._lock = threading.Lock()
+
+    def __call__(self, x: Array) -> Array:
+        with self._lock:
+            return self._run(self._latency(), x)
+
+    def outputs(self, x: Array) -> list[Array]:
+        with self._lock:
+            session = self._latency()
+            return session.run(None, {session.get_inputs()[0].name: x})
+
+    def worker(self) -> Callable[[Array], Array]:
+        with self._lock:
+            session = self._streams()
+        return lambda x: self._run(session, x)
+
+    @staticmethod
+    def _run(session: Any, x: Array) -> Array:
+        name = session.get_inputs()[0].name
+        outputs = [session.run(None, {name: image[None]})[0] for image in x]
+        if outputs:
+            return np.concatenate(outputs)
+        return np.empty((0, *session.get_outputs()[0].shape[1:]), np.float32)
+
+    def _session(self, threads: int) -> Any:
+        runtime = self._runtime
+
+        def options(level: Any) -> Any:
+            found = runtime.SessionOptions()
+            found.intra_op_num_threads, found.inter_op_num_threads = threads, 1
+            found.graph_optimization_level, found.log_severity_level = level, 3
+            return found
+
+        def load(blob: bytes) -> Any:
+            level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL  # they are in the file
+            return runtime.InferenceSession(blob, options(level), providers=["CPUExecutionProvider"])
+
+        def make() -> tuple[Any, bytes]:
+            import tempfile
+
+            with tempfile.TemporaryDirectory() as folder:
+                chosen = options(runtime.GraphOptimizationLevel.ORT_ENABLE_ALL)
+                chosen.optimized_model_filepath = os.path.join(folder, "optimised.onnx")
+                session = runtime.InferenceSession(self._model(), chosen, providers=["CPUExecutionProvider"])
+                return session, Path(chosen.optimized_model_filepath).read_bytes()
+
+        if self._key is None:
+            return make()[0]
+        return cached(self._key, (runtime.__version__, *cpu()), load, make)

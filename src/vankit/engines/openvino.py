@@ -1,0 +1,122 @@
+"""OpenVINO on CPUs."""
+
+import os
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from vankit.engines.base import Array, Engine, cores
+from vankit.engines.cache import cached, cpu
+from vankit.errors import MissingPackageError, UserError
+
+
+class OpenVinoEngine(Engine):
+    """OpenVINO on the CPU.
+
+    Args:
+        model: gives the model, for static (1, C, H, W) or dynamic sizes; called only if the cache has none.
+        key: what tells the model from others (weights, input size, …), for the cache; None compiles each time.
+        precision: float32 or bf16, in which the CPU may compute; int8 for a quantised model, whose other layers run in
+            bf16 where the CPU has it.
+
+    Raises:
+        ImportError: openvino is missing.
+        ValueError: the CPU has no bf16.
+    """
+
+    name = "openvino"
+
+    def __init__(self, model: Callable[[], Any], key: bytes | None, precision: str = "float32") -> None:
+        self.precision, self.workers = precision, cores()
+        self._model, self._key = cache(model), key
+        has_bf16 = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and not has_bf16:
+            raise UserError("this CPU has no bf16 instructions: leave out precision (--precision)")
+        # named although it could be left out: OpenVINO chooses bf16 by itself on CPUs that have it
+        self._hint = "bf16" if precision == "bf16" or (precision == "int8" and has_bf16) else "f32"
+        self._lock = threading.Lock()
+        self._latency = cache(lambda: self._compile(1).create_infer_request())
+        self._streams = cache(lambda: self._compile(self.workers))
+
+    def prepare(self) -> None:
+        """Compile now rather than at the first call."""
+        with self._lock:
+            self._latency()
+
+    def __call__(self, x: Array) -> Array:
+        with self._lock:
+            return _one_by_one(self._latency(), x) if len(x) == 1 else self._on_all_streams(x)
+
+    def outputs(self, x: Array) -> list[Array]:
+        with self._lock:
+            request = self._latency()
+            request.infer({0: x})
+            return [tensor.data.copy() for tensor in request.output_tensors]
+
+    def _on_all_streams(self, x: Array) -> Array:
+        from openvino import AsyncInferQueue
+
+        results: list[Any] = [None] * len(x)
+        queue = AsyncInferQueue(self._streams(), self.workers)
+        queue.set_callback(lambda request, i: results.__setitem__(i, request.get_output_tensor(0).data.copy()))
+        for i in range(len(x)):
+            queue.start_async({0: x[i : i + 1]}, i)
+        queue.wait_all()
+        return np.concatenate(results) if results else _one_by_one(self._latency(), x)
+
+    def worker(self) -> Callable[[Array], Array]:
+        with self._lock:
+            request = self._streams().create_infer_request()
+        return lambda x: _one_by_one(request, x)
+
+    def _compile(self, streams: int) -> Any:
+        core = openvino_core()
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self._hint, "NUM_STREAMS": streams}
+        if streams > 1 or self.workers < (os.cpu_count() or 1):  # else OpenVINO takes one thread a physical core
+            config["INFERENCE_NUM_THREADS"] = self.workers
+
+        def make() -> tuple[Any, bytes]:
+            compiled = core.compile_model(self._model(), "CPU", config)
+            return compiled, compiled.export_model().getvalue()
+
+        if self._key is None:
+            return core.compile_model(self._model(), "CPU", config)
+        import openvino
+
+        parts = (openvino.get_version(), *cpu(), repr(sorted(config.items())), str(cores()))
+        return cached(self._key, parts, lambda blob: core.import_model(blob, "CPU", config), make)
+
+
+def _one_by_one(request: Any, x: Array) -> Array:
+    """The model of `OpenVinoEngine` takes batches of 1, or of any size."""
+    if len(x) == 0:
+        shape = request.get_compiled_model().output(0).get_partial_shape()
+        return np.empty((0, *(d.get_length() for d in list(shape)[1:])), np.float32)
+    outputs = []
+    for image in x:
+        request.infer({0: image[None]})  # copied: a request crashes when it is freed after an input that it shares
+        outputs.append(request.get_output_tensor(0).data.copy())
+    return np.concatenate(outputs)
+
+
+_starting = threading.Lock()
+
+
+def openvino_core() -> Any:
+    with _starting:  # the binding's first conversion to NumPy deadlocks if two threads do it at once
+        return _started_core()
+
+
+@cache
+def _started_core() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise MissingPackageError(
+            "engine openvino needs OpenVINO: pip install openvino, or use engine='torch'"
+        ) from None
+    openvino.Tensor(np.zeros(1, np.float32)).data  # noqa: B018
+    return openvino.Core()

@@ -1,0 +1,186 @@
+"""What a network looks at: Grad-CAM, LKA attention, the effective receptive field, as figures and arrays."""
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, groupby
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from vankit.data.images import MAX_PIXELS, ImageLike, find_inputs, source_name, to_image
+from vankit.errors import UserError
+from vankit.explanation import methods
+from vankit.explanation.methods import Explanation
+from vankit.explanation.subjects import compared, open_subject
+from vankit.tasks.results import Failure
+
+Method = Literal["grad-cam", "attention", "receptive-field", "statistics"]
+
+_OF_ALL = ("receptive-field", "statistics")  # one explanation, of all images
+
+
+def explain(
+    inputs: ImageLike | Iterable[ImageLike] = (),
+    model: "str | PathLike[str] | nn.Module | None" = None,
+    checkpoint: str | PathLike[str] | None = None,
+    output: str | PathLike[str] | None = None,
+    **options: Any,
+) -> list[Explanation | Failure]:
+    """Show what a network looks at.
+
+    Methods:
+        grad-cam: where the evidence for a class lies (arXiv 1610.02391): ReLU of the layer's channels, weighted by the
+            mean gradient of the class's logit; of a detector the score of its best object, of a semantic segmenter the
+            mean logit over the class's pixels.
+        attention: of every LKA what it multiplies its input with, before sigmoid and gate, as the mean absolute value
+            over channels.
+        receptive-field: the gradient of the middle unit of a stage with respect to the pixels (arXiv 1701.04128), over
+            20 generated inputs or the given images.
+        statistics: of every LKA's channels the mean, standard deviation and share of positive values of the attention,
+            over images and positions.
+
+    Args:
+        inputs: files, folders (searched through), glob patterns, PIL images, uint8 arrays (H, W, 3) in RGB order or
+            (H, W) grey; one or several.
+        model, checkpoint: see `vankit.Predictor`; any timm model for grad-cam and receptive-field. The checkpoint alone
+            of a detector or segmenter, whose VAN is looked at.
+        output: folder for a PNG per image, or one named after the method with a CSV of its rows. What the folder holds
+            is no input.
+        method: see above.
+        target: class that grad-cam explains, by name or index, or several; the predicted one of each image if None.
+        stage: 1 to 4; the last for grad-cam and all for the others if None. Of other networks than VAN the levels of
+            timm's `feature_info`, of which the last is 4.
+        layer: name of a module instead of a stage, for grad-cam and receptive-field.
+        compare: a further timm model, classifier's checkpoint or network to put beside, or several, for grad-cam and
+            receptive-field; each sees its own input size.
+        img_size: side in pixels of what `model` sees, instead of its own; VAN takes any.
+        pretrained: load public weights (else they are random).
+        device: torch's name, or 'auto' for CUDA where there is one.
+        max_pixels: largest image decoded, in pixels.
+
+    Returns:
+        An `Explanation` per image, in order, and a `Failure` for one that failed; for receptive-field and statistics
+        the failures, then one Explanation over the others.
+
+    Raises:
+        FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written.
+        ValueError: an option does not fit the method or the network.
+        ImportError: captum, which grad-cam needs, is not installed.
+    """
+    return list(iter_explanations(inputs, model, checkpoint, output, **options))
+
+
+def iter_explanations(
+    inputs: ImageLike | Iterable[ImageLike] = (),
+    model: "str | PathLike[str] | nn.Module | None" = None,
+    checkpoint: str | PathLike[str] | None = None,
+    output: str | PathLike[str] | None = None,
+    *,
+    method: Method = "grad-cam",
+    target: str | int | Sequence[str | int] | None = None,
+    stage: int | None = None,
+    layer: str | None = None,
+    compare: "str | nn.Module | Sequence[str | nn.Module]" = (),
+    img_size: int | None = None,
+    pretrained: bool = True,
+    device: str = "auto",
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[Explanation | Failure]:
+    """`explain`, one image at a time: images are read, and pictures written, as the iterator is consumed."""
+    given = [inputs] if isinstance(inputs, str | PathLike | Image.Image | np.ndarray) else list(inputs)
+    others = [compare] if isinstance(compare, str | nn.Module) else list(compare)
+    _check(method, given, target, stage, layer, others)
+    sources = _sources(given, output)
+    subjects = [open_subject(model, checkpoint, pretrained, img_size, device)]
+    subjects += [compared(other, pretrained, device) for other in others]
+    for place, subject in enumerate(subjects, 1):
+        if subject.name in [before.name for before in subjects[: place - 1]]:
+            subject.name += f" ({place})"
+    look: methods.Method
+    if method == "grad-cam":
+        targets = [target] if isinstance(target, str | int) else list(target or ())
+        look = methods.GradCam(subjects, targets or [None], stage, layer)
+    elif method == "attention":
+        look = methods.Attention(subjects[0], stage)
+    elif method == "receptive-field":
+        look = methods.ReceptiveField(subjects, stage, layer, generate=not given)
+    else:
+        look = methods.Statistics(subjects[0], stage)
+    found = _each(sources, look, max_pixels)
+    yield from found if output is None else _written(found, Path(output), method)
+
+
+def _check(
+    method: str, inputs: Sequence[Any], target: object, stage: object, layer: object, compare: Sequence[Any]
+) -> None:
+    if method not in get_args(Method):
+        raise UserError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
+    if not inputs and method != "receptive-field":
+        raise UserError(f"method {method} looks at images: name files, folders or patterns")
+    if target is not None and method != "grad-cam":
+        raise UserError(f"target (--target) is the class of method grad-cam: leave it out with {method}")
+    if (layer is not None or compare) and method in ("attention", "statistics"):
+        option = "compare (--compare)" if compare else "layer (--layer)"
+        raise UserError(f"{option} is for grad-cam and receptive-field: leave it out with {method}")
+    if layer is not None and stage is not None:
+        raise UserError("layer and stage say the same: leave out one (--layer, --stage)")
+    if layer is not None and compare:
+        raise UserError("layer names a module of one network: compare by stage (--layer, --compare)")
+
+
+def _sources(given: Sequence[ImageLike], output: str | PathLike[str] | None) -> Iterator[ImageLike]:
+    """Pictures as they are, paths as the files they stand for."""
+    parts: list[Iterable[ImageLike]] = []
+    for _, group in groupby(given, lambda x: isinstance(x, str | PathLike)):
+        images = list(group)
+        paths = [image for image in images if isinstance(image, str | PathLike)]
+        parts.append(find_inputs(paths, output) if paths else images)
+    return chain.from_iterable(parts)
+
+
+def _each(sources: Iterable[ImageLike], look: methods.Method, max_pixels: int) -> Iterator[Explanation | Failure]:
+    barren = None
+    try:
+        for image in sources:
+            source = source_name(image)
+            try:
+                found = look.one(source, to_image(image, max_pixels))
+            except ImportError:
+                raise
+            except Exception as error:  # a decoder's, or this picture is too large for memory, or shows no such object
+                yield Failure(source, str(error) or type(error).__name__)
+                continue
+            if found is not None:
+                yield found
+    except FileNotFoundError as error:  # of `find_images`, after all others
+        barren = error
+    yield from look.all()
+    if barren is not None:
+        raise barren
+
+
+def _written(found: Iterable[Explanation | Failure], folder: Path, method: str) -> Iterator[Explanation | Failure]:
+    """The same, each explanation's picture written under its image's name, or of all images under the method's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names: set[str] = set()
+    for place, explanation in enumerate(found, 1):
+        if isinstance(explanation, Failure):
+            yield explanation
+            continue
+        name = method if method in _OF_ALL else Path(explanation.source).stem
+        while name in names:
+            name = f"{name}-{place}"
+        names.add(name)
+        path = folder / f"{name}.png"
+        explanation.save(path)
+        if method in _OF_ALL:
+            with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+                table = csv.DictWriter(file, list(explanation.rows[0]))
+                table.writeheader()
+                table.writerows(explanation.rows)
+        yield replace(explanation, path=path)

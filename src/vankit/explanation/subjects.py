@@ -1,0 +1,189 @@
+"""A network to be explained, whether classifier, detector or segmenter: pictures in, a score a class out."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from vankit.data.preprocessing import MEAN_STD
+from vankit.deploy.opening import Network, open_network
+from vankit.engines.choose import device_for
+from vankit.errors import UserError
+from vankit.heads.backbone import backbone_of
+from vankit.prediction.scenes import DensePredictor
+from vankit.tasks.dense import infer
+
+Scores = tuple[Tensor, NDArray[np.float64]]
+
+_GENERATED_SIZE = 224  # pixels a side of the input generated for a detector or segmenter
+
+
+class Subject:
+    """What is explained.
+
+    Attributes:
+        name: of the model.
+        network: answers for a picture.
+        body: the part whose layers are looked at: the network itself, or a detector's VAN.
+        classes: names by index.
+        input_size: (3, height, width) of generated input to the body.
+        fixed_size: whether the body sees every picture at that size.
+    """
+
+    name: str
+    network: nn.Module
+    body: nn.Module
+    classes: list[str]
+    input_size: tuple[int, ...]
+    fixed_size: bool
+    mean: Sequence[float]
+    std: Sequence[float]
+    device: str
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """An RGB picture as `scores` takes it, (1, 3, H, W)."""
+        raise NotImplementedError
+
+    def scores(self, x: Tensor) -> Scores:
+        """What Grad-CAM explains, (classes,), and what is shown for it, 0 to 1, NaN for a class that was not found."""
+        raise NotImplementedError
+
+    def choose(self, shown: NDArray[np.float64], target: int | None) -> int:
+        """The class to explain: the target, or the one of the highest score.
+
+        Raises:
+            ValueError: the network has not found it.
+        """
+        if np.isnan(shown).all() or (target is not None and np.isnan(shown[target])):
+            what = "nothing" if target is None else f"no {self.classes[target]}"
+            raise UserError(f"{self.name} found {what} here, so there is no score to explain: try method attention")
+        return int(np.nanargmax(shown)) if target is None else target
+
+    def verdict(self, shown: NDArray[np.float64], index: int | None = None) -> str:
+        """`cat 83.1 %`, of a class or of the best one."""
+        if index is None and np.isnan(shown).all():
+            return "nothing found"
+        index = int(np.nanargmax(shown)) if index is None else index
+        return f"{self.classes[index].split(',')[0]} {100 * shown[index]:.1f} %"
+
+    def picture(self, x: Tensor) -> NDArray[np.float32]:
+        """The body's input (1, 3, h, w) as a picture (h, w, 3), 0 to 1."""
+        colours: NDArray[np.float32] = x[0].float().permute(1, 2, 0).cpu().numpy()
+        return np.asarray((colours * self.std + self.mean).clip(0, 1), np.float32)
+
+    def class_number(self, target: str | int) -> int:
+        """The index of a class, by its name, one of its names where commas part them, or its index.
+
+        Raises:
+            ValueError: there is no such class, or there are several.
+        """
+        wanted = str(target).strip().casefold()
+        names = [name.casefold() for name in self.classes]
+        exact = [i for i, name in enumerate(names) if name == wanted]
+        found = exact or [i for i, name in enumerate(names) if wanted in [part.strip() for part in name.split(",")]]
+        if not found and wanted.isdecimal() and int(wanted) < len(names):
+            found = [int(wanted)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = ", ".join(f"{i} {self.classes[i]}" for i in found)
+            raise UserError(f"target {target!r} stands for {several}: pass the number")
+        near = difflib.get_close_matches(wanted, names, 3, 0.5) or names[:5]
+        raise UserError(
+            f"{self.name} knows no class {target!r} (--target): expected one of its {len(names)} classes, such as "
+            f"{', '.join(self.classes[names.index(name)] for name in near)}, or 0 to {len(names) - 1}"
+        )
+
+
+class _Classifier(Subject):
+    def __init__(self, opened: Network, img_size: int | None, device: str, name: str | None) -> None:
+        description, network = opened.description, opened.module
+        assert network is not None and description.preprocessing is not None
+        described: Any = getattr(network, "pretrained_cfg", None) or {}
+        self.name = name or description.model or described.get("architecture") or opened.source
+        self.network = self.body = network.to(device)
+        self.classes, self.device = list(description.classes), device
+        self.preprocessing = description.preprocessing
+        if img_size is not None:
+            self.preprocessing = replace(self.preprocessing, input_size=(3, img_size, img_size))
+        self.mean, self.std = self.preprocessing.mean, self.preprocessing.std
+        self.input_size, self.fixed_size = tuple(self.preprocessing.input_size), True
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        return torch.from_numpy(self.preprocessing(image))[None].to(self.device)
+
+    def scores(self, x: Tensor) -> Scores:
+        logits = self.network(x)[0]
+        return logits, logits.detach().double().softmax(0).cpu().numpy()
+
+
+class _Dense(Subject):
+    def __init__(self, opened: Network, img_size: int | None, device: str, name: str | None) -> None:
+        predictor = DensePredictor(opened, engine="torch", device=device)
+        self.name = name or f"{predictor.head} {predictor.description.model}"
+        self.network, self.body = predictor.network, backbone_of(predictor.network)
+        self.classes, self.description, self.device = predictor.classes, predictor.description, device
+        self.mean = self.std = MEAN_STD
+        self.input_size, self.fixed_size = (3, *2 * (img_size or _GENERATED_SIZE,)), False
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(self.device) / 255
+
+    def scores(self, x: Tensor) -> Scores:
+        """Of a detector or panoptic segmenter the best score of each class's objects; of a semantic one the mean logit
+        over the class's pixels (Seg-Grad-CAM, arXiv 2002.11434), shown as their share of the picture."""
+        result = infer(self.network, [x[0]], self.description)[0]
+        numbers = range(len(self.classes))
+        if "logits" in result:
+            labels = result["logits"].argmax(0)  # (H, W)
+            shares = np.array([float((labels == i).double().mean()) for i in numbers])
+            means = [x[labels == i].mean() if shares[i] else x.mean() for i, x in enumerate(result["logits"])]
+            return torch.stack(means), shares
+        missing = result["scores"].new_full((1,), torch.nan)
+        own = [result["scores"][result["labels"] == i] for i in numbers]
+        best = torch.stack([(scores if len(scores) else missing).amax() for scores in own])
+        return best, best.detach().double().cpu().numpy()
+
+
+def open_subject(
+    model: "str | PathLike[str] | nn.Module | None" = None,
+    checkpoint: str | PathLike[str] | None = None,
+    pretrained: bool = True,
+    img_size: int | None = None,
+    device: str = "auto",
+    name: str | None = None,
+) -> Subject:
+    """The network to explain.
+
+    Args:
+        model, checkpoint, pretrained: see `vankit.Predictor`; also the checkpoint alone of a detector or segmenter.
+        img_size: side in pixels of the input; the model's own if None. Detectors and segmenters choose their own, and
+            this is of generated input only.
+        device: torch's name, or 'auto' for CUDA where there is one.
+        name: instead of the model's.
+
+    Raises:
+        FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had, or are an exported folder's.
+    """
+    opened = open_network(model, checkpoint, pretrained)
+    if opened.exported is not None:
+        raise UserError(
+            f"{opened.source} is an exported folder, which has no gradients: pass the model or its checkpoint"
+        )
+    kind = _Dense if opened.dense else _Classifier
+    return kind(opened, img_size, device_for("torch", device), name)
+
+
+def compared(given: str | nn.Module, pretrained: bool, device: str) -> Subject:
+    """A network to compare with: a timm model's name, a checkpoint file, or a network."""
+    if isinstance(given, str) and Path(given).is_file():
+        return open_subject(None, given, pretrained, device=device, name=given)
+    return open_subject(given, None, pretrained, device=device)

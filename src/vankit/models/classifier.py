@@ -1,0 +1,102 @@
+"""A classifier with its class names and preprocessing, from a model name, a checkpoint or a network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from timm.data import ImageNetInfo, resolve_model_data_config
+from torch import nn
+
+from vankit.data.preprocessing import Preprocessing
+from vankit.errors import UserError
+from vankit.models import weights
+from vankit.models.description import Description
+from vankit.models.van import VARIANTS, create_model, variant_of
+
+# MMPretrain's names of the four published classifiers
+ALIASES = {
+    "van-tiny_3rdparty_in1k": "van_b0.in1k",
+    "van-small_3rdparty_in1k": "van_b1.in1k",
+    "van-base_3rdparty_in1k": "van_b2.in1k",
+    "van-large_3rdparty_in1k": "van_b3.in1k",
+}
+
+Classifier = tuple[nn.Module, Description]  # in eval mode, (B, C, H, W) → (B, classes)
+
+
+def classifier_by_name(name: str, pretrained: bool = True, classes: Sequence[str] | None = None) -> Classifier:
+    """A timm model, or one of MMPretrain's four VAN names.
+
+    Args:
+        name: such as van_b0 or van_b0.cifar10.
+        pretrained: load its public weights (else they are random).
+        classes: names by index, over those of the weights.
+
+    Raises:
+        ValueError, vankit.DownloadError: there is no such model, the weights cannot be had, or the number of names is
+            not that of the network's outputs.
+    """
+    name = ALIASES.get(name, name)
+    network: Any = create_model(name, pretrained=pretrained)
+    file = network.pretrained_cfg.get("file") if pretrained else None
+    return described(network, name, weights.read_metadata(file) if file else {}, classes)
+
+
+def classifier_in_file(
+    file: weights.TensorFile, model: str | None = None, classes: Sequence[str] | None = None
+) -> Classifier:
+    """The classifier that a checkpoint holds.
+
+    Args:
+        file: of any public format.
+        model: name of its network; what the file says, or its shapes show, if None.
+        classes: names by index, over those of the file.
+
+    Raises:
+        ValueError: the file is not a classifier of that model, or the names do not fit.
+    """
+    found = weights.checkpoint_of(file)
+    wanted = model or found.metadata.get("model") or variant_of(found.state_dict)
+    if wanted is None:
+        raise UserError(f"{file.path} is none of {', '.join(VARIANTS)}: pass the network itself as model")
+    if not found.num_classes:
+        raise UserError(f"{file.path} holds no classification head, only a backbone")
+    name = ALIASES.get(wanted, wanted)
+    network = create_model(name, num_classes=found.num_classes, lka=found.metadata.get("lka"))
+    weights.load_checkpoint(network, found)
+    return described(network, name, found.metadata, classes)
+
+
+def described(
+    network: Any, model: str | None, metadata: Mapping[str, Any], classes: Sequence[str] | None = None
+) -> Classifier:
+    """A network in eval mode, with its description.
+
+    Args:
+        network: (B, C, H, W) → (B, classes).
+        model: its name; None for a network passed as such.
+        metadata: what its weights say of themselves.
+        classes: names by index, over those of the metadata.
+
+    Raises:
+        ValueError: the number of names is not that of the network's outputs.
+    """
+    own = metadata.get("classes")
+    if own is None and getattr(network, "num_classes", 0) == 1000:
+        own = ImageNetInfo("imagenet-1k").label_descriptions()
+    outputs = getattr(network, "num_classes", len(classes or ()))
+    names = list(classes or own or (str(i) for i in range(outputs)))
+    if not outputs or len(names) != outputs:
+        raise UserError(
+            f"the network has {outputs} outputs and there are {len(names)} class names: expected as many names as "
+            "outputs, and at least one; pass classes=, or a checkpoint with a classification head"
+        )
+    config = resolve_model_data_config(network)
+    default = Description(
+        model=model,
+        lka=getattr(network, "lka", None) or {},
+        preprocessing=Preprocessing(**{field.name: config[field.name] for field in fields(Preprocessing)}),
+    )
+    given = {"preprocessing": metadata["preprocessing"]} if "preprocessing" in metadata else {}
+    found = Description.from_metadata(given, default)
+    return network.eval(), replace(found, classes=names, named=bool(classes or own), things=(), category_ids=())

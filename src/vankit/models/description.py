@@ -1,0 +1,99 @@
+"""What a network is, in one piece: made once, from options, a checkpoint or an exported folder, and passed on whole."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from vankit.data.preprocessing import Preprocessing
+from vankit.errors import UserError
+
+_OF_CLASSIFIERS = ("task", "model", "lka", "classes", "preprocessing")
+_OF_SCENES = (
+    "task", "head", "model", "lka", "classes", "things", "category_ids", "short_sides", "long_side", "crop", "queries",
+    "ignore_label",
+)  # fmt: skip
+# what a checkpoint of a detector or segmenter has to say
+_NEEDED = ("task", "head", "model", "classes", "things", "short_sides", "long_side", "queries")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a network is.
+
+    Attributes:
+        task: classify, detect, segment or panoptic.
+        head: one of `vankit.heads.build.HEADS`; None for a classifier.
+        model: of the backbone: van_b0 to van_b6; of a classifier any timm model, None for a network passed as such.
+        classes: names by index.
+        named: whether the classes have names; else they are the indices as text.
+        lka: settings of the attention, see `vankit.LargeKernelAttention`; empty for VAN's own.
+        preprocessing: from an image to a classifier's input.
+        things: for panoptic, whether each class is countable.
+        category_ids: the training data's numbers of the classes; 0, 1, … where left out.
+        short_sides, long_side: pixels that an image's sides are brought to, see
+            `vankit.heads.backbone.input_transform`; detectors and panoptic networks resize by themselves, semantic ones
+            take images as they come.
+        crop: side in pixels of the squares that a semantic network was trained on.
+        queries: object queries or proposals, for heads that have them.
+        ignore_label: value in label images that counts as unlabelled, beside 255.
+
+    Raises:
+        ValueError: there is another number of things or category_ids than of classes.
+    """
+
+    task: str = "classify"
+    head: str | None = None
+    model: str | None = None
+    classes: Sequence[str] = ()
+    named: bool = True
+    lka: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    preprocessing: Preprocessing | None = None
+    things: Sequence[bool] = ()
+    category_ids: Sequence[int] = ()
+    short_sides: Sequence[int] = (800,)
+    long_side: int = 1333
+    crop: int = 0
+    queries: int = 100
+    ignore_label: int = 255
+
+    def __post_init__(self) -> None:
+        defaults = {"things": [True] * len(self.classes), "category_ids": range(len(self.classes))}
+        for name, default in defaults.items():
+            object.__setattr__(self, name, getattr(self, name) or default)
+        for name in ("classes", "things", "category_ids", "short_sides"):  # JSON knows only lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in defaults:
+            if len(getattr(self, name)) != len(self.classes):
+                raise UserError(
+                    f"there are {len(self.classes)} classes and {len(getattr(self, name))} {name}: expected as many"
+                )
+
+    def to_metadata(self) -> dict[str, Any]:
+        """What a checkpoint says of its network, by name: values that JSON holds."""
+        names = _OF_CLASSIFIERS if self.task == "classify" else _OF_SCENES
+        values = {name: getattr(self, name) for name in names if name != "classes" or self.named}
+        if self.preprocessing is not None:
+            values["preprocessing"] = asdict(self.preprocessing)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], default: "Description | None" = None) -> "Description":
+        """The description that a checkpoint's metadata gives; what it says beside is passed over.
+
+        Args:
+            metadata: see `vankit.Checkpoint`.
+            default: what the metadata leaves out; that of a detector or segmenter is whole.
+
+        Raises:
+            ValueError: something is missing, or a value is out of range.
+        """
+        known = {f.name for f in fields(cls)}
+        values = {name: value for name, value in metadata.items() if name in known}
+        if default is not None:
+            values = {name: getattr(default, name) for name in known} | values
+        elif missing := [name for name in _NEEDED if name not in values]:
+            raise UserError(f"the checkpoint does not say its {missing[0]}: expected best.safetensors of vankit train")
+        if isinstance(given := values.get("preprocessing"), Mapping):
+            own = asdict(default.preprocessing) if default is not None and default.preprocessing is not None else {}
+            values["preprocessing"] = Preprocessing(**{**own, **given})
+        return cls(**values)

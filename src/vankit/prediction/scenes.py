@@ -1,0 +1,234 @@
+"""Detection, semantic and panoptic segmentation of pictures with a trained network."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.models import FeatureListNet
+from torch import Tensor, nn
+
+from vankit.data.images import MAX_PIXELS, ImageLike, find_inputs, source_name, to_image
+from vankit.deploy.opening import Network, open_network
+from vankit.engines.base import Engine, check_options
+from vankit.engines.choose import device_for, engine_for
+from vankit.engines.torch import TorchEngine
+from vankit.errors import UserError
+from vankit.tasks.dense import EVALUATORS, infer
+from vankit.tasks.results import Detections, Failure, PanopticMap, SemanticMap
+from vankit.tasks.segment import Test
+
+_EXAMPLE = (3, 96, 128)  # the exported backbone takes any other size too
+
+Result = Detections | SemanticMap | PanopticMap
+
+
+class DensePredictor:
+    """A detector or segmenter ready for use.
+
+    Args:
+        checkpoint: a file that `vankit train` wrote, or what `vankit.deploy.opening.open_network` returned.
+        score: lowest score of the objects returned, 0 to 1; for detectors.
+        test: for semantic segmentation, see `vankit.tasks.segment.segment_logits`.
+        engine: what runs the backbone, see `vankit.Predictor`; the head runs on PyTorch.
+        precision: float32 or bf16, of the backbone; 'auto' is float32.
+        device: torch's name, or 'auto' for CUDA where there is one.
+        max_pixels: largest image decoded, in pixels.
+
+    Attributes:
+        network: in eval mode, see `vankit.heads`.
+        task: detect, segment or panoptic.
+        head: the head's name.
+        classes: names by label.
+        category_ids: the training data's numbers of the classes, by label.
+        description: all that the network is.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing or no such checkpoint, or an option is out of range.
+        ImportError: the head needs transformers.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | PathLike[str] | Network,
+        *,
+        score: float = 0.3,
+        test: Test = "single",
+        engine: str = "auto",
+        precision: str = "auto",
+        device: str = "auto",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if not 0 <= score <= 1:
+            raise UserError(f"score is {score}, expected 0 to 1")
+        if test not in get_args(Test):
+            raise UserError(f"test is {test!r}, expected one of {', '.join(get_args(Test))}")
+        check_options(engine, precision)
+        opened = checkpoint if isinstance(checkpoint, Network) else open_network(checkpoint=checkpoint)
+        self.description, network = opened.description, opened.module
+        if not opened.dense or network is None:
+            raise UserError(
+                f"{opened.source} is not a checkpoint of a detector or segmenter: expected best.safetensors of vankit "
+                "train"
+            )
+        if test != "single" and self.description.task != "segment":
+            raise UserError(
+                f"test is {test!r}, which is only for segmentation: {opened.source} is a {self.description.head}"
+            )
+        if precision == "int8":
+            raise UserError("detectors and segmenters have no int8: leave out precision (--precision), or use bf16")
+        device = device_for(engine, device)
+        self.device = torch.device(device)
+        _put_backbone_on(network, engine, precision, device)
+        self.network = network.to(memory_format=torch.channels_last).to(self.device)
+        self.task, self.head = self.description.task, self.description.head
+        self.classes, self.things = list(self.description.classes), list(self.description.things)
+        self.category_ids = list(self.description.category_ids)
+        self.score, self.test, self.max_pixels = score, test, max_pixels
+
+    def results(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Run the network.
+
+        Args:
+            images: float32 (3, H, W), RGB, 0 to 1, of any sizes.
+
+        Returns:
+            A dict per image, in its pixels, see `vankit.heads`; objects of every score.
+        """
+        with torch.inference_mode():
+            return infer(self.network, [image.to(self.device) for image in images], self.description, self.test)
+
+    def __call__(self, image: ImageLike) -> Result:
+        """What is in one picture.
+
+        Args:
+            image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB order or (H, W) grey.
+
+        Raises:
+            FileNotFoundError, ValueError: the image cannot be used.
+        """
+        return self._found(source_name(image), to_image(image, self.max_pixels))
+
+    def _found(self, source: str, rgb: Image.Image) -> Result:
+        x = torch.from_numpy(np.array(rgb)).permute(2, 0, 1) / 255
+        scene: Result = EVALUATORS[self.task].scene(source, self.classes, self.things, self.results([x])[0])
+        return scene.above(self.score) if isinstance(scene, Detections) else scene
+
+    def stream(self, images: Iterable[ImageLike]) -> Iterator[tuple[Result | Failure, Image.Image | None]]:
+        """What is in each picture, with the picture; one that fails gives a `Failure` and None."""
+        for image in images:
+            source = source_name(image)
+            try:
+                rgb = to_image(image, self.max_pixels)
+                found = self._found(source, rgb)
+            except Exception as error:  # decoders raise whatever they trip over; a huge picture may not fit in memory
+                yield Failure(source, str(error) or type(error).__name__), None
+                continue
+            yield found, rgb
+
+
+class _Backbone(nn.Module):
+    """A VAN's feature maps from an engine that is not PyTorch's."""
+
+    def __init__(self, features: FeatureListNet, engine: Engine) -> None:
+        super().__init__()
+        self.feature_info, self.return_layers = features.feature_info, features.return_layers
+        self.engine = engine
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(y) for y in self.engine.outputs(x.float().contiguous().numpy())]
+
+
+def _put_backbone_on(network: nn.Module, engine: str, precision: str, device: str) -> None:
+    if engine == "torch" or (engine == "auto" and device != "cpu"):
+        if precision == "bf16":
+            raise UserError("bf16 is for engine openvino: leave out precision, or set engine='openvino'")
+        return
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, FeatureListNet):
+                found = engine_for(child, _EXAMPLE, engine, precision, device, cached=True, dynamic=True)
+                if not isinstance(found, TorchEngine):  # else it could not be exported, and stays what it is
+                    setattr(parent, name, _Backbone(child, found))
+
+
+def iter_scenes(
+    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
+    checkpoint: str | PathLike[str] | Network,
+    output: str | PathLike[str] | None = None,
+    **options: Any,
+) -> Iterator[Result | Failure]:
+    """Detect or segment what is in image files, one at a time.
+
+    Pictures are read, and results written, as the iterator is consumed.
+
+    Args:
+        inputs: files, folders (searched through) and glob patterns.
+        checkpoint: see `DensePredictor`.
+        output: folder for a picture per image (`NAME.png`, drawn on) and predictions.json in COCO's results format of
+            the task, to which `file_name` is added; for panoptic also the PNGs that belong to it, in `panoptic/`.
+            `image_id` is the number in a file name of COCO's kind (twelve digits), else the image's place in the list,
+            from 1. What the folder holds is no input.
+        options: further arguments of `DensePredictor`.
+
+    Yields:
+        `Detections`, a `SemanticMap` or a `PanopticMap` per image, in order; a `Failure` for one that failed.
+
+    Raises:
+        FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written.
+        ValueError: an input lies in the output folder, or see `DensePredictor`.
+    """
+    predictor = DensePredictor(checkpoint, **options)
+    given = [inputs] if isinstance(inputs, str | PathLike) else list(inputs)
+    sources = find_inputs(given, output)
+    if output is None:
+        yield from (result for result, _ in predictor.stream(sources))
+        return
+    with _Folder(Path(output), predictor) as written:
+        for place, (result, image) in enumerate(predictor.stream(sources), 1):
+            if image is not None:
+                written.add(result, image, place)
+            yield result
+
+
+class _Folder:
+    """The output folder of `iter_scenes`; predictions.json grows as it goes, and is whole at the end."""
+
+    def __init__(self, folder: Path, predictor: DensePredictor) -> None:
+        self.folder, self.category_ids = folder, predictor.category_ids
+        self.panoptic = predictor.task == "panoptic"
+        self.names: set[str] = set()
+        self.separator = ""
+
+    def __enter__(self) -> "_Folder":
+        (self.folder / "panoptic" if self.panoptic else self.folder).mkdir(parents=True, exist_ok=True)
+        self.file = (self.folder / "predictions.json").open("w", encoding="utf-8")
+        self.file.write('{"annotations": [' if self.panoptic else "[")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.write("\n]}\n" if self.panoptic else "\n]\n")
+        self.file.close()
+
+    def add(self, result: Any, image: Image.Image, place: int) -> None:
+        stem = Path(result.source).stem
+        image_id = int(stem) if re.fullmatch(r"[0-9]{12}", stem) else place
+        name = stem
+        while name in self.names:
+            name = f"{name}-{place}"
+        self.names.add(name)
+        result.draw(image).save(self.folder / f"{name}.png")
+        if isinstance(result, PanopticMap):
+            result.to_png().save(self.folder / "panoptic" / f"{name}.png")
+            rows = [result.to_coco(image_id, self.category_ids, f"{name}.png")]
+        else:
+            file_name = Path(result.source).name.encode("utf-8", "backslashreplace").decode()
+            rows = [{**row, "file_name": file_name} for row in result.to_coco(image_id, self.category_ids)]
+        for row in rows:
+            self.file.write(f"{self.separator}\n{json.dumps(row)}")
+            self.separator = ","

@@ -1,0 +1,1 @@
+"""The paper as numbers: costs, ablations, comparisons, times."""

@@ -1,0 +1,1 @@
+"""Training: recipes and data in, weights and logs out. The only room that knows Lightning."""

@@ -1,0 +1,180 @@
+"""Image classification: the network, its loss, its optimiser and its measures as a LightningModule."""
+
+from os import PathLike
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from timm.data import Mixup, create_transform
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from vankit.data.folders import open_dataset
+from vankit.data.preprocessing import MEAN_STD, Preprocessing
+from vankit.errors import UserError
+from vankit.models.description import Description
+from vankit.models.van import VAN, create_model
+from vankit.training.loaders import Processes, Setup, loaders, to_channels_last
+from vankit.training.recipes import TrainConfig
+
+
+class Classifier(LightningModule):
+    """A VAN under training.
+
+    Args:
+        model: a network (B, 3, H, W) → (B, classes).
+        num_classes: outputs of its head.
+        config: the run's settings.
+        total_batch: images per update over all processes, for the learning rate.
+    """
+
+    def __init__(self, model: torch.nn.Module, num_classes: int, config: TrainConfig, total_batch: int) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.lr = config.lr * total_batch / config.lr_batch
+        self.mixup = None
+        if config.mixup or config.cutmix:
+            self.mixup = Mixup(
+                config.mixup,
+                config.cutmix,
+                switch_prob=config.mixup_switch_prob,
+                label_smoothing=config.smoothing,
+                num_classes=num_classes,
+            )
+        self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
+        self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.config.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        return self.model(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch  # (B, 3, H, W), (B,)
+        smoothing = self.config.smoothing
+        if self.mixup is not None and len(images) % 2 == 0:
+            images, labels = self.mixup(images.clone(), labels)  # labels (B, classes), smoothed already
+            smoothing = 0.0
+        loss = F.cross_entropy(self(images).float(), labels, label_smoothing=smoothing)
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images).float()
+        self.top1(logits, labels)
+        self.top5(logits, labels)
+        self.log("val_loss", F.cross_entropy(logits, labels), on_epoch=True, sync_dist=True)
+        self.log("val_top1", self.top1, on_epoch=True, prog_bar=True)
+        self.log("val_top5", self.top5, on_epoch=True)
+
+    def measures(self) -> dict[str, float]:
+        """Accuracies of the last validation, 0 to 1; every process has to call it."""
+        return {"top-1": float(self.top1.compute()), "top-5": float(self.top5.compute())}
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        decay = config.layer_decay if config.layer_decay < 1 else None
+        optimizer = create_optimizer_v2(
+            self.model, "adamw", lr=self.lr, weight_decay=config.weight_decay, layer_decay=decay
+        )
+        epochs = config.epochs + config.cooldown_epochs
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            "cosine",
+            num_epochs=config.epochs,
+            cooldown_epochs=config.cooldown_epochs,
+            min_lr=config.min_lr,
+            warmup_lr=config.warmup_lr,
+            warmup_epochs=config.warmup_epochs,
+            step_on_epochs=False,
+            updates_per_epoch=max(1, int(self.trainer.estimated_stepping_batches) // epochs),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # the schedule follows from the step and the config; a stored one would outlive a change of --epochs or --lr
+        checkpoint["lr_schedulers"] = []
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step_update(self.global_step)
+
+
+def build_classifier(model: str, num_classes: int, config: TrainConfig, **overlay: Any) -> torch.nn.Module:
+    """The network that a config describes, in its memory format.
+
+    Args:
+        model: a name such as van_b0 or van_b0.cifar10.
+        num_classes: outputs of the head.
+        config: the run's settings.
+        overlay: entries of timm's pretrained_cfg, such as `file`.
+
+    Raises:
+        ValueError: the model is no VAN.
+    """
+    network: Any = create_model(
+        model,
+        pretrained=config.pretrained or bool(overlay),
+        num_classes=num_classes,
+        drop_path_rate=config.drop_path_rate,
+        drop_rate=config.drop_rate,
+        lka=config.lka,
+        pretrained_cfg_overlay=overlay or None,
+    )
+    if not isinstance(network, VAN):
+        raise UserError(f"{model} is no VAN: expected van_b0 to van_b6")
+    network.set_grad_checkpointing(config.grad_checkpointing)
+    if config.channels_last:
+        network = to_channels_last(network)
+    if config.compile:
+        network.compile()
+    return network
+
+
+def setup_classify(
+    data: str | PathLike[str],
+    model: str,
+    config: TrainConfig,
+    processes: Processes,
+    checkpoint: str | PathLike[str] | None = None,
+) -> Setup:
+    """A classifier's training run.
+
+    Args:
+        data: see `vankit.data.folders.open_dataset`.
+        model, config: see `vankit.train`.
+        processes: this process among all.
+        checkpoint: weights of any public format to start from.
+
+    Raises:
+        FileNotFoundError, ValueError, vankit.DownloadError: the data or the weights cannot be used.
+    """
+    train_set, val_set = _datasets(data, config)
+    train_loader, val_loader = loaders(train_set, val_set, config, processes)
+    classes = list(train_set.classes)
+    network = build_classifier(model, len(classes), config, **({"file": str(checkpoint)} if checkpoint else {}))
+    task = Classifier(network, len(classes), config, config.batch_size * processes.world * config.accumulate)
+    preprocessing = Preprocessing((3, config.img_size, config.img_size), MEAN_STD, MEAN_STD, config.crop_pct, "bicubic")
+    description = Description(model=model.split(".")[0], classes=classes, lka=config.lka, preprocessing=preprocessing)
+    return Setup(task, train_loader, val_loader, description)
+
+
+def _datasets(data: str | PathLike[str], config: TrainConfig) -> tuple[Any, Any]:
+    common: dict[str, Any] = {"input_size": config.img_size, "mean": MEAN_STD, "std": MEAN_STD}
+    augment = create_transform(
+        **common,
+        is_training=True,
+        scale=(config.min_scale, 1.0),
+        auto_augment=None if config.auto_augment in ("", "none") else config.auto_augment,
+        color_jitter=config.color_jitter or None,
+        re_prob=config.random_erasing,
+        re_mode="pixel",
+        interpolation=config.interpolation,
+    )
+    centre = create_transform(**common, crop_pct=config.crop_pct, interpolation="bicubic")
+    options = {"size": config.img_size, "seed": config.seed, "batch_size": config.batch_size}
+    return open_dataset(data, "train", augment, **options), open_dataset(data, "val", centre, **options)

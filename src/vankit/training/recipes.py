@@ -1,0 +1,368 @@
+"""Training settings: one config, and the recipes that fill it, as plain functions."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
+
+from vankit.errors import UserError
+from vankit.models.lka_settings import LkaSettings
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings that every task has.
+
+    Attributes:
+        epochs: passes over the training images; for classification those of the cosine schedule, warm-up included.
+        lr: peak learning rate at a total batch of `lr_batch`; it is scaled linearly to the total batch in use.
+        lr_batch: total batch (batch size x processes x accumulation) that `lr` is meant for.
+        min_lr: learning rate at the end; the step schedule has none.
+        weight_decay: AdamW's.
+        clip_grad: largest norm of all gradients together; 0 is none.
+        batch_size: images per process and step.
+        accumulate: steps whose gradients are summed before an update.
+        drop_path_rate: stochastic depth of the last block, 0 to 1.
+        ema_decay: decay per update of the moving average of the weights that is validated and kept, warmed up as
+            min(ema_decay, (1 + updates) / (10 + updates)); 0 is none.
+        pretrained: start from the model's public weights.
+        precision: Lightning's: 32-true, bf16-mixed or 16-mixed.
+        grad_checkpointing: recompute activations in the backward pass, for memory.
+        channels_last: NHWC memory format.
+        seed: of weights, order and augmentation.
+        workers: processes that load images, per training process.
+        lka: settings of the network's large kernel attention, see `vankit.LargeKernelAttention`; VAN's if left out.
+    """
+
+    epochs: int = 300
+    lr: float = 1e-3
+    lr_batch: int = 1024
+    min_lr: float = 1e-6
+    weight_decay: float = 0.05
+    clip_grad: float = 0.0
+    batch_size: int = 128
+    accumulate: int = 1
+    drop_path_rate: float = 0.1
+    ema_decay: float = 0.0
+    pretrained: bool = False
+    precision: str = "32-true"
+    grad_checkpointing: bool = False
+    channels_last: bool = True
+    seed: int = 0
+    workers: int = 2
+    lka: LkaSettings = field(default_factory=LkaSettings, hash=False)
+
+    def __post_init__(self) -> None:
+        self._check_range("epochs", "batch_size", "accumulate", "lr_batch", low=1)
+        self._check_range("drop_path_rate", "ema_decay", high=1)
+        self._check_range("workers", "lr", "weight_decay", "clip_grad")
+
+    def _check_range(self, *names: str, low: float = 0, high: float = float("inf")) -> None:
+        for name in names:
+            if not low <= getattr(self, name) <= high:
+                wanted = f"{low} to {high}" if high < float("inf") else f"{low} or more"
+                raise UserError(f"{name} is {getattr(self, name)}, expected {wanted}")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """Settings of a classifier's training. A recipe is a function that returns one; the defaults are the paper's
+    (`in1k`). Norms, biases and layer scales are not decayed.
+
+    Attributes:
+        cooldown_epochs: epochs at `min_lr` after the schedule.
+        warmup_epochs: epochs of linear warm-up from `warmup_lr`.
+        warmup_lr: learning rate at the start.
+        layer_decay: factor on the learning rate per block from the head down to the stem, 0 to 1; 1 is none.
+        img_size: side in pixels of training and validation images.
+        crop_pct: part of a validation image's short side that its centre crop keeps, 0 to 1.
+        min_scale: smallest part of an image's area that a random crop keeps, 0 to 1.
+        interpolation: of training crops: bicubic, bilinear, or random for either.
+        auto_augment: timm's policy string, such as rand-m9-mstd0.5-inc1, or none.
+        color_jitter: strength; timm leaves it out where auto_augment is on.
+        random_erasing: probability of filling a rectangle with noise, 0 to 1.
+        mixup: alpha of mixup's Beta distribution; 0 is none.
+        cutmix: alpha of cutmix's Beta distribution; 0 is none.
+        mixup_switch_prob: probability of cutmix where both are on, 0 to 1.
+        smoothing: label smoothing, 0 to 1.
+        drop_rate: dropout before the head, 0 to 1.
+        compile: torch.compile the network.
+    """
+
+    cooldown_epochs: int = 10
+    warmup_epochs: int = 5
+    warmup_lr: float = 1e-6
+    layer_decay: float = 1.0
+    img_size: int = 224
+    crop_pct: float = 0.9
+    min_scale: float = 0.08
+    interpolation: str = "random"
+    auto_augment: str = "rand-m9-mstd0.5-inc1"
+    color_jitter: float = 0.4
+    random_erasing: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mixup_switch_prob: float = 0.5
+    smoothing: float = 0.1
+    drop_rate: float = 0.0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_range("img_size", low=1)
+        self._check_range(
+            "crop_pct",
+            "min_scale",
+            "random_erasing",
+            "mixup_switch_prob",
+            "smoothing",
+            "drop_rate",
+            "layer_decay",
+            high=1,
+        )
+        self._check_range("cooldown_epochs", "warmup_epochs")
+        if self.warmup_epochs and self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs: expected fewer than epochs"
+            )
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise UserError(f"batch_size is {self.batch_size}: mixup and cutmix pair images, so it must be even")
+
+
+@dataclass(frozen=True)
+class DenseConfig(Config):
+    """Settings of a detector's or segmenter's training. The defaults are COCO's 1x schedule (`coco_1x`).
+
+    Attributes:
+        iterations: updates in all, rounded up to whole epochs, instead of `epochs`; 0 leaves it to `epochs`.
+        schedule: how the learning rate falls: step (x 0.1 at `steps`), poly (to the `power`) or cosine.
+        steps: epochs after which the step schedule falls.
+        power: of the poly schedule.
+        warmup_iterations: updates of linear warm-up from a thousandth of `lr`.
+        decay_norms: weight decay on norms, biases and layer scales too.
+        backbone_lr: factor on the backbone's learning rate.
+        batch_norm: of the backbone: train, frozen (running statistics, for small batches) or sync (statistics over all
+            processes, on GPUs).
+        short_sides: lengths of an image's shorter side in pixels. The last one is used to predict. To train without a
+            crop, one is drawn per image; to segment, the last one is what `scale_range` is relative to.
+        long_side: upper limit of the longer side in pixels.
+        scale_range: random factor on a training image's size before the crop, low and high (large-scale jitter).
+        crop: side in pixels of the square cut from training images, padded where they are smaller; 0 is none.
+        flip: probability of a horizontal flip, 0 to 1.
+        color: random brightness, contrast, saturation and hue.
+        queries: object queries or proposals, for heads that have them.
+        ignore_label: value in label images that counts as unlabelled, beside 255.
+        validate_every: epochs between validations; the run's epochs are rounded up to a multiple.
+    """
+
+    epochs: int = 12
+    lr: float = 1e-4
+    lr_batch: int = 16
+    min_lr: float = 0.0
+    batch_size: int = 2
+    iterations: int = 0
+    schedule: Literal["step", "poly", "cosine"] = "step"
+    steps: tuple[int, ...] = (8, 11)
+    power: float = 0.9
+    warmup_iterations: int = 1000
+    decay_norms: bool = True
+    backbone_lr: float = 1.0
+    batch_norm: Literal["train", "frozen", "sync"] = "sync"
+    short_sides: tuple[int, ...] = (800,)
+    long_side: int = 1333
+    scale_range: tuple[float, float] = (1.0, 1.0)
+    crop: int = 0
+    flip: float = 0.5
+    color: bool = False
+    queries: int = 100
+    ignore_label: int = 255
+    validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_range("validate_every", "queries", "long_side", low=1)
+        self._check_range("iterations", "warmup_iterations", "crop", "power", "backbone_lr")
+        self._check_range("flip", high=1)
+        self._check_range("ignore_label", high=255)
+        if not self.short_sides or min(self.short_sides) < 1:
+            raise UserError(f"short_sides is {self.short_sides}, expected at least one length in pixels")
+        low, high = self.scale_range
+        if not 0 < low <= high:
+            raise UserError(f"scale_range is {self.scale_range}, expected 0 < low <= high")
+        for name, known in (("schedule", ("step", "poly", "cosine")), ("batch_norm", ("train", "frozen", "sync"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+
+
+def in1k(model: str) -> TrainConfig:
+    """ImageNet-1k from scratch as in the paper (section 4.1 and the authors' code): 8 processes of batch 128."""
+    return TrainConfig(drop_path_rate=0.2 if model.split(".")[0] in ("van_b3", "van_b4", "van_b5", "van_b6") else 0.1)
+
+
+def finetune(model: str) -> TrainConfig:
+    """A small set from pretrained weights: short, gentle, the lower layers slower than the head."""
+    return TrainConfig(
+        epochs=20,
+        cooldown_epochs=0,
+        warmup_epochs=2,
+        lr=5e-4,
+        lr_batch=64,
+        layer_decay=0.85,
+        clip_grad=1.0,
+        batch_size=32,
+        min_scale=0.35,
+        interpolation="bicubic",
+        auto_augment="none",
+        color_jitter=0.2,
+        random_erasing=0.0,
+        mixup=0.0,
+        cutmix=0.0,
+        pretrained=True,
+    )
+
+
+def short(model: str) -> TrainConfig:
+    """From scratch in minutes to an hour: a high learning rate and light augmentation, for small pictures and sets."""
+    return TrainConfig(
+        epochs=15,
+        cooldown_epochs=0,
+        warmup_epochs=1,
+        lr=2e-3,
+        lr_batch=128,
+        warmup_lr=1e-5,
+        clip_grad=1.0,
+        img_size=64,
+        crop_pct=1.0,
+        min_scale=0.5,
+        interpolation="bicubic",
+        auto_augment="none",
+        color_jitter=0.0,
+        random_erasing=0.0,
+        mixup=0.0,
+        cutmix=0.0,
+        drop_path_rate=0.0,
+    )
+
+
+def coco_1x(model: str) -> DenseConfig:
+    """COCO detection, 12 epochs at one size (paper section 4.3, the 1x schedule of RetinaNet and Mask R-CNN)."""
+    return DenseConfig(pretrained=True, drop_path_rate=0.2 if _size(model) >= 3 else 0.1)
+
+
+def coco_3x(model: str) -> DenseConfig:
+    """COCO detection, 36 epochs at many sizes (paper section 4.3, as Cascade Mask R-CNN and Sparse R-CNN)."""
+    return dataclasses.replace(coco_1x(model), epochs=36, steps=(27, 33), short_sides=(*range(480, 800, 32), 800))
+
+
+def coco_panoptic(model: str) -> DenseConfig:
+    """COCO panoptic segmentation with Mask2Former (paper section 4.5): 50 epochs of large-scale jitter."""
+    return dataclasses.replace(
+        coco_1x(model),
+        epochs=50,
+        steps=(44, 48),
+        warmup_iterations=10,
+        clip_grad=0.01,
+        backbone_lr=0.1,
+        decay_norms=False,
+        scale_range=(0.1, 2.0),
+        crop=1024,
+    )
+
+
+def ade20k_fpn(model: str) -> DenseConfig:
+    """ADE20K with Semantic FPN (paper section 4.4): 40,000 iterations of batch 32."""
+    return dataclasses.replace(
+        ade20k_upernet(model),
+        iterations=40_000,
+        lr=2e-4,
+        lr_batch=32,
+        weight_decay=1e-4,
+        power=0.9,
+        warmup_iterations=0,
+        decay_norms=True,
+        batch_size=4,
+        drop_path_rate=(0.2, 0.2, 0.2, 0.3, 0.4, 0.4, 0.4)[_size(model)],
+    )
+
+
+def ade20k_upernet(model: str) -> DenseConfig:
+    """ADE20K with UperNet (paper section 4.4): 160,000 iterations of batch 16."""
+    return DenseConfig(
+        iterations=160_000,
+        schedule="poly",
+        power=1.0,
+        lr=6e-5,
+        weight_decay=0.01,
+        warmup_iterations=1500,
+        decay_norms=False,
+        short_sides=(512,),
+        long_side=2048,
+        scale_range=(0.5, 2.0),
+        crop=512,
+        color=True,
+        pretrained=True,
+        drop_path_rate=(0.1, 0.1, 0.1, 0.3, 0.4, 0.4, 0.5)[_size(model)],
+    )
+
+
+def short_dense(model: str) -> DenseConfig:
+    """Any dense task on small pictures and sets in minutes, from scratch or, as van_b0.cifar10, from a classifier."""
+    return DenseConfig(
+        pretrained="." in model,
+        epochs=12,
+        schedule="cosine",
+        lr=5e-4,
+        lr_batch=16,
+        warmup_iterations=50,
+        decay_norms=False,
+        clip_grad=1.0,
+        batch_size=8,
+        batch_norm="train",
+        short_sides=(128,),
+        long_side=256,
+        drop_path_rate=0.0,
+    )
+
+
+def _size(model: str) -> int:
+    """0 for van_b0 … 6 for van_b6; 0 for a name that `create_model` will refuse."""
+    found = re.match(r"van_b([0-6])", model)
+    return int(found[1]) if found else 0
+
+
+RECIPES: dict[str, dict[str, Callable[[str], Config]]] = {
+    "classify": {"in1k": in1k, "finetune": finetune, "short": short},
+    "detect": {"coco_1x": coco_1x, "coco_3x": coco_3x, "short": short_dense},
+    "segment": {"ade20k_fpn": ade20k_fpn, "ade20k_upernet": ade20k_upernet, "short": short_dense},
+    "panoptic": {"coco_panoptic": coco_panoptic, "short": short_dense},
+}
+
+
+@overload
+def recipe(name: str | None, model: str, task: Literal["classify"] = "classify", head: None = None) -> TrainConfig: ...
+@overload
+def recipe(name: str | None, model: str, task: str, head: str | None = None) -> Any: ...
+def recipe(name: str | None, model: str, task: str = "classify", head: str | None = None) -> Any:
+    """The config of the recipe `name` for a model.
+
+    Args:
+        name: in1k, finetune or short for classify; coco_1x, coco_3x or short for detect; ade20k_fpn, ade20k_upernet or
+            short for segment; coco_panoptic or short for panoptic. None takes the head's own, or else the first.
+        model: such as van_b0.
+        task: classify, detect, segment or panoptic.
+        head: such as upernet.
+
+    Returns:
+        A `TrainConfig` for classify, else a `DenseConfig`.
+
+    Raises:
+        ValueError: there is no such task or recipe.
+    """
+    if task not in RECIPES:
+        raise UserError(f"unknown task {task!r}: expected one of {', '.join(RECIPES)}")
+    known = RECIPES[task]
+    if name is not None and name not in known:
+        raise UserError(f"unknown recipe {name!r} for {task}: expected one of {', '.join(known)}")
+    own = f"ade20k_{head}"  # ade20k_upernet is that head's
+    return known[name or (own if own in known else next(iter(known)))](model)

@@ -1,0 +1,281 @@
+"""Training: config, model and data go in; weights, logs and the state to resume come out."""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+
+from vankit.errors import MissingFileError, UserError
+from vankit.models import weights
+from vankit.models.description import Description
+from vankit.training.classify import setup_classify
+from vankit.training.dense import DenseTask, setup_dense
+from vankit.training.loaders import Processes, Setup
+from vankit.training.recipes import Config, DenseConfig, TrainConfig, recipe
+
+# Lightning's advice on what the config and `out` have decided, and a deprecation in its own code
+_ADVICE = (
+    ".*does not have many workers",
+    ".*number of training batches.*smaller than the logging interval",
+    ".*directory .* exists and is not empty",
+    ".*LeafSpec.*is deprecated",
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run left.
+
+    Attributes:
+        score: best validation figure, 0 to 1.
+        measure: what it is: top-1, box AP, mIoU or PQ.
+        best, last: vankit checkpoints of the best and the last epoch.
+        seconds: wall time of the training loop, validation included.
+    """
+
+    score: float
+    measure: str
+    best: Path
+    last: Path
+    seconds: float
+
+
+def train(
+    data: str | Path,
+    model: str = "van_b0",
+    config: Config | None = None,
+    out: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    *,
+    task: str = "classify",
+    head: str | None = None,
+    skip_bad: bool = False,
+) -> TrainResult:
+    """Train a classifier, a detector or a segmenter.
+
+    Under torchrun every process calls this with the same arguments; one process alone trains alone.
+
+    Args:
+        data: for classify see `vankit.data.folders.open_dataset`, else `vankit.data.scenes.open_scenes`; needs a train
+            and a val split.
+        model: such as van_b0, or van_b0.cifar10 to start from those weights.
+        config: settings: a `TrainConfig` for classify, else a `DenseConfig`; the task's first recipe if None.
+        out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and tensorboard/;
+            `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
+        checkpoint: weights of any public format to start from; for the other tasks also of a whole network.
+        resume: continue the run in `out` from its last validated epoch.
+        task: classify, detect, segment or panoptic.
+        head: see `vankit.heads.build.HEADS`; mask_rcnn, semantic_fpn or mask2former if None.
+        skip_bad: leave out, with a warning, images and annotations that cannot be used (not for classify).
+
+    Returns:
+        Best figure and the files.
+
+    Raises:
+        FileNotFoundError: data, checkpoint, or with `resume` the run is missing.
+        ValueError: the data is no labelled image set, the train and val classes differ, task, head and config do not go
+            together, or `out` already holds a run.
+    """
+    head = head or _DEFAULT_HEADS.get(task)
+    config = config or recipe(None, model, task, head)
+    _check_task(task, head, config, skip_bad)
+    out = Path(out) if out is not None else Path("runs") / "-".join(filter(None, (model, head, head and task)))
+    state = _resume_state(out, resume)
+    processes = Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    seed_everything(config.seed, verbose=False)
+    start_config = dataclasses.replace(config, pretrained=config.pretrained and not resume)
+    start = None if resume else checkpoint
+    if isinstance(start_config, DenseConfig):
+        setup = setup_dense(data, task, head or "", model, start_config, processes, start, skip_bad)
+    else:
+        assert isinstance(start_config, TrainConfig)
+        setup = setup_classify(data, model, start_config, processes, start)
+    start_epoch = _check_same_run(out, model, setup.description) if resume else 0
+    # every process and every resumption draws its own order, augmentation and drop path
+    seed_everything(config.seed + processes.rank + processes.world * start_epoch, workers=True, verbose=False)
+    record = {"data": str(data), **setup.description.to_metadata(), "model": model, **dataclasses.asdict(config)}
+    return _fit(setup, config, out, record, state)
+
+
+_DEFAULT_HEADS = {"detect": "mask_rcnn", "segment": "semantic_fpn", "panoptic": "mask2former"}
+
+
+def _check_task(task: str, head: str | None, config: Config, skip_bad: bool) -> None:
+    if task == "classify" and (head is not None or skip_bad):
+        raise UserError("a classifier has no --head and no --skip-bad: pass --task detect, segment or panoptic")
+    wanted = TrainConfig if task == "classify" else DenseConfig
+    if not isinstance(config, wanted):
+        raise UserError(f"the config is a {type(config).__name__}, expected a {wanted.__name__} for {task}")
+
+
+def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state: Path | None) -> TrainResult:
+    keep = KeepWeights(out, setup.description)
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        for message in _ADVICE:
+            warnings.filterwarnings("ignore", message=message)
+        trainer = _trainer(config, out, keep, len(setup.train_loader))
+        if trainer.is_global_zero:
+            _prepare(out, record)
+        trainer.fit(setup.task, setup.train_loader, setup.val_loader, ckpt_path=state, weights_only=True)
+    if keep.best < 0:
+        raise UserError(
+            f"{record['data']} gave no whole epoch: expected more images or shards for {config.workers} workers, "
+            "or a validation within the run (--validate-every)"
+        )
+    seconds = time.perf_counter() - start
+    return TrainResult(keep.best, keep.measure, out / "best.safetensors", out / "last.safetensors", seconds)
+
+
+def _resume_state(out: Path, resume: bool) -> Path | None:
+    state = out / "resume.ckpt"
+    if resume and not state.is_file():
+        raise MissingFileError(f"nothing to resume in {out}: expected {state}; leave out --resume to start a run")
+    if not resume and state.is_file():
+        raise UserError(f"{out} already holds a run: choose another folder (--out), or continue it with train --resume")
+    return state if resume else None
+
+
+def _check_same_run(out: Path, model: str, description: Description) -> int:
+    """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
+    before = {"lka": {}, "task": "classify"}  # which early runs do not say
+    before |= json.loads((out / "config.json").read_text())
+    for name, value in json.loads(json.dumps({**description.to_metadata(), "model": model})).items():
+        if name in ("model", "lka", "classes", "task", "head", "queries") and before.get(name) != value:
+            same = "pass the same settings (--lka), or " if name == "lka" else ""
+            raise UserError(
+                f"{out} holds a run with {name} {before.get(name)}, not {value}: {same}choose another folder (--out)"
+            )
+    return int(weights.read_metadata(out / "last.safetensors")["epoch"])
+
+
+def _prepare(out: Path, record: dict[str, Any]) -> None:
+    """Write down the settings; keep the log of a run that is resumed, which Lightning would overwrite."""
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / "config.json.partial"  # the other processes of a resumed run may be reading
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(out / "config.json")
+    if (log := out / "metrics.csv").exists():
+        log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
+
+
+def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Trainer:
+    """One Lightning Trainer: on the processes torchrun started if any, else on one accelerator or the CPU."""
+    callbacks: list[Callback] = [keep]
+    if config.ema_decay:
+        # after `keep`: callbacks run in order, and this one swaps the averaged weights back out
+        callbacks.append(WeightAveraging(avg_fn=_moving_average(config.ema_decay)))
+    callbacks.append(ModelCheckpoint(out, "resume", save_top_k=1, enable_version_counter=False))
+    if bar := sys.stdout.isatty():
+        callbacks.append(RichProgressBar())
+    dense = config if isinstance(config, DenseConfig) else None
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    return Trainer(
+        **_length(config, batches),
+        devices=local,
+        num_nodes=world // local,
+        # a batch without objects leaves some heads' parameters without a gradient
+        strategy="auto" if world == 1 else "ddp_find_unused_parameters_true" if dense else "ddp",
+        # PyTorch has it on GPUs only
+        sync_batchnorm=dense is not None and dense.batch_norm == "sync" and world > 1 and torch.cuda.is_available(),
+        precision=config.precision,  # type: ignore[arg-type]
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip_grad or None,
+        logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="", version="tensorboard")],
+        callbacks=callbacks,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=20,
+    )
+
+
+def _length(config: Config, batches: int) -> dict[str, Any]:
+    if isinstance(config, TrainConfig):
+        return {"max_epochs": config.epochs + config.cooldown_epochs}
+    assert isinstance(config, DenseConfig)
+    epochs = config.epochs
+    if config.iterations:
+        epochs = math.ceil(config.iterations * config.accumulate / batches)
+    # the last epoch is always validated
+    epochs = math.ceil(epochs / config.validate_every) * config.validate_every
+    return {"max_epochs": epochs, "check_val_every_n_epoch": config.validate_every}
+
+
+def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Early on the average forgets faster, or a short run would keep its random start."""
+
+    def average(old: Tensor, new: Tensor, updates: Tensor | int) -> Tensor:
+        n = int(updates)
+        return old + (new - old) * (1 - min(decay, (1 + n) / (10 + n)))
+
+    return average
+
+
+class KeepWeights(Callback):
+    """Writes last.safetensors after every validation and best.safetensors after the best, and prints a line of it.
+
+    Args:
+        out: folder.
+        description: of the network.
+    """
+
+    def __init__(self, out: Path, description: Description) -> None:
+        self.out = out
+        self.description = description
+        self.best = -1.0
+        self.measure = ""
+        self.start = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = time.perf_counter()
+        set_epoch = getattr(getattr(trainer.train_dataloader, "dataset", None), "set_epoch", None)
+        if set_epoch is not None:  # shards are shuffled by epoch
+            set_epoch(trainer.current_epoch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        measures: dict[str, float] = pl_module.measures()  # on every process: it gathers
+        self.measure, score = next(iter(measures.items()))
+        if isinstance(pl_module, DenseTask):  # a classifier logs its own
+            named = {f"val_{name.replace(' ', '_')}": value for name, value in measures.items() if value == value}
+            pl_module.log_dict(named, rank_zero_only=True)
+        # NaN, the figure of images without objects, is no reason to keep the weights of the first epoch
+        if improved := not score <= self.best:
+            self.best = score
+        if not trainer.is_global_zero:
+            return
+        epoch = trainer.current_epoch + 1
+        figures = {name: round(value, 5) for name, value in measures.items() if value == value}
+        metadata = {**self.description.to_metadata(), "epoch": epoch, "measures": figures}
+        state = pl_module.model.state_dict()
+        for name in ("last", "best") if improved else ("last",):
+            weights.write_tensors(state, self.out / f"{name}.safetensors", metadata)
+        loss = float(trainer.callback_metrics.get("train_loss_step", trainer.callback_metrics.get("train_loss", "nan")))
+        shown = "  ".join(f"{name} {value:.2%}" for name, value in list(measures.items())[:3])
+        print(
+            f"epoch {epoch}/{trainer.max_epochs}  loss {loss:.3f}  {shown}  best {self.best:.2%}  "
+            f"{time.perf_counter() - self.start:.0f} s",
+            flush=True,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "measure": self.measure}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.measure = state_dict["best"], state_dict["measure"]

@@ -1,0 +1,308 @@
+"""Validation: a trained network's measures on a labelled image set, for every task."""
+
+import json
+import logging
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+
+from vankit.data.augment import collate, evaluation_transform
+from vankit.data.folders import class_index, open_dataset
+from vankit.data.images import ImageError
+from vankit.data.scenes import open_scenes
+from vankit.deploy.opening import Network, open_network
+from vankit.errors import UserError
+from vankit.heads.build import HEADS
+from vankit.prediction.labels import Predictor
+from vankit.prediction.scenes import DensePredictor
+from vankit.tasks.dense import EVALUATORS
+from vankit.tasks.segment import Test
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClassificationReport:
+    """Measures on a labelled image set.
+
+    Attributes:
+        classes: names of the data's classes.
+        confusion: (classes, classes) counts; rows are true classes, columns predicted ones. A network with further
+            classes has one more column, for all of those.
+        top5_correct: images whose class is among the five best.
+        skipped: images that could not be read, as (path, reason).
+    """
+
+    classes: list[str]
+    confusion: NDArray[np.int64]
+    top5_correct: int
+    skipped: list[tuple[str, str]]
+
+    @property
+    def count(self) -> int:
+        """Images measured."""
+        return int(self.confusion.sum())
+
+    @property
+    def top1(self) -> float:
+        """Part of the images whose best class is right, 0 to 1."""
+        return float(np.trace(self.confusion) / self.count)
+
+    @property
+    def top5(self) -> float:
+        """Part of the images whose class is among the five best, 0 to 1."""
+        return self.top5_correct / self.count
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Per class: name, images, recall (accuracy within the class) and precision, 0 to 1; None without images."""
+        hits = np.diag(self.confusion)
+        rows = []
+        for i, name in enumerate(self.classes):
+            images, predicted = int(self.confusion[i].sum()), int(self.confusion[:, i].sum())
+            recall = float(hits[i] / images) if images else None
+            precision = float(hits[i] / predicted) if predicted else None
+            rows.append({"class": name, "images": images, "recall": recall, "precision": precision})
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON-able values."""
+        return {
+            "top1": self.top1,
+            "top5": self.top5,
+            "images": self.count,
+            "classes": self.per_class(),
+            "confusion": self.confusion.tolist(),
+            "skipped": [{"image": path, "error": reason} for path, reason in self.skipped],
+        }
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Write the confusion matrix as a picture, rows normalised to their class's images."""
+        from matplotlib.figure import Figure
+
+        rows = self.confusion[:, : len(self.classes)]
+        share = rows / np.maximum(self.confusion.sum(1, keepdims=True), 1)
+        n = len(self.classes)
+        side = min(4 + 0.35 * n, 24)
+        figure = Figure(figsize=(side + 1, side), layout="constrained")
+        axes = figure.subplots()
+        picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        figure.colorbar(picture, label="part of the true class", shrink=0.8)
+        axes.set(xlabel="predicted", ylabel="true", title=f"top-1 {self.top1:.1%} of {self.count:,} images")
+        if n <= 60:
+            axes.set_xticks(range(n), self.classes, rotation=90)
+            axes.set_yticks(range(n), self.classes)
+        if n <= 20:
+            for i, j in np.ndindex(n, n):
+                colour = "white" if share[i, j] > 0.5 else "black"
+                axes.text(j, i, f"{rows[i, j]}", ha="center", va="center", color=colour, fontsize=8)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+
+
+@dataclass(frozen=True)
+class DenseReport:
+    """Measures of a detector or segmenter on a set of annotated scenes.
+
+    Attributes:
+        task: detect, segment or panoptic.
+        head: the head's name.
+        count: images measured.
+        measures: figures by name, 0 to 1, NaN where the images say nothing: COCO's box AP and mask AP (AP, AP50, AP75,
+            APs, APm, APl); mIoU, aAcc, mAcc; or PQ, SQ, RQ of all, things and stuff.
+        per_class: a dict per class: its name as `class`, and its figures.
+        skipped: what was left out, as (file, reason).
+    """
+
+    task: str
+    head: str
+    count: int
+    measures: dict[str, float]
+    per_class: list[dict[str, Any]]
+    skipped: list[tuple[str, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON-able values, None for NaN."""
+        return {
+            "task": self.task,
+            "head": self.head,
+            "images": self.count,
+            "measures": _plain(self.measures),
+            "classes": [_plain(row) for row in self.per_class],
+            "skipped": [{"file": path, "error": reason} for path, reason in self.skipped],
+        }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in row.items()}
+
+
+def validate(
+    data: str | PathLike[str],
+    model: str | PathLike[str] | nn.Module | Network | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    output: str | PathLike[str] | None = None,
+    picture: str | PathLike[str] | None = None,
+    *,
+    batch_size: int = 64,
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+    workers: int = 2,
+    seed: int = 0,
+    split: str = "val",
+    test: Test = "single",
+    skip_bad: bool = False,
+) -> Any:
+    """Measure a network on a labelled image set: a classifier, or the detector or segmenter that `checkpoint` holds.
+
+    Data and classifier are matched by class name (also by WordNet id for ImageNet's); a network without names is
+    matched by order where the counts agree. An image of a folder that cannot be read is left out and reported.
+    A detector's or segmenter's classes have to be the data's, in the same order.
+
+    Args:
+        data: see `vankit.data.folders.open_dataset`; for a detector or segmenter `vankit.data.scenes.open_scenes`.
+        model, checkpoint: see `vankit.Predictor`; for a detector or segmenter the checkpoint alone.
+        output: JSON file for the report.
+        picture: image file for a classifier's confusion matrix, such as confusion.png.
+        batch_size, device, engine, precision: see `vankit.Predictor`; detectors and segmenters take an image at a time.
+        workers: processes that load images.
+        seed: of generated `shapes`; the one they were trained with.
+        split: train, val, or the name of a folder such as test.
+        test: for semantic segmentation, see `vankit.tasks.segment.segment_logits`.
+        skip_bad: for detectors and segmenters: leave out what cannot be used, with a warning.
+
+    Returns:
+        A `ClassificationReport`, or a `DenseReport` for a detector or segmenter.
+
+    Raises:
+        FileNotFoundError, ValueError: data or weights cannot be used, or their classes do not match.
+    """
+    opened = open_network(model, checkpoint)
+    if opened.dense:
+        if picture is not None:
+            raise UserError(f"{opened.source} has no confusion matrix: leave out picture")
+        dense = DensePredictor(opened, test=test, engine=engine, precision=precision, device=device)
+        report = _measure_scenes(data, dense, split, workers, seed, skip_bad)
+        _write(report, output)
+        return report
+    if test != "single" or skip_bad:
+        raise UserError("test and skip_bad are of detectors and segmenters: pass the checkpoint of one")
+    predictor = Predictor(opened, engine=engine, precision=precision, batch_size=batch_size, device=device)
+    return _validate_classifier(data, predictor, output, picture, split, batch_size, workers, seed)
+
+
+def _validate_classifier(
+    data: str | PathLike[str],
+    predictor: Predictor,
+    output: str | PathLike[str] | None,
+    picture: str | PathLike[str] | None,
+    split: str,
+    batch_size: int,
+    workers: int,
+    seed: int,
+) -> ClassificationReport:
+    dataset = open_dataset(data, split, predictor.preprocessing, predictor.preprocessing.input_size[-1], seed)
+    names: list[str] = list(dataset.classes)
+    index = class_index(names, predictor.classes, predictor.named)
+    if isinstance(dataset, ImageFolder):
+        dataset = _Tolerant(dataset)
+    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_collate)
+    report = _measure(predictor, loader, names, index)
+    for path, reason in report.skipped:
+        logger.warning("left out %s: %s", path, reason)
+    if not report.count:
+        reasons = [reason for _, reason in report.skipped[:1]]
+        raise UserError(f"no image of {data} could be read; {' '.join(reasons) or 'it is empty'}")
+    _write(report, output)
+    if picture is not None:
+        report.plot(picture)
+    return report
+
+
+def _write(report: "ClassificationReport | DenseReport", output: str | PathLike[str] | None) -> None:
+    if output is not None:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+
+
+def _measure_scenes(
+    data: str | PathLike[str], predictor: DensePredictor, split: str, workers: int, seed: int, skip_bad: bool
+) -> DenseReport:
+    masks = HEADS[predictor.head or ""].masks
+    dataset = open_scenes(
+        data,
+        predictor.task,
+        split,
+        evaluation_transform(),
+        masks=masks,
+        size=predictor.description.short_sides[-1],
+        seed=seed,
+        ignore_label=predictor.description.ignore_label,
+        skip_bad=skip_bad,
+    )
+    if list(dataset.classes) != predictor.classes:
+        only = sorted(set(dataset.classes) ^ set(predictor.classes)) or ["the same in another order"]
+        raise UserError(f"data and network have different classes: {', '.join(only[:10])}")
+    evaluator = EVALUATORS[predictor.task](predictor.classes, predictor.things, masks)
+    # the one place that reads skipped files: worker processes would keep their lists to themselves
+    loader = DataLoader(dataset, 1, num_workers=0 if skip_bad else workers, collate_fn=collate)
+    count = 0
+    for images, targets in track(loader, "validating", transient=True):
+        if images:  # else left out
+            evaluator.add(targets[0], predictor.results(images)[0])
+            count += 1
+    skipped = list(dataset.skipped)
+    if not count:
+        raise UserError(f"no image of {data} could be used; {skipped[-1][1] if skipped else 'it is empty'}")
+    measure = evaluator.measure
+    return DenseReport(predictor.task, predictor.head or "", count, measure.compute(), measure.per_class(), skipped)
+
+
+def _measure(
+    predictor: Predictor, loader: DataLoader[Any], names: list[str], index: NDArray[np.int64]
+) -> ClassificationReport:
+    n = len(names)
+    column = np.full(len(predictor.classes), n)  # the network's class → the data's, n for classes the data lacks
+    column[index] = np.arange(n)
+    confusion = np.zeros((n, n + (len(predictor.classes) > n)), dtype=np.int64)
+    top5_correct, skipped = 0, []
+    for images, labels, errors in track(loader, "validating", transient=True):
+        skipped += errors
+        if not len(labels):
+            continue
+        best = np.argsort(-predictor.logits(images.numpy()), axis=1, kind="stable")[:, :5]
+        np.add.at(confusion, (labels, column[best[:, 0]]), 1)
+        top5_correct += int((best == index[labels][:, None]).any(1).sum())
+    return ClassificationReport(names, confusion, top5_correct, skipped)
+
+
+class _Tolerant(Dataset[Any]):
+    """A folder whose unreadable images come as their error."""
+
+    def __init__(self, dataset: ImageFolder) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> Any:
+        try:
+            return self.dataset[i]
+        except (OSError, ImageError) as error:
+            return (self.dataset.samples[i][0], str(error)), None
+
+
+def _collate(samples: list[Any]) -> tuple[torch.Tensor, NDArray[np.int64], list[tuple[str, str]]]:
+    good = [(image, label) for image, label in samples if label is not None]
+    errors = [error for error, label in samples if label is None]
+    images = torch.stack([torch.as_tensor(image) for image, _ in good]) if good else torch.empty(0, 3, 0, 0)
+    return images, np.array([label for _, label in good], dtype=np.int64), errors

@@ -1,0 +1,334 @@
+"""Exported networks against the eager one: run by vankit without PyTorch, by plain engines, and as the README says."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import vankit
+from vankit.cli import main
+from vankit.data.preprocessing import Preprocessing
+from vankit.deploy import export
+from vankit.deploy.folder import Exported, Format, read_exported
+from vankit.engines import convert
+from vankit.engines.convert import UnsupportedNetworkError, to_openvino
+from vankit.models.fold import fold
+from vankit.prediction.labels import Predictor
+
+SIZE = (3, 64, 48)
+CLASSES = ["ant", "bee", "cat", "dog"]
+FORMATS = ["openvino", "onnx", "pt2"]
+OTHER_SHAPES = [(1, *SIZE), (5, *SIZE), (2, 3, 97, 64), (3, 3, 33, 50), (1, 3, 128, 128)]
+
+Factory = Callable[..., Exported]
+
+
+def small(seed: int = 0) -> nn.Module:
+    """Quick to export, and with the parts of every VAN; norms and layer scales as if trained."""
+    torch.manual_seed(seed)
+    network = vankit.VAN(embed_dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_classes=4).eval()
+    for name, tensor in network.state_dict().items():
+        if name.endswith(("running_mean", "bias")):
+            nn.init.normal_(tensor, 0, 0.3)
+        elif name.endswith("running_var") or (name.endswith("weight") and "norm" in name):
+            nn.init.uniform_(tensor, 0.5, 2)
+        elif "layer_scale" in name:
+            nn.init.uniform_(tensor, 0.1, 0.5)
+    nn.init.normal_(network.head.fc.weight)
+    network.pretrained_cfg = {
+        "input_size": SIZE, "crop_pct": 0.9, "interpolation": "bilinear", "mean": (0.4, 0.5, 0.6),
+        "std": (0.3, 0.2, 0.25),
+    }  # fmt: skip
+    return network
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return small()
+
+
+@pytest.fixture(scope="module")
+def exports(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Factory:
+    """Factory: the network's folder by format, for every size or for one; made once, not to be changed."""
+
+    @cache
+    def make(kind: Format, dynamic: bool = False) -> Exported:
+        out = tmp_path_factory.mktemp("exports") / f"{kind}{'-dynamic' * dynamic}"
+        return vankit.export(network, out=out, format=kind, dynamic=dynamic, classes=CLASSES)
+
+    return make
+
+
+def eager(network: nn.Module, x: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return network(torch.from_numpy(x)).numpy()
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(shape).standard_normal(shape, np.float32)
+
+
+def plain(exported: Exported) -> Callable[[np.ndarray], np.ndarray]:
+    """The file run by its own library."""
+    if exported.format == "openvino":
+        model = openvino.Core().compile_model(exported.folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda x: model({"images": x})["logits"]
+    if exported.format == "onnx":
+        session = onnxruntime.InferenceSession(exported.folder / "model.onnx", providers=["CPUExecutionProvider"])
+        return lambda x: session.run(["logits"], {"images": x})[0]
+    module = torch.export.load(exported.folder / "model.pt2").module()
+    return lambda x: eager(module, x)
+
+
+WITHOUT_TORCH = """
+import sys
+import numpy as np
+from vankit.prediction.labels import Predictor
+
+*folders, images, answers = sys.argv[1:]
+found = []
+for folder in folders:
+    predictor = Predictor(folder)
+    found.append(predictor.logits(np.load(images)))
+    picture = predictor(np.zeros((50, 40, 3), np.uint8))
+    assert picture.error is None and len(picture.labels) == 4
+np.save(answers, found)
+assert not {"torch", "timm", "lightning"} & set(sys.modules), "PyTorch was imported"
+"""
+
+
+def test_folders_run_without_torch(network: nn.Module, exports: Factory, tmp_path: Path) -> None:
+    x = noise(6, *SIZE)
+    np.save(tmp_path / "x.npy", x)
+    folders = [exports(kind, dynamic).folder for kind in ("openvino", "onnx") for dynamic in (False, True)]
+    arguments = [*map(str, folders), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], check=True)
+    for found in np.load(tmp_path / "y.npy"):
+        np.testing.assert_allclose(found, eager(network, x), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_pt2_folders_run(network: nn.Module, exports: Factory, dynamic: bool) -> None:
+    x = noise(3, *SIZE)
+    predictor = Predictor(exports("pt2", dynamic).folder)
+    np.testing.assert_allclose(predictor.logits(x), eager(network, x), atol=1e-4, rtol=0)
+    assert predictor.network is None
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_dynamic_models_take_every_batch_and_size(network: nn.Module, exports: Factory, kind: Format) -> None:
+    run = plain(exports(kind, True))
+    for shape in OTHER_SHAPES:
+        x = noise(*shape)
+        np.testing.assert_allclose(run(x), eager(network, x), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_static_models_take_one_size(network: nn.Module, exports: Factory, kind: Format) -> None:
+    run, x = plain(exports(kind)), noise(1, *SIZE)
+    np.testing.assert_allclose(run(x), eager(network, x), atol=1e-4, rtol=0)
+    for shape in OTHER_SHAPES[1:]:  # their kernels are cut for this size: another would be computed wrongly
+        with pytest.raises((RuntimeError, AssertionError, onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument)):
+            run(noise(*shape))
+
+
+def test_the_folded_network_is_exported(exports: Factory) -> None:
+    """Unfolded, a block has a third sum (the inner shortcut) and two more products (the layer scales)."""
+    blocks, stages = 5, 4
+    for dynamic in (False, True):
+        nodes = onnx.load(exports("onnx", dynamic).folder / "model.onnx").graph.node
+        count = Counter(node.op_type for node in nodes)
+        assert count["Conv"] == stages + 8 * blocks
+        assert count["Add"] == 2 * blocks + 2 * stages
+        assert count["Mul"] == blocks + 3 * stages
+        assert not {"BatchNormalization", "Slice"} & set(count)
+
+
+def test_openvino_weights_are_float32(exports: Factory) -> None:
+    model = openvino.Core().read_model(exports("openvino").folder / "model.xml")
+    types = Counter(str(op.get_element_type()) for op in model.get_ops() if op.get_type_name() == "Constant")
+    assert "float16" not in str(types) and types["<Type: 'float32'>"] > 50
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_files_do_not_hold_this_machines_paths(exports: Factory, kind: Format) -> None:
+    own = str(Path(vankit.__file__).parent).encode(), str(Path(torch.__file__).parents[1]).encode()
+    for path in exports(kind).folder.iterdir():
+        assert not any(name in path.read_bytes() for name in own), path
+
+
+def test_the_description(exports: Factory) -> None:
+    found = exports("onnx", True)
+    assert found == read_exported(found.folder)
+    assert (found.format, found.precision, found.dynamic) == ("onnx", "float32", True)
+    assert found.description.classes == tuple(CLASSES) and found.description.named
+    assert found.preprocessing == Preprocessing(SIZE, (0.4, 0.5, 0.6), (0.3, 0.2, 0.25), 0.9, "bilinear")
+    assert set(found.facts["versions"]) == {"vankit", "torch", "onnx", "onnxruntime"}
+    assert found.facts["versions"]["vankit"] == vankit.__version__
+    assert 0 < found.facts["largest_difference"] <= 1e-4
+    names = {path.name for path in found.folder.iterdir()}
+    assert names == {"README.md", "export.json", "labels.txt", "model.onnx", "preprocessing.json"}
+    (found.folder.parent / "usual").mkdir(exist_ok=True)
+    assert found.folder.stat().st_mode == (found.folder.parent / "usual").stat().st_mode  # others may read it
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_readme_runs(
+    exports: Factory, kind: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = exports(kind).folder
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)
+    Image.fromarray(pixels).resize((140, 90)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder.name).symlink_to(folder)
+    readme = (folder / "README.md").read_text()
+    best = Predictor(folder)("photo.jpg").labels[0].name
+
+    command = re.search(r"```bash\n(vankit predict .*)\n```", readme)
+    assert command is not None
+    with pytest.raises(SystemExit) as exit:
+        main(shlex.split(command[1])[1:])
+    assert not exit.value.code
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "photo.jpg" and printed[1].split()[-1] == best
+
+    snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert snippet is not None
+    names: dict[str, object] = {}
+    exec(snippet[1], names)
+    assert capsys.readouterr().out.split() == [best]
+    np.testing.assert_allclose(names["x"], Predictor(folder).preprocess("photo.jpg")[None], atol=0.02)
+
+
+def test_a_shipped_model_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = vankit.export("van_b0.cifar10")
+    assert found.folder == tmp_path / "van_b0.cifar10-openvino"
+    assert [path.name for path in tmp_path.iterdir()] == ["van_b0.cifar10-openvino"]
+    assert "vankit export van_b0.cifar10 --format openvino\n" in (found.folder / "README.md").read_text()
+    original, x = Predictor("van_b0.cifar10", engine="torch"), noise(4, 3, 64, 64)
+    assert found.description.classes == tuple(original.classes) and found.preprocessing == original.preprocessing
+    np.testing.assert_allclose(Predictor(found.folder).logits(x), original.logits(x), atol=1e-4, rtol=0)
+
+
+def test_a_checkpoint(network: nn.Module, tmp_path: Path) -> None:
+    preprocessing = {**network.pretrained_cfg, "input_size": [3, 40, 40]}
+    model = vankit.models.van.create_model("van_b0", num_classes=2)
+    metadata = {"model": "van_b0", "classes": ["cat", "dog"], "preprocessing": preprocessing}
+    vankit.save_checkpoint(model, tmp_path / "pets.safetensors", metadata=metadata)
+    found = vankit.export(checkpoint=tmp_path / "pets.safetensors", out=tmp_path / "pets", format="pt2")
+    assert found.description.classes == ("cat", "dog") and found.preprocessing.input_size == (3, 40, 40)
+    x = noise(1, 3, 40, 40)
+    np.testing.assert_allclose(Predictor(found.folder).logits(x), eager(model.eval(), x), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_wrong_network_is_not_kept(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Format
+) -> None:
+    def wrong(model: nn.Module) -> nn.Module:
+        folded = fold(model)
+        folded.head.fc.bias.data[1] += 3e-4
+        return folded
+
+    monkeypatch.setattr(convert, "fold", wrong)
+    with pytest.raises(ValueError, match=r"is not PyTorch's: a logit differs by 3\.[0-9]e-04, where 1e-04 is allowed"):
+        vankit.export(network, out=tmp_path / "new", format=kind, classes=CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_wrong_at_other_sizes_only_is_not_kept(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A static program in place of the dynamic one."""
+
+    def cut(model: nn.Module, size: tuple[int, ...], dynamic: bool) -> openvino.Model:
+        found = to_openvino(model, size, False)
+        found.reshape([-1, 3, -1, -1])
+        return found
+
+    monkeypatch.setattr(export, "to_openvino", cut)
+    with pytest.raises(ValueError, match=r"is not PyTorch's: .* inputs \(3, 95, 48\)"):
+        vankit.export(network, out=tmp_path / "new", dynamic=True, classes=CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exported_folder_is_replaced_and_kept_if_it_fails(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "new" / "folder"
+    vankit.export(network, out=out, format="pt2", classes=CLASSES)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "TOLERANCE", 0.0)
+        with pytest.raises(ValueError, match="is not PyTorch's"):
+            vankit.export(network, out=out, format="pt2", classes=CLASSES)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    found = vankit.export(network, out=out, format="pt2", classes=list("wxyz"))
+    assert found.description.classes == tuple("wxyz")
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_other_peoples_files_are_left_alone(network: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(ValueError, match="file is a file: pass a folder"):
+        vankit.export(network, out=tmp_path / "file", classes=CLASSES)
+    with pytest.raises(ValueError, match="holds other files, such as file: pass another folder"):
+        vankit.export(network, out=tmp_path, classes=CLASSES)
+    found = vankit.export(network, out=tmp_path / "new", format="pt2", classes=CLASSES)
+    (found.folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds other files, such as notes\.txt: pass another folder"):
+        vankit.export(network, out=found.folder, classes=CLASSES)
+    assert (found.folder / "notes.txt").read_text() == "mine" and (tmp_path / "file").read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "tflite"}, "format is 'tflite': expected one of openvino, onnx, pt2"),
+        ({"format": "pt2", "int8": True, "calibrate": "photos"}, "pt2 has no int8"),
+        ({"int8": True}, "int8 and calibrate go together"),
+        ({"calibrate": "photos"}, "int8 and calibrate go together"),
+        ({"max_drop": 1.5}, "max_drop is 1.5: expected 0 to 1"),
+        ({"classes": ["a"]}, "4 outputs and there are 1 class names"),
+    ],
+)
+def test_options_that_do_not_fit(network: nn.Module, tmp_path: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        vankit.export(network, out=tmp_path / "new", **{"classes": CLASSES, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+class Unsupported(nn.Module):
+    num_classes = 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))[:, : 1 + int(x.sum() > 0)]
+
+
+def test_networks_that_cannot_be_exported(tmp_path: Path) -> None:
+    network = Unsupported()
+    network.pretrained_cfg = small().pretrained_cfg
+    with pytest.raises(UnsupportedNetworkError, match=r"torch\.export cannot take the network"):
+        vankit.export(network, out=tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_without_names(network: nn.Module, tmp_path: Path) -> None:
+    found = vankit.export(network, out=tmp_path / "new", format="pt2")
+    assert found.description.classes == ("0", "1", "2", "3") and not found.description.named
+    assert json.loads((found.folder / "export.json").read_text())["named"] is False

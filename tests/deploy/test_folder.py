@@ -1,0 +1,201 @@
+"""Exported folders made by hand, whose models average each channel, and what is wrong with damaged ones."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from vankit.data.preprocessing import Preprocessing
+from vankit.deploy.folder import FILES, Exported, Format, is_exported, read_exported
+from vankit.models.description import Description
+
+PREPROCESSING = Preprocessing((3, 8, 6), (0.4, 0.5, 0.6), (0.3, 0.25, 0.2), 0.9, "bilinear")
+FORMATS = list(FILES)
+
+
+class ChannelMeans(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
+def write_model(path: Path, kind: str, size: tuple[int, ...]) -> None:
+    """Input (1, 3, 8, 6) or dynamic, output the mean of each channel."""
+    if kind == "openvino":
+        import openvino
+        from openvino import opset13
+
+        x = opset13.parameter(openvino.PartialShape(list(size)), np.float32)
+        openvino.save_model(openvino.Model([opset13.reduce_mean(x, [2, 3])], [x]), path)
+    elif kind == "onnx":
+        import onnx
+        from onnx import TensorProto, helper
+
+        nodes = [
+            helper.make_node("GlobalAveragePool", ["images"], ["means"]),
+            helper.make_node("Flatten", ["means"], ["logits"]),
+        ]
+        ends = helper.make_tensor_value_info("images", TensorProto.FLOAT, [n if n > 0 else None for n in size])
+        answer = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None, 3])
+        opset = [helper.make_opsetid("", 20)]
+        onnx.save(
+            helper.make_model(helper.make_graph(nodes, "g", [ends], [answer]), opset_imports=opset, ir_version=10), path
+        )
+    else:
+        batch = torch.export.Dim.DYNAMIC if size[0] < 0 else None
+        shapes = ({0: batch, 2: batch, 3: batch},) if batch else None
+        torch.export.save(
+            torch.export.export(ChannelMeans(), (torch.zeros(2 if batch else 1, 3, 8, 6),), dynamic_shapes=shapes), path
+        )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Format, bool], Path]:
+    """Factory: a whole folder by format, for every size or for one; made once, to be copied before it is changed."""
+
+    @cache
+    def make(kind: Format, dynamic: bool = False) -> Path:
+        folder = tmp_path_factory.mktemp(kind)
+        exported = Exported(
+            folder,
+            kind,
+            "float32",
+            dynamic,
+            Description(classes=["red", "green", "blue"], preprocessing=PREPROCESSING),
+            {"by": "hand"},
+        )
+        write_model(exported.path, kind, (-1, 3, -1, -1) if dynamic else (1, 3, 8, 6))
+        exported.write_description()
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def copied(made: Callable[[Format, bool], Path], tmp_path: Path) -> Callable[[Format], Path]:
+    return lambda kind: Path(shutil.copytree(made(kind), tmp_path / kind))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_engines_run_any_number_of_images(made: Callable[[Format, bool], Path], kind: Format, dynamic: bool) -> None:
+    exported = read_exported(made(kind, dynamic))
+    engine = exported.engine()
+    assert (engine.name, engine.precision) == (
+        {"openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch"}[kind],
+        "float32",
+    )
+    for count in (1, 5):
+        x = np.random.default_rng(count).standard_normal((count, 3, 8, 6), np.float32)
+        np.testing.assert_allclose(engine(x), x.mean((2, 3)), atol=1e-6)
+        np.testing.assert_allclose(engine.worker()(x), x.mean((2, 3)), atol=1e-6)
+
+
+def test_onnx_in_openvino(made: Callable[[Format, bool], Path]) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 6), np.float32)
+    for dynamic in (False, True):
+        engine = read_exported(made("onnx", dynamic)).engine("openvino")
+        assert engine.name == "openvino"
+        np.testing.assert_allclose(engine(x), x.mean((2, 3)), atol=1e-6)
+
+
+def test_what_is_read_is_what_was_written(made: Callable[[Format, bool], Path]) -> None:
+    found = read_exported(str(made("onnx", True)))
+    assert (found.format, found.precision, found.dynamic, found.description.named) == ("onnx", "float32", True, True)
+    assert found.description.classes == ("red", "green", "blue")
+    assert found.preprocessing == PREPROCESSING
+    assert found.facts == {"by": "hand"}
+    assert set(found.checksums) == {"model.onnx"}
+
+
+BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # what ends a line for str.splitlines
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.text(st.characters() | st.sampled_from(BREAKS), max_size=3), max_size=4))
+@example(["a\n"])
+@example(["", ""])
+def test_class_names_come_back_or_are_refused(made: Callable[[Format, bool], Path], names: list[str]) -> None:
+    folder = made("onnx").parent / "names"
+    shutil.copytree(made("onnx"), folder, dirs_exist_ok=True)
+    exported = Exported(folder, "onnx", "float32", False, Description(classes=names, preprocessing=PREPROCESSING))
+    if any(char in BREAKS for name in names for char in name):
+        with pytest.raises(ValueError, match="holds a line break, and labels.txt has a name a line: rename it"):
+            exported.write_description()
+        return
+    exported.write_description()
+    assert read_exported(folder).description.classes == tuple(names)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_missing_files(copied: Callable[[Format], Path], kind: Format) -> None:
+    folder = copied(kind)
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=f"no whole exported folder: {path.name} is missing"):
+            read_exported(folder)
+        path.write_bytes(content)
+    read_exported(folder)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in FORMATS for name in FILES[kind]])
+def test_damaged_models(copied: Callable[[Format], Path], kind: Format, name: str) -> None:
+    path = copied(kind) / name
+    content = path.read_bytes()
+    for damaged in (content[:-1], content + b"\0", bytes([content[0] ^ 1]) + content[1:] if content else b"x"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{name} is damaged, or not the file exported: export the model again"):
+            read_exported(path.parent).engine()
+    path.write_bytes(content)
+    read_exported(path.parent).engine()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("export.json", "{"),
+        ("export.json", "[]"),
+        ("export.json", "3"),
+        ("export.json", "{}"),
+        ("export.json", None),
+        ("preprocessing.json", "[1]"),
+        ("preprocessing.json", '{"input_size": [3, 8, 6]}'),
+        ("labels.txt", "red\ngreen\n"),
+        ("labels.txt", "red\ngreen\nblue\n\n"),
+    ],
+)
+def test_damaged_descriptions(copied: Callable[[Format], Path], name: str, content: str | None) -> None:
+    path = copied("onnx") / name
+    if content is None:
+        content = json.dumps({**json.loads(path.read_text()), "format": "tflite"})
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"onnx is damaged"):
+        read_exported(path.parent)
+
+
+def test_options_that_do_not_fit(made: Callable[[Format, bool], Path]) -> None:
+    openvino, onnx = (read_exported(made(kind)) for kind in ("openvino", "onnx"))
+    with pytest.raises(ValueError, match=r"format openvino, which engine onnxruntime cannot run: use openvino"):
+        openvino.engine("onnxruntime")
+    with pytest.raises(ValueError, match=r"format onnx, which engine torch cannot run: use onnxruntime"):
+        onnx.engine("torch")
+    with pytest.raises(ValueError, match="device is 'cuda', but exported folders run on the CPU"):
+        onnx.engine(device="cuda")
+    with pytest.raises(ValueError, match="was exported in float32, not int8: export it with that"):
+        openvino.engine(precision="int8")
+
+
+def test_is_exported(made: Callable[[Format, bool], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_exported(made("onnx")) and is_exported(str(made("onnx")))
+    assert not is_exported("van_b0") and not is_exported(torch.nn.Identity()) and not is_exported(tmp_path / "nothing")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "van_b0").mkdir()
+    assert not is_exported("van_b0")  # a model's name
+    assert is_exported("./van_b0")  # and opening it says what is missing

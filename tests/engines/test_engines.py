@@ -1,0 +1,280 @@
+"""Engines against the eager network, and a cache that is never trusted."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import vankit
+from vankit.engines import choose
+from vankit.engines.base import Engine, check_options
+from vankit.engines.cache import cache_folder
+from vankit.engines.choose import engine_for
+from vankit.engines.convert import UnsupportedNetworkError, to_onnx, to_openvino
+from vankit.engines.onnxruntime import OnnxRuntimeEngine
+from vankit.engines.openvino import OpenVinoEngine, openvino_core
+from vankit.engines.torch import TorchEngine
+
+SIZE = (3, 64, 64)
+ENGINES = ["torch", "openvino", "onnxruntime"]
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return small(0)
+
+
+def small(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    network = vankit.VAN(embed_dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_classes=10).eval()
+    nn.init.normal_(network.head.fc.weight)  # logits of some size
+    return network
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((5, *SIZE), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(network: nn.Module, images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return network(torch.from_numpy(images)).numpy()
+
+
+@pytest.fixture(scope="module")
+def ready(network: nn.Module) -> Callable[[str], Engine]:
+    """Factory: a float32 engine by name, made once."""
+    return cache(lambda name: engine_for(network, SIZE, name))
+
+
+@pytest.fixture(scope="module")
+def model_of(network: nn.Module) -> Callable[[str], Any]:
+    """Factory: the network as the engine's own kind of model, made once."""
+    return cache(lambda name: {"openvino": to_openvino, "onnxruntime": to_onnx}[name](network, SIZE))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VANKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "engines"
+
+
+@pytest.fixture
+def count_exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    calls: list[str] = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: calls.append(name) or function(*args)
+
+    for name in ("to_openvino", "to_onnx"):
+        monkeypatch.setattr(choose, name, counted(name, getattr(choose, name)))
+    return calls
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_float32_agrees_with_eager(
+    name: str, ready: Callable[[str], Engine], images: np.ndarray, expected: np.ndarray
+) -> None:
+    engine = ready(name)
+    assert (engine.name, engine.precision) == (name, "float32")
+    for found in (engine(images), engine(images[:1]), engine.worker()(images), engine.outputs(images[:1])[0]):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected[: len(found)], atol=1e-4)
+        assert (found.argmax(1) == expected[: len(found)].argmax(1)).all()
+    assert engine(images[:0]).shape == engine.worker()(images[:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_workers_at_once(name: str, ready: Callable[[str], Engine], images: np.ndarray, expected: np.ndarray) -> None:
+    engine = ready(name)
+    found: dict[int, np.ndarray] = {}
+
+    def work(i: int) -> None:
+        run = engine.worker()
+        for _ in range(3):
+            found[i] = run(images[i : i + 1])[0]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_allclose(np.stack([found[i] for i in range(5)]), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_bf16_is_close_and_not_float32(name: str, network: nn.Module, images: np.ndarray, expected: np.ndarray) -> None:
+    if name == "openvino" and "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bf16")
+    found = engine_for(network, SIZE, name, "bf16")(images)
+    difference = np.abs(found - expected).max()
+    assert 1e-3 < difference < 0.05 * np.abs(expected).max() + 0.1
+
+
+def test_auto_is_openvino_in_float32_on_cpus(network: nn.Module) -> None:
+    engine = engine_for(network, SIZE, device="cpu")
+    assert isinstance(engine, OpenVinoEngine)
+    assert engine.precision == "float32"
+
+
+def test_auto_is_torch_for_a_network_that_cannot_be_exported(
+    images: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Awkward(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([image.mean((1, 2)) if image.sum().item() > 0 else image.amax((1, 2)) for image in x])
+
+    engine = engine_for(Awkward(), SIZE)
+    assert isinstance(engine, TorchEngine)
+    assert "torch.export cannot take the network" in caplog.text
+    means = torch.from_numpy(images)
+    np.testing.assert_allclose(engine(images), Awkward()(means).numpy(), atol=1e-6)
+    with pytest.raises(UnsupportedNetworkError):
+        engine_for(Awkward(), SIZE, "openvino")
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_dynamic_sizes_and_several_outputs(name: str) -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [x.mean(1), x.relu()]
+
+    engine = engine_for(Two(), SIZE, name, dynamic=True)
+    for shape in [(1, 3, 40, 50), (2, 3, 64, 33)]:
+        x = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+        mean, relu = engine.outputs(x)
+        np.testing.assert_allclose(mean, x.mean(1), atol=1e-6)
+        np.testing.assert_array_equal(relu, x.clip(0))
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_a_second_start_does_not_export(
+    name: str, network: nn.Module, images: np.ndarray, count_exports: list[str], own_cache: Path
+) -> None:
+    first = engine_for(network, SIZE, name, cached=True)(images[:1])
+    assert len(count_exports) == 1
+    second = engine_for(network, SIZE, name, cached=True)(images[:1])
+    assert len(count_exports) == 1
+    np.testing.assert_allclose(first, second, atol=1e-5)
+    assert len(list(own_cache.iterdir())) == 1
+
+
+def test_what_is_cached_depends_on_weights_size_and_precision(
+    network: nn.Module, images: np.ndarray, count_exports: list[str]
+) -> None:
+    engine_for(network, SIZE, "onnxruntime", cached=True)(images[:1])
+    for changed, size in [(small(1), SIZE), (network, (3, 32, 64))]:
+        before = len(count_exports)
+        x = np.zeros((1, *size), np.float32)
+        found = engine_for(changed, size, "onnxruntime", cached=True)(x)
+        assert len(count_exports) == before + 1
+        with torch.no_grad():
+            np.testing.assert_allclose(found, changed(torch.from_numpy(x)).numpy(), atol=1e-4)
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes({"cut": content[:1000], "empty": b"", "flipped": content}[how])
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("how", ["cut", "empty", "flipped"])
+def test_a_damaged_cache_is_rebuilt(
+    name: str,
+    how: str,
+    model_of: Callable[[str], Any],
+    images: np.ndarray,
+    own_cache: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = model_of(name)
+    build = {"openvino": OpenVinoEngine, "onnxruntime": OnnxRuntimeEngine}[name]
+    first = build(lambda: model, b"key")(images[:1])
+    (kept,) = own_cache.iterdir()
+    damage(kept, how)
+    np.testing.assert_allclose(build(lambda: model, b"key")(images[:1]), first, atol=1e-5)
+    assert "is damaged and will be rebuilt" in caplog.text
+    caplog.clear()
+    np.testing.assert_allclose(build(lambda: pytest.fail("built again"), b"key")(images[:1]), first, atol=1e-5)
+    assert not caplog.text
+
+
+def test_a_whole_file_that_is_no_model_is_rebuilt(
+    model_of: Callable[[str], Any], images: np.ndarray, own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = model_of("openvino")
+    first = OpenVinoEngine(lambda: model, b"key")(images[:1])
+    (kept,) = own_cache.iterdir()
+    kept.write_bytes(hashlib.sha256(b"no model").digest() + b"no model")
+    np.testing.assert_allclose(OpenVinoEngine(lambda: model, b"key")(images[:1]), first, atol=1e-5)
+    assert "cannot be used and will be rebuilt" in caplog.text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be made read-only this way")
+def test_a_cache_that_cannot_be_written(
+    model_of: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("VANKIT_CACHE", str(tmp_path / "file"))
+    engine = OpenVinoEngine(lambda: model_of("openvino"), b"key")
+    assert engine(np.zeros((1, *SIZE), np.float32)).shape == (1, 10)
+    assert "cannot keep the compiled model" in caplog.text
+
+
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VANKIT_CACHE")
+    assert cache_folder().name == "vankit"
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("tensorrt", "auto"), ("auto", "fp8")])
+def test_unknown_options(engine: str, precision: str) -> None:
+    with pytest.raises(ValueError, match=r"is '(tensorrt|fp8)', expected one of auto, "):
+        check_options(engine, precision)
+    with pytest.raises(ValueError, match="expected one of"):
+        vankit.Predictor("van_b0.cifar10", engine=engine, precision=precision)
+
+
+def test_options_that_do_not_go_together(network: nn.Module) -> None:
+    with pytest.raises(ValueError, match="vankit export MODEL --int8"):
+        engine_for(network, SIZE, precision="int8")
+    with pytest.raises(ValueError, match="ONNX Runtime has no bf16"):
+        engine_for(network, SIZE, "onnxruntime", "bf16")
+    with pytest.raises(ValueError, match="runs on the CPU and device is 'cuda'"):
+        engine_for(network, SIZE, "openvino", device="cuda")
+
+
+@pytest.mark.gpu
+def test_cuda_is_compiled_torch(network: nn.Module, images: np.ndarray, expected: np.ndarray) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    engine: Engine = engine_for(network, SIZE)
+    assert isinstance(engine, TorchEngine)
+    np.testing.assert_allclose(engine(images), expected, atol=1e-4)
+
+
+def test_a_network_that_does_not_compile_runs_uncompiled(
+    network: nn.Module, images: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compiled(images: torch.Tensor) -> torch.Tensor:
+        raise torch._dynamo.exc.TorchDynamoException("no Triton here\nlong advice")
+
+    engine = TorchEngine(network, "cpu")
+    expected = engine(images)
+    monkeypatch.setattr(engine, "_network", compiled)
+    for _ in range(2):
+        np.testing.assert_array_equal(engine(images), expected)
+    assert [record.message for record in caplog.records] == ["running uncompiled: no Triton here"]

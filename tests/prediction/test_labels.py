@@ -1,0 +1,251 @@
+"""Predictions against the network called by hand, and images that fail among images that do not."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo
+
+import vankit
+from vankit.data.images import load_image
+from vankit.models.classifier import ALIASES
+from vankit.prediction.labels import Predictor, inference_model, iter_predictions, predict
+
+CLASSES = ["ant", "bee", "cat"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "three.safetensors"
+    preprocessing = {
+        "input_size": [3, 40, 48], "mean": [0.4, 0.5, 0.6], "std": [0.5, 0.25, 0.2], "crop_pct": 1.0,
+        "interpolation": "bilinear",
+    }  # fmt: skip
+    model = timm.create_model("van_b0", num_classes=3)
+    torch.nn.init.normal_(model.head.fc.weight)  # far from uniform scores
+    vankit.save_checkpoint(
+        model, path, metadata={"model": "van_b0", "classes": CLASSES, "preprocessing": preprocessing}
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint: Path) -> Predictor:
+    return Predictor(checkpoint=checkpoint, batch_size=2)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "2b.jpg").write_bytes(b"\xff\xd8\xff broken")
+    return tmp_path
+
+
+def by_hand(checkpoint: Path, image: Image.Image) -> torch.Tensor:
+    """Scores of an image that needs no resizing, without vankit's predictor."""
+    model = timm.create_model("van_b0", num_classes=3).eval()
+    vankit.load_checkpoint(model, checkpoint)
+    x = (np.asarray(image) / 255 - [0.4, 0.5, 0.6]) / [0.5, 0.25, 0.2]
+    with torch.no_grad():
+        return model(torch.from_numpy(x).permute(2, 0, 1)[None].float()).softmax(1)[0]
+
+
+def test_labels_are_the_networks(checkpoint: Path, predictor: Predictor, photos: Path) -> None:
+    for i in range(5):
+        path = photos / f"{i}.png"
+        scores = by_hand(checkpoint, Image.open(path))
+        found = predictor(path)
+        assert found.source == str(path)
+        assert found.error is None
+        assert [label.index for label in found.labels] == scores.argsort(descending=True).tolist()
+        assert [label.name for label in found.labels] == [CLASSES[label.index] for label in found.labels]
+        assert [label.score for label in found.labels] == pytest.approx(
+            scores.sort(descending=True)[0].tolist(), abs=1e-5
+        )
+
+
+def test_paths_pictures_and_arrays_agree(predictor: Predictor, photos: Path) -> None:
+    image = Image.open(photos / "0.png")
+    answers = predictor([photos / "0.png", str(photos / "0.png"), image, np.asarray(image)])
+    for other in answers[1:]:
+        assert [label.index for label in other.labels] == [label.index for label in answers[0].labels]
+        assert [label.score for label in other.labels] == pytest.approx([label.score for label in answers[0].labels])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_opened_pictures_are_treated_like_files(predictor: Predictor, tmp_path: Path, mode: str) -> None:
+    rng = np.random.default_rng(1)
+    pixels = {
+        "RGB": rng.integers(0, 255, (20, 30, 3), dtype=np.uint8),
+        "RGBA": rng.integers(0, 255, (20, 30, 4), dtype=np.uint8),
+        "I;16": rng.integers(0, 65535, (20, 30), dtype=np.uint16),
+    }[mode]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    by_path = predictor.preprocess(tmp_path / "turned.png")
+    with Image.open(tmp_path / "turned.png") as image:
+        assert image.mode == mode
+        np.testing.assert_array_equal(predictor.preprocess(image), by_path)
+    np.testing.assert_array_equal(predictor.preprocess(load_image(tmp_path / "turned.png")), by_path)
+
+
+def test_a_failing_image_does_not_stop_the_rest(predictor: Predictor, photos: Path) -> None:
+    paths = [photos / "0.png", photos / "2b.jpg", photos / "missing.png", photos / "1.png"]
+    answers = predictor(paths)
+    assert [a.source for a in answers] == [str(p) for p in paths]
+    assert [a.error is None for a in answers] == [True, False, False, True]
+    assert "broken" in str(answers[1].error)
+    assert "no such image" in str(answers[2].error)
+    assert answers[1].labels == ()
+
+
+def test_stream_reads_as_needed(predictor: Predictor, photos: Path) -> None:
+    read = []
+
+    def endless():  # type: ignore[no-untyped-def]
+        while True:
+            read.append(1)
+            yield photos / "0.png"
+
+    stream = predictor.stream(endless())
+    for _ in range(3):
+        next(stream)
+    assert len(read) <= 3 + 2 * predictor.engine.workers
+    stream.close()
+
+
+def test_an_empty_folder_is_reported_after_the_rest(checkpoint: Path, photos: Path) -> None:
+    (photos / "empty").mkdir()
+    answers = iter_predictions([photos / "0.png", photos / "empty", photos / "1.png"], checkpoint=checkpoint)
+    seen: list[str] = []
+    with pytest.raises(FileNotFoundError, match="no images in .*empty"):
+        seen.extend(answer.source for answer in answers)
+    assert seen == [str(photos / "0.png"), str(photos / "1.png")]
+
+
+def test_predict_writes_what_it_returns(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    answers = predict(photos, checkpoint=checkpoint, output=tmp_path / "out.csv", top_k=2)
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [a.source for a in answers]
+    assert len(rows) == 6
+    for row, answer in zip(rows, answers, strict=True):
+        assert row["error"] == (answer.error or "")
+        assert row["label_2"] == (answer.labels[1].name if answer.labels else "")
+
+
+def test_logits(predictor: Predictor) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 40, 48), dtype=np.float32)
+    with torch.no_grad():
+        expected = predictor.network(torch.from_numpy(x)).numpy()
+    found = predictor.logits(x)
+    assert found.shape == (2, 3)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("x", [np.zeros((1, 3, 8, 8)), np.zeros((3, 8, 8), np.float32)])
+def test_logits_takes_batches_of_float32(predictor: Predictor, x: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"expected float32 \(B, 3, 40, 48\)"):
+        predictor.logits(x)
+
+
+@pytest.mark.parametrize("x", [np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)])
+def test_arrays_that_are_no_pictures(predictor: Predictor, x: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\)"):
+        predictor.preprocess(x)
+    assert "expected uint8" in str(predictor(x).error)
+
+
+def test_pixel_limit(checkpoint: Path, photos: Path) -> None:
+    answer = Predictor(checkpoint=checkpoint, max_pixels=100)(photos / "0.png")
+    assert "1,920 pixels" in str(answer.error)
+
+
+def test_reduced_decoding_is_on_request(tmp_path: Path) -> None:
+    yy, xx = np.mgrid[:600, :800]
+    pixels = np.stack([xx % 256, yy % 256, (xx + yy) % 256], -1).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.jpg", quality=95)
+    exact, reduced = (Predictor("van_b0.cifar10", reduced=flag).preprocess(tmp_path / "large.jpg") for flag in (0, 1))
+    np.testing.assert_array_equal(exact, Predictor("van_b0.cifar10").preprocess(Image.open(tmp_path / "large.jpg")))
+    assert 0 < np.abs(exact - reduced).mean() < 0.1
+
+
+def test_a_network_object_and_other_timm_models() -> None:
+    network = timm.create_model("resnet18", num_classes=4)
+    answer = Predictor(network, classes=list("abcd"), top_k=9)(np.zeros((30, 30, 3), np.uint8))
+    assert sorted(label.name for label in answer.labels) == list("abcd")
+
+
+def test_random_weights_and_imagenet_names() -> None:
+    predictor = Predictor("van_b0", pretrained=False)
+    assert predictor.classes == ImageNetInfo("imagenet-1k").label_descriptions()
+    assert predictor.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert predictor.preprocessing.crop_pct == 0.9
+    assert predictor.preprocess(np.zeros((300, 400, 3), np.uint8)).shape == (3, 224, 224)
+
+
+def test_a_checkpoint_that_does_not_name_its_model(tmp_path: Path) -> None:
+    vankit.save_checkpoint(timm.create_model("van_b1", num_classes=2), tmp_path / "bare.pth", to="official")
+    predictor = Predictor(checkpoint=tmp_path / "bare.pth")
+    assert sum(p.numel() for p in predictor.network.parameters()) == 13_861_800 - 998 * 513
+    assert predictor.classes == ["0", "1"]
+    vankit.save_checkpoint(vankit.VAN(depths=(1, 1, 1, 1), num_classes=2), tmp_path / "own.pth", to="official")
+    with pytest.raises(ValueError, match=r"own\.pth is none of van_b0, .* pass the network itself"):
+        Predictor(checkpoint=tmp_path / "own.pth")
+
+
+@pytest.mark.parametrize("option", ["top_k", "batch_size"])
+def test_bad_options(option: str) -> None:
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        Predictor("van_b0", pretrained=False, **{option: 0})
+
+
+def test_inference_model_answers_like_mmpretrain(checkpoint: Path, predictor: Predictor, photos: Path) -> None:
+    answer = inference_model("van_b0", photos / "0.png", checkpoint)
+    best = predictor(photos / "0.png").labels[0]
+    assert set(answer) == {"pred_scores", "pred_label", "pred_score", "pred_class"}
+    assert answer["pred_scores"].shape == (3,)
+    assert answer["pred_scores"].sum() == pytest.approx(1)
+    assert (answer["pred_label"], answer["pred_class"]) == (best.index, best.name)
+    assert answer["pred_score"] == pytest.approx(best.score)
+
+
+def test_aliases_name_the_published_models() -> None:
+    assert list(ALIASES.values()) == ["van_b0.in1k", "van_b1.in1k", "van_b2.in1k", "van_b3.in1k"]
+    for alias, name in ALIASES.items():
+        assert timm.is_model(name.split(".")[0])
+        assert alias.endswith("_3rdparty_in1k")
+    network = Predictor("van-small_3rdparty_in1k", pretrained=False).network
+    assert sum(p.numel() for p in network.parameters()) == 13_861_800
+
+
+@pytest.mark.data
+def test_photographs_as_they_come(shared_data: Callable[[str], Path]) -> None:
+    folder = shared_data("coco_panoptic_200") / "val2017"
+    answers = predict(folder, "van_b0.cifar10")
+    assert len(answers) == 100
+    assert all(answer.error is None and len(answer.labels) == 5 for answer in answers)
+
+
+def test_the_shipped_checkpoint_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    predictor = Predictor("van_b0.cifar10")
+    assert predictor.classes[:3] == ["airplane", "automobile", "bird"]
+    assert tuple(predictor.preprocessing.input_size) == (3, 64, 64)
+    assert predictor(np.zeros((50, 40, 3), np.uint8)).error is None
+
+
+def test_inference_model_fetches_public_weights(public_hub: object, photos: Path) -> None:
+    answer = inference_model("van-tiny_3rdparty_in1k", photos / "0.png")
+    assert answer["pred_scores"].shape == (1000,)
+    assert answer["pred_class"] == ImageNetInfo("imagenet-1k").label_descriptions()[answer["pred_label"]]

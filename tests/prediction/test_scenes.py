@@ -1,0 +1,270 @@
+"""Every head: one epoch on generated scenes, resumed, measured, drawn, its backbone taken out."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import vankit
+from vankit.data.shapes import render_scene
+from vankit.deploy.opening import open_network
+from vankit.heads.backbone import backbone_of
+from vankit.heads.build import HEADS
+from vankit.models.van import Stage
+from vankit.models.weights import read_metadata
+from vankit.training.recipes import DenseConfig
+
+PAIRS = [(head, task) for head, entry in HEADS.items() for task in entry.tasks]
+MEASURE = {"detect": "box AP", "segment": "mIoU", "panoptic": "PQ"}
+RESULT = {"detect": vankit.Detections, "segment": vankit.SemanticMap, "panoptic": vankit.PanopticMap}
+
+Fit = Callable[..., Any]
+
+
+def tiny(task: str, **changes: Any) -> DenseConfig:
+    config = replace(
+        vankit.recipe("short", "van_b0", task), epochs=1, batch_size=2, lr_batch=2, lr=1e-4, short_sides=(64,),
+        long_side=96, crop=64 if task == "segment" else 0, queries=10, warmup_iterations=0, workers=0,
+    )  # fmt: skip
+    return replace(config, **changes)
+
+
+@pytest.fixture
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vankit.data.scenes._SHAPES_LENGTH", {"train": 2, "val": 1})
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    path = tmp_path / "000000000139.jpg"
+    Image.fromarray(render_scene(5, size=(70, 90), objects=2).image).save(path)
+    return path
+
+
+@pytest.mark.usefixtures("few_scenes")
+@pytest.mark.parametrize(("head", "task"), PAIRS)
+def test_a_head_trains_resumes_measures_and_draws(head: str, task: str, photograph: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = vankit.train("shapes", "van_b0", tiny(task), out, task=task, head=head)
+    assert first.measure == MEASURE[task]
+    result = vankit.train("shapes", "van_b0", tiny(task, epochs=2), out, task=task, head=head, resume=True)
+
+    opened, metadata = open_network(checkpoint=result.last), read_metadata(result.last)
+    assert (metadata["epoch"], metadata["head"], metadata["task"]) == (2, head, task)
+    backbone = backbone_of(opened.module)
+    assert backbone.stage1.patch_embed.norm.num_batches_tracked == 2  # a step an epoch
+
+    # other engines export the backbone, which takes seconds: see test_the_backbone_runs_on_any_engine
+    report = vankit.validate("shapes", checkpoint=result.last, workers=0, engine="torch")
+    assert report.measures[result.measure] == pytest.approx(metadata["measures"][result.measure], abs=1e-5)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+    (found,) = vankit.predict(photograph, checkpoint=result.last, output=tmp_path / "out", engine="torch")
+    assert isinstance(found, RESULT[task])
+    with Image.open(tmp_path / "out" / "000000000139.png") as picture:
+        assert picture.width >= 90 and picture.height >= 70
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    rows = content["annotations"] if task == "panoptic" else content
+    assert all(row["image_id"] == 139 for row in rows)
+
+    vankit.convert(result.last, tmp_path / "backbone.safetensors")
+    weights = {"file": str(tmp_path / "backbone.safetensors")}
+    alone = timm.create_model("van_b0", pretrained=True, num_classes=0, pretrained_cfg_overlay=weights)
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(tensor, backbone.state_dict()[name]), name
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Factory: the checkpoint of a head after one step."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def checkpoint(head: str, task: str) -> Path:
+        if (head, task) not in made:
+            out = tmp_path_factory.mktemp(head)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("vankit.data.scenes._SHAPES_LENGTH", {"train": 2, "val": 1})
+                made[head, task] = vankit.train("shapes", "van_b0", tiny(task), out, task=task, head=head).last
+        return made[head, task]
+
+    return checkpoint
+
+
+def test_one_broken_picture_does_not_stop_the_rest(trained: Fit, photograph: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(photograph.read_bytes()[:200])
+    results = vankit.predict(
+        [broken, photograph], checkpoint=trained("semantic_fpn", "segment"), output=tmp_path / "out"
+    )
+    assert isinstance(results[0], vankit.Failure) and "broken.jpg" in results[0].source
+    assert isinstance(results[1], vankit.SemanticMap)
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {row["file_name"] for row in rows} == {photograph.name}
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(trained: Fit, photograph: Path, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    other = tmp_path / "b" / photograph.name
+    other.write_bytes(photograph.read_bytes())
+    vankit.predict([photograph, other], checkpoint=trained("semantic_fpn", "segment"), output=tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
+def test_the_output_folder_is_no_input(trained: Fit, photograph: Path, tmp_path: Path) -> None:
+    checkpoint = trained("semantic_fpn", "segment")
+    with pytest.raises(ValueError, match="lies in the output folder .*: choose another"):
+        vankit.predict(photograph, checkpoint=checkpoint, output=tmp_path)
+    for _ in range(2):
+        results = vankit.predict(tmp_path, checkpoint=checkpoint, output=tmp_path / "out")
+        assert [result.source for result in results] == [str(photograph)]
+
+
+def test_image_ids_are_coco_numbers_or_places(trained: Fit, photograph: Path, tmp_path: Path) -> None:
+    (tmp_path / "7.jpg").write_bytes(photograph.read_bytes())
+    inputs = [tmp_path / "missing.jpg", tmp_path / "7.jpg", photograph]
+    vankit.predict(inputs, checkpoint=trained("semantic_fpn", "segment"), output=tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {row["file_name"]: row["image_id"] for row in rows} == {"7.jpg": 2, photograph.name: 139}
+
+
+@pytest.mark.parametrize("size", [(33, 47), (200, 31), (1, 1)])
+def test_any_picture_size(trained: Fit, size: tuple[int, int]) -> None:
+    picture = np.full((*size, 3), 128, np.uint8)
+    for head, task in (("retinanet", "detect"), ("semantic_fpn", "segment")):
+        result = vankit.DensePredictor(trained(head, task), score=0.0)(picture)
+        if isinstance(result, vankit.SemanticMap):
+            assert result.labels.shape == size
+        elif len(result.boxes):
+            assert result.boxes.min() >= 0
+            assert (result.boxes.max(0) <= [size[1], size[0]] * 2).all()
+
+
+def test_score_is_a_threshold(trained: Fit, photograph: Path) -> None:
+    checkpoint = trained("rt_detr", "detect")
+    everything = vankit.DensePredictor(checkpoint, score=0.0)(photograph)
+    middle = float(np.median(everything.scores))
+    some = vankit.DensePredictor(checkpoint, score=middle)(photograph)
+    assert len(some.scores) == (everything.scores >= middle).sum() < len(everything.scores)
+    with pytest.raises(ValueError, match=r"score is 1\.5, expected 0 to 1"):
+        vankit.DensePredictor(checkpoint, score=1.5)
+
+
+@pytest.mark.parametrize("test", ["multiscale", "slide"])
+def test_ways_to_segment(trained: Fit, photograph: Path, test: Any) -> None:
+    assert vankit.DensePredictor(trained("semantic_fpn", "segment"), test=test)(photograph).labels.shape == (70, 90)
+
+
+def test_ways_to_segment_are_for_segmenters(trained: Fit) -> None:
+    with pytest.raises(ValueError, match="test is 'slide', but .* is for detect: only segment has it"):
+        vankit.DensePredictor(trained("retinanet", "detect"), test="slide")
+    with pytest.raises(ValueError, match="test is 'whole', expected one of single, multiscale, slide"):
+        vankit.DensePredictor(trained("semantic_fpn", "segment"), test="whole")  # type: ignore[arg-type]
+
+
+def test_a_classifier_is_no_detector(trained: Fit, photograph: Path, tmp_path: Path) -> None:
+    vankit.save_checkpoint(timm.create_model("van_b0", num_classes=2), tmp_path / "classifier.safetensors")
+    with pytest.raises(ValueError, match="is no checkpoint of a detector or segmenter"):
+        vankit.DensePredictor(tmp_path / "classifier.safetensors")
+    with pytest.raises(ValueError, match=r"is a detector or segmenter: use vankit\.DensePredictor"):
+        vankit.Predictor(checkpoint=trained("semantic_fpn", "segment"))
+
+
+def test_other_classes_are_named(trained: Fit, tmp_path: Path) -> None:
+    for folder in ("images", "annotations"):
+        (tmp_path / folder / "val").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "val" / "0.png")
+    Image.new("L", (8, 8)).save(tmp_path / "annotations" / "val" / "0.png")
+    (tmp_path / "classes.txt").write_text("grass\n")
+    with pytest.raises(ValueError, match="data and network have different classes: .*grass"):
+        vankit.validate(tmp_path, checkpoint=trained("semantic_fpn", "segment"), workers=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            {"task": "detect", "head": "semantic_fpn"},
+            "unknown head .semantic_fpn. for detect: expected",
+        ),
+        ({"task": "classify", "head": "retinanet"}, "a classifier has no --head"),
+        ({"task": "detect", "config": vankit.recipe("short", "van_b0")}, "is a TrainConfig, expected a DenseConfig"),
+        ({"task": "segment", "config": tiny("segment", crop=0)}, "crop is 0: segmentation trains on squares"),
+    ],
+)
+@pytest.mark.usefixtures("few_scenes")
+def test_what_does_not_go_together_is_named(arguments: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=says):
+        vankit.train("shapes", out=tmp_path / "run", **arguments)
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_another_head_is_not_resumed(tmp_path: Path) -> None:
+    vankit.train("shapes", config=tiny("segment"), out=tmp_path, task="segment", head="semantic_fpn")
+    with pytest.raises(ValueError, match="holds a run with head semantic_fpn, not upernet"):
+        vankit.train("shapes", config=tiny("segment"), out=tmp_path, task="segment", head="upernet", resume=True)
+
+
+@pytest.mark.export
+@pytest.mark.parametrize(("head", "task"), [("sparse_rcnn", "detect"), ("upernet", "segment")])
+def test_the_backbone_runs_on_any_engine(trained: Fit, head: str, task: str) -> None:
+    images = [torch.rand(3, 70, 90), torch.rand(3, 200, 64)]
+    expected, *others = [
+        [vankit.DensePredictor(trained(head, task), engine=engine).results([image])[0] for image in images]
+        for engine in ("torch", "auto", "onnxruntime")
+    ]
+    for found in others:
+        for one, other in zip(found, expected, strict=True):
+            for key in {"boxes", "scores", "logits"} & set(other):
+                torch.testing.assert_close(one[key], other[key], atol=1e-3, rtol=1e-4)
+    automatic = vankit.DensePredictor(trained(head, task), device="cpu")
+    assert not [m for m in automatic.network.modules() if isinstance(m, Stage)]
+
+
+def test_precision_is_the_backbones(trained: Fit) -> None:
+    with pytest.raises(ValueError, match="have no int8"):
+        vankit.DensePredictor(trained("retinanet", "detect"), precision="int8")
+    with pytest.raises(ValueError, match="bf16 is for engine openvino"):
+        vankit.DensePredictor(trained("retinanet", "detect"), engine="torch", precision="bf16")
+
+
+def test_the_backbone_exports(trained: Fit) -> None:
+    backbone = backbone_of(open_network(checkpoint=trained("semantic_fpn", "segment")).module)
+    x = torch.randn(1, 3, 64, 64)
+    exported = torch.export.export(backbone, (x,)).module()
+    for ours, theirs in zip(backbone(x), exported(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_every_picture_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 3)):
+        for folder in ("images", "annotations"):
+            (tmp_path / folder / split).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / f"images/{split}/{i}.png")
+            Image.fromarray(rng.integers(0, 3, (64, 64), np.uint8)).save(tmp_path / f"annotations/{split}/{i}.png")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vankit",
+        "train", str(tmp_path), "--task", "segment", "--recipe", "short", "--epochs", "1", "--batch-size", "2",
+        "--short-sides", "64", "--crop", "64", "--workers", "0", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("best mIoU") == 1
+    report = vankit.validate(tmp_path, checkpoint=tmp_path / "run" / "last.safetensors", workers=0)
+    assert sum(row["pixels"] for row in report.per_class) == 3 * 64 * 64
+    kept = read_metadata(tmp_path / "run" / "last.safetensors")["measures"]
+    assert kept["mIoU"] == pytest.approx(report.measures["mIoU"], abs=1e-4)

@@ -1,0 +1,103 @@
+"""Ablations trained on a handful of squares: one budget, resumed row by row, summed up."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vankit.study.ablation
+from vankit.models.weights import read_checkpoint
+from vankit.study.ablation import Run, ablate, plot, summary
+from vankit.training.recipes import short
+
+TINY = replace(short("van_b0"), epochs=2, warmup_epochs=0, batch_size=4, img_size=32, workers=0)
+ROWS = ["without DW", "K 7, d 2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("squares")
+    for split in ("train", "val"):
+        for name, level in (("bright", 200), ("dark", 50)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(np.full((32, 32, 3), level + i, np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Run], Path]:
+    out = tmp_path_factory.mktemp("ablation")
+    return list(ablate(data, TINY, 2, out, ROWS)), out
+
+
+def test_every_row_with_every_seed(done: tuple[list[Run], Path]) -> None:
+    runs, out = done
+    assert [(run.row, run.seed) for run in runs] == [(row, seed) for seed in (0, 1) for row in ROWS]
+    assert all(0 <= run.top1 <= 1 for run in runs)
+    kernels = {
+        name: read_checkpoint(out / name / "last.safetensors").state_dict["stage1.blocks.0.attn.lka.dw_d.weight"].shape
+        for name in ("without-dw-0", "k-7-d-2-1")
+    }
+    assert kernels == {"without-dw-0": (32, 1, 7, 7), "k-7-d-2-1": (32, 1, 4, 4)}
+    assert not list(out.glob("*/resume.ckpt"))
+    with (out / "ablation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["row"], int(row["seed"]), float(row["top1"])) for row in rows] == [
+        (run.row, run.seed, run.top1) for run in runs
+    ]
+
+
+def test_what_is_done_is_not_done_again(
+    done: tuple[list[Run], Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, out = done
+    trained = []
+
+    def train(data: str, model: str, config: object, out: Path, resume: bool) -> object:
+        trained.append((out.name, resume))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vankit.ablation, "train", train)
+    assert list(ablate(data, TINY, 2, out, ROWS)) == runs
+    (out / "without-dw-2").mkdir()
+    (out / "without-dw-2" / "resume.ckpt").touch()
+    with pytest.raises(KeyboardInterrupt):
+        list(ablate(data, TINY, 3, out, ROWS))
+    assert trained == [("without-dw-2", True)]
+
+
+@pytest.mark.parametrize("setting", ["epochs", "lr_batch", "weight_decay"])
+def test_a_folder_has_one_budget(setting: str, done: tuple[list[Run], Path], data: Path) -> None:
+    value = getattr(TINY, setting)
+    with pytest.raises(ValueError, match=f"holds runs with {setting} {value}, not {value + 1}: choose another folder"):
+        list(ablate(data, replace(TINY, **{setting: value + 1}), 2, done[1], ROWS))
+
+
+def test_unknown_row(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown variant 'van_b0.cifar10': expected one of van_b0"):
+        list(ablate(data, TINY, 1, tmp_path, model="van_b0.cifar10"))
+    with pytest.raises(ValueError, match="there is no row 'without': expected some of without DW, without DW-D"):
+        list(ablate(data, TINY, 1, tmp_path, ["without"]))
+
+
+def test_rows_that_are_one_network_are_trained_once() -> None:
+    names = [row.name for row in vankit.study.ablation._chosen(["full", "K 21, d 3", "sigmoid"])]
+    assert names == ["full", "sigmoid"]
+    assert [row.name for row in vankit.study.ablation._chosen(["K 21, d 3"])] == ["full"]
+    assert len(vankit.study.ablation._chosen([])) == 11
+
+
+def test_summary_by_hand() -> None:
+    found = summary([Run("full", 0, 0.5), Run("full", 1, 0.7), Run("sigmoid", 0, 0.4)])
+    assert found["full"] == found["K 21, d 3"] == (pytest.approx(0.6), pytest.approx(0.02**0.5), 2)
+    assert found["sigmoid"] == (0.4, None, 1)
+    assert found.keys() == {"full", "K 21, d 3", "sigmoid"}
+
+
+def test_plot(tmp_path: Path) -> None:
+    plot([Run("full", 0, 0.5), Run("sigmoid", 0, 0.4)], tmp_path / "plot.png", "squares")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,113 @@
+"""Measures against torchmetrics and hand counts, on folders with known answers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+import vankit
+from vankit.validation import ClassificationReport, validate
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        folder = tmp_path / "data" / "val" / name
+        folder.mkdir(parents=True)
+        for i in range(4):
+            noise = rng.integers(-60, 60, (32, 32, 3))
+            Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(3)
+    model = timm.create_model("van_b0", num_classes=4)
+    torch.nn.init.normal_(model.head.fc.weight)
+    preprocessing = {
+        "input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0, "interpolation": "bicubic"
+    }  # fmt: skip
+    # another order than the folder's, and a class that the folder lacks
+    metadata = {"model": "van_b0", "classes": ["red", "violet", "blue", "green"], "preprocessing": preprocessing}
+    vankit.save_checkpoint(model, tmp_path / "w.safetensors", metadata=metadata)
+    return tmp_path / "w.safetensors"
+
+
+def test_report_matches_torchmetrics(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    report = validate(
+        data, checkpoint=checkpoint, output=tmp_path / "out/r.json", picture=tmp_path / "out/c.png", workers=0
+    )
+    predictor = vankit.Predictor(checkpoint=checkpoint)
+    paths = sorted((data / "val").rglob("*.png"))
+    logits = torch.from_numpy(predictor.logits(np.stack([predictor.preprocess(p) for p in paths])))
+    labels = torch.tensor([predictor.classes.index(p.parent.name) for p in paths])
+    assert report.count == 12
+    assert report.top1 == pytest.approx(float(multiclass_accuracy(logits, labels, 4, average="micro")))
+    assert report.top5 == 1.0
+    order = [predictor.classes.index(name) for name in report.classes]
+    full = multiclass_confusion_matrix(logits, labels, 4)
+    assert report.classes == ["blue", "green", "red"]
+    assert report.confusion[:, :3].tolist() == full[order][:, order].tolist()
+    assert report.confusion[:, 3].tolist() == full[order][:, 1].tolist()  # violet
+    recall = multiclass_accuracy(logits, labels, 4, average=None)
+    assert [row["recall"] for row in report.per_class()] == pytest.approx(recall[order].tolist())
+    assert json.loads((tmp_path / "out/r.json").read_text()) == report.to_dict()
+    with Image.open(tmp_path / "out/c.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_unreadable_images_are_left_out_and_named(
+    data: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = data / "val" / "green" / "bad.jpg"
+    bad.write_bytes(b"\xff\xd8\xff\xe0 nothing")
+    report = validate(data, checkpoint=checkpoint, workers=0)
+    assert report.count == 12
+    assert [path for path, _ in report.skipped] == [str(bad)]
+    assert str(bad) in caplog.text
+
+
+def test_a_plain_class_folder_is_its_own_val_split(data: Path, checkpoint: Path) -> None:
+    assert validate(data / "val", checkpoint=checkpoint, workers=0).count == 12
+
+
+def test_nothing_readable(data: Path, checkpoint: Path) -> None:
+    for path in (data / "val").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="no image of .* could be read"):
+        validate(data, checkpoint=checkpoint, workers=0)
+
+
+def test_hand_counted_report() -> None:
+    confusion = np.array([[3, 1, 0], [0, 0, 2], [0, 0, 0]])
+    report = ClassificationReport(["a", "b", "c"], confusion, 5, [])
+    assert report.top1 == 3 / 6
+    assert report.top5 == 5 / 6
+    assert [(r["images"], r["recall"], r["precision"]) for r in report.per_class()] == [
+        (4, 0.75, 1.0),
+        (2, 0.0, 0.0),
+        (0, None, 0.0),
+    ]
+
+
+@pytest.mark.data
+def test_the_shipped_checkpoint_on_cifar10(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    """On a twentieth of the validation images: the accuracy it was published with, within four standard errors."""
+    for folder in (shared_data("cifar10") / "val").iterdir():
+        (tmp_path / "val" / folder.name).mkdir(parents=True)
+        for image in sorted(folder.iterdir())[:50]:
+            (tmp_path / "val" / folder.name / image.name).symlink_to(image)
+    stated = vankit.read_checkpoint(vankit.Predictor("van_b0.cifar10").network.pretrained_cfg["file"]).metadata["top1"]
+    report = validate(tmp_path, "van_b0.cifar10", workers=0)
+    assert report.count == 500
+    assert abs(report.top1 - stated) < 4 * (stated * (1 - stated) / 500) ** 0.5

@@ -1,0 +1,96 @@
+"""The recipes hold the published settings, and nonsense is refused by name."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from vankit.training.recipes import RECIPES, DenseConfig, TrainConfig, recipe
+
+
+@pytest.mark.parametrize(("model", "drop_path"), [("van_b0", 0.1), ("van_b1", 0.1), ("van_b2", 0.1), ("van_b3", 0.2)])
+def test_in1k_is_the_papers(model: str, drop_path: float) -> None:
+    c = recipe("in1k", model)
+    assert (c.lr, c.lr_batch, c.batch_size, c.weight_decay) == (1e-3, 1024, 128, 0.05)
+    assert (c.epochs, c.cooldown_epochs, c.warmup_epochs, c.warmup_lr, c.min_lr) == (300, 10, 5, 1e-6, 1e-6)
+    assert (c.auto_augment, c.color_jitter, c.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.4, 0.25)
+    assert (c.mixup, c.cutmix, c.mixup_switch_prob, c.smoothing) == (0.8, 1.0, 0.5, 0.1)
+    assert (c.drop_path_rate, c.pretrained, c.ema_decay, c.img_size) == (drop_path, False, 0.0, 224)
+
+
+def test_finetune_starts_from_weights_with_layer_decay() -> None:
+    c = recipe("finetune", "van_b0")
+    assert c.pretrained
+    assert 0 < c.layer_decay < 1
+
+
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task, known in RECIPES.items() for name in known])
+def test_recipes_take_tags(task: str, name: str) -> None:
+    assert isinstance(recipe(name, "van_b0.cifar10", task), TrainConfig if task == "classify" else DenseConfig)
+
+
+def test_coco_schedules_are_the_papers() -> None:
+    once, thrice = recipe("coco_1x", "van_b2", "detect"), recipe("coco_3x", "van_b2", "detect")
+    for c in (once, thrice):
+        assert (c.lr, c.lr_batch, c.weight_decay, c.schedule, c.warmup_iterations) == (1e-4, 16, 0.05, "step", 1000)
+        assert (c.long_side, c.flip, c.pretrained) == (1333, 0.5, True)
+    assert (once.epochs, once.steps, once.short_sides) == (12, (8, 11), (800,))
+    assert (thrice.epochs, min(thrice.short_sides), thrice.short_sides[-1]) == (36, 480, 800)
+
+
+@pytest.mark.parametrize("size", range(7))
+def test_ade20k_schedules_are_the_papers(size: int) -> None:
+    fpn, upernet = (recipe(f"ade20k_{head}", f"van_b{size}", "segment") for head in ("fpn", "upernet"))
+    assert (fpn.iterations, fpn.lr, fpn.weight_decay, fpn.power, fpn.lr_batch) == (40_000, 2e-4, 1e-4, 0.9, 32)
+    assert (upernet.iterations, upernet.lr, upernet.weight_decay, upernet.power) == (160_000, 6e-5, 0.01, 1.0)
+    assert (upernet.lr_batch, upernet.warmup_iterations, upernet.decay_norms) == (16, 1500, False)
+    assert (fpn.schedule, fpn.crop, upernet.schedule, upernet.crop) == ("poly", 512, "poly", 512)
+    assert upernet.drop_path_rate == (0.1, 0.1, 0.1, 0.3, 0.4, 0.4, 0.5)[size]
+    assert size > 4 or fpn.drop_path_rate == (0.2, 0.2, 0.2, 0.3, 0.4)[size]
+
+
+def test_coco_panoptic_is_the_papers() -> None:
+    c = recipe("coco_panoptic", "van_b3", "panoptic")
+    assert (c.lr, c.epochs, c.lr_batch, c.crop, c.scale_range) == (1e-4, 50, 16, 1024, (0.1, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("queries", 0, "1 or more"),
+        ("flip", 2.0, "0 to 1"),
+        ("short_sides", (), "at least one length"),
+        ("scale_range", (2.0, 1.0), "0 < low <= high"),
+        ("schedule", "exp", "one of step, poly, cosine"),
+        ("batch_norm", "none", "one of train, frozen, sync"),
+    ],
+)
+def test_bad_dense_settings_are_named(field: str, value: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} is .*{says}"):
+        replace(DenseConfig(), **{field: value})
+
+
+def test_unknown_task() -> None:
+    with pytest.raises(ValueError, match="unknown task 'count': expected one of classify, detect, segment, panoptic"):
+        recipe(None, "van_b0", "count")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("epochs", 0, "1 or more"),
+        ("smoothing", 1.5, "0 to 1"),
+        ("drop_path_rate", -0.1, "0 to 1"),
+        ("lr", -1.0, "0 or more"),
+        ("warmup_epochs", 300, "fewer than epochs"),
+        ("batch_size", 7, "must be even"),
+    ],
+)
+def test_bad_settings_are_named(field: str, value: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} is .*{says}"):
+        replace(TrainConfig(), **{field: value})
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(ValueError, match="unknown recipe 'in22k' for classify: expected one of in1k, finetune, short"):
+        recipe("in22k", "van_b0")
