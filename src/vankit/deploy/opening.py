@@ -58,6 +58,8 @@ def open_network(
         ImportError: a detector's or segmenter's head needs transformers.
     """
     if isinstance(model, Network):
+        if checkpoint is not None or classes is not None:
+            raise UserError(f"{model.source} is open, with its weights and classes: leave out checkpoint and classes")
         return model
     if is_exported(model):
         if checkpoint is not None:
