@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from vankit.data.folders import open_dataset
+from vankit.data.held_out import HeldOut, announce
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
 from vankit.errors import UserError
 from vankit.models.description import Description
@@ -159,7 +160,14 @@ def setup_classify(
     network = build_classifier(model, len(classes), config, **({"file": str(checkpoint)} if checkpoint else {}))
     task = Classifier(network, len(classes), config, config.batch_size * processes.world * config.accumulate)
     preprocessing = Preprocessing((3, config.img_size, config.img_size), MEAN_STD, MEAN_STD, config.crop_pct, "bicubic")
-    description = Description(model=model.split(".")[0], classes=classes, lka=config.lka, preprocessing=preprocessing)
+    held_out = announce(val_set, data, log=processes.rank == 0)
+    description = Description(
+        model=model.split(".")[0],
+        classes=classes,
+        lka=config.lka,
+        preprocessing=preprocessing,
+        held_out=held_out,
+    )
     return Setup(task, train_loader, val_loader, description)
 
 
@@ -176,5 +184,10 @@ def _datasets(data: str | PathLike[str], config: TrainConfig) -> tuple[Any, Any]
         interpolation=config.interpolation,
     )
     centre = create_transform(**common, crop_pct=config.crop_pct, interpolation="bicubic")
-    options = {"size": config.img_size, "seed": config.seed, "batch_size": config.batch_size}
+    options: dict[str, Any] = {
+        "size": config.img_size,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "held_out": HeldOut(config.val_share, config.seed, plain=True),
+    }
     return open_dataset(data, "train", augment, **options), open_dataset(data, "val", centre, **options)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
+from vankit.data.held_out import HeldOut
 from vankit.errors import UserError
 from vankit.models.lka_settings import LkaSettings
 
@@ -30,7 +31,9 @@ class Config:
         precision: Lightning's: 32-true, bf16-mixed or 16-mixed.
         grad_checkpointing: recompute activations in the backward pass, for memory.
         channels_last: NHWC memory format.
-        seed: of weights, order and augmentation.
+        seed: of weights, order, augmentation and the images held out, 0 to 4294967295.
+        val_share: part of each class's training images that is held out to validate where the data has no split val,
+            between 0 and 1.
         workers: processes that load images, per training process.
         lka: settings of the network's large kernel attention, see `vankit.LargeKernelAttention`; VAN's if left out.
     """
@@ -50,6 +53,7 @@ class Config:
     grad_checkpointing: bool = False
     channels_last: bool = True
     seed: int = 0
+    val_share: float = 0.1
     workers: int = 2
     lka: LkaSettings = field(default_factory=LkaSettings, hash=False)
 
@@ -57,6 +61,7 @@ class Config:
         self._check_range("epochs", "batch_size", "accumulate", "lr_batch", low=1)
         self._check_range("drop_path_rate", "ema_decay", high=1)
         self._check_range("workers", "lr", "weight_decay", "clip_grad")
+        HeldOut(self.val_share, self.seed)  # which checks them
 
     def _check_range(self, *names: str, low: float = 0, high: float = float("inf")) -> None:
         for name in names:

@@ -70,8 +70,9 @@ def train(
     Under torchrun every process calls this with the same arguments; one process alone trains alone.
 
     Args:
-        data: for classify see `vankit.data.folders.open_dataset`, else `vankit.data.scenes.open_scenes`; needs a train
-            and a val split.
+        data: for classify see `vankit.data.folders.open_dataset`, else `vankit.data.scenes.open_scenes`. Without a val
+            split, a part of the training images is held out to validate (`val_share` of the config), with a warning;
+            detect and panoptic need one.
         model: such as van_b0, or van_b0.cifar10 to start from those weights.
         config: settings: a `TrainConfig` for classify, else a `DenseConfig`; the task's first recipe if None.
         out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and tensorboard/;
@@ -154,9 +155,11 @@ def _check_same_run(out: Path, model: str, description: Description) -> int:
     """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
     before = {"lka": {}, "task": "classify"}  # which early runs do not say
     before |= json.loads((out / "config.json").read_text())
-    for name, value in json.loads(json.dumps({**description.to_metadata(), "model": model})).items():
-        if name in ("model", "lka", "classes", "task", "head", "queries") and before.get(name) != value:
-            same = "pass the same settings (--lka), or " if name == "lka" else ""
+    now = {"held_out": None, **json.loads(json.dumps({**description.to_metadata(), "model": model}))}
+    for name, value in now.items():
+        if name in ("model", "lka", "classes", "task", "head", "queries", "held_out") and before.get(name) != value:
+            options = {"lka": "--lka", "held_out": "--val-share, --seed"}
+            same = f"pass the same settings ({options[name]}), or " if name in options else ""
             raise UserError(
                 f"{out} holds a run with {name} {before.get(name)}, not {value}: {same}choose another folder (--out)"
             )
