@@ -1,6 +1,5 @@
 """`vankit study`: the paper's tables, recomputed."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,7 +115,7 @@ def ablation(
     runs = []
     if train is not None:
         quieten_lightning()
-        config = dataclasses.replace(recipes.short(model), **given(settings))
+        config = recipes.override(recipes.short(model), **given(settings))
         for run in ablate(train, config, seeds, out, rows, model):
             print(f"{run.row}, seed {run.seed}: top-1 {run.top1:.2%}")
             runs.append(run)

@@ -1,6 +1,5 @@
 """`vankit train`: a classifier, a detector or a segmenter."""
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +8,6 @@ from cyclopts import Parameter
 
 from vankit.cli.settings import Settings, given
 from vankit.cli.terminal import quieten_lightning
-from vankit.errors import UserError
 from vankit.training import recipes
 
 
@@ -52,13 +50,7 @@ def command(
     from vankit.training.run import train as run
 
     quieten_lightning()
-    chosen = given(settings)
-    config = recipes.recipe(recipe, model, task, head)
-    if unknown := sorted(set(chosen) - {field.name for field in dataclasses.fields(config)}):
-        raise UserError(f"--{unknown[0].replace('_', '-')} is no setting of task {task}: leave it out")
-    if "epochs" in chosen and isinstance(config, recipes.DenseConfig):
-        chosen.setdefault("iterations", 0)  # some recipes count these instead
-    config = dataclasses.replace(config, **chosen)
+    config = recipes.override(recipes.recipe(recipe, model, task, head), **given(settings))
     result = run(data, model, config, out, checkpoint, resume, task=task, head=head, skip_bad=skip_bad)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"best {result.measure} {result.score:.2%} after {result.seconds:.0f} s: {result.best}")

@@ -4,11 +4,13 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 from vankit.data.held_out import HeldOut
 from vankit.errors import UserError
 from vankit.models.lka_settings import LkaSettings
+
+ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Config:
     lka: LkaSettings = field(default_factory=LkaSettings, hash=False)
 
     def __post_init__(self) -> None:
-        self._check_range("epochs", "batch_size", "accumulate", "lr_batch", low=1)
+        self._check_range("batch_size", "accumulate", "lr_batch", low=1)
         self._check_range("drop_path_rate", "ema_decay", high=1)
         self._check_range("workers", "lr", "weight_decay", "clip_grad")
         HeldOut(self.val_share, self.seed)  # which checks them
@@ -115,7 +117,7 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_range("img_size", low=1)
+        self._check_range("epochs", "img_size", low=1)
         self._check_range(
             "crop_pct",
             "min_scale",
@@ -139,8 +141,10 @@ class TrainConfig(Config):
 class DenseConfig(Config):
     """Settings of a detector's or segmenter's training. The defaults are COCO's 1x schedule (`coco_1x`).
 
+    One of `epochs` and `iterations` says how long the run is, and the other is 0; see `override`.
+
     Attributes:
-        iterations: updates in all, rounded up to whole epochs, instead of `epochs`; 0 leaves it to `epochs`.
+        iterations: updates in all, rounded up to whole epochs.
         schedule: how the learning rate falls: step (x 0.1 at `steps`), poly (to the `power`) or cosine.
         steps: epochs after which the step schedule falls.
         power: of the poly schedule.
@@ -187,7 +191,12 @@ class DenseConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_range("validate_every", "queries", "long_side", low=1)
-        self._check_range("iterations", "warmup_iterations", "crop", "power", "backbone_lr")
+        self._check_range("epochs", "iterations", "warmup_iterations", "crop", "power", "backbone_lr")
+        if (self.epochs > 0) == (self.iterations > 0):
+            raise UserError(
+                f"epochs is {self.epochs} and iterations {self.iterations}: give the length of the run as one of them, "
+                "and set the other to 0"
+            )
         self._check_range("flip", high=1)
         self._check_range("ignore_label", high=255)
         if not self.short_sides or min(self.short_sides) < 1:
@@ -294,6 +303,7 @@ def ade20k_fpn(model: str) -> DenseConfig:
 def ade20k_upernet(model: str) -> DenseConfig:
     """ADE20K with UperNet (paper section 4.4): 160,000 iterations of batch 16."""
     return DenseConfig(
+        epochs=0,
         iterations=160_000,
         schedule="poly",
         power=1.0,
@@ -371,3 +381,22 @@ def recipe(name: str | None, model: str, task: str = "classify", head: str | Non
         raise UserError(f"unknown recipe {name!r} for {task}: expected one of {', '.join(known)}")
     own = f"ade20k_{head}"  # ade20k_upernet is that head's
     return known[name or (own if own in known else next(iter(known)))](model)
+
+
+def override(config: ConfigT, **settings: Any) -> ConfigT:
+    """A config with other settings. Of `epochs` and `iterations` the one that is given holds, the other becomes 0.
+
+    Args:
+        config: such as a recipe's.
+        settings: by the names of its fields.
+
+    Raises:
+        ValueError: there is no such setting, or a value is out of range.
+    """
+    if unknown := sorted(settings.keys() - {field.name for field in dataclasses.fields(config)}):
+        raise UserError(f"{unknown[0]} (--{unknown[0].replace('_', '-')}) is not a setting of this task: leave it out")
+    if isinstance(config, DenseConfig):
+        for given, other in (("epochs", "iterations"), ("iterations", "epochs")):
+            if settings.get(given):
+                settings.setdefault(other, 0)
+    return dataclasses.replace(config, **settings)

@@ -213,9 +213,7 @@ def _length(config: Config, batches: int) -> dict[str, Any]:
     if isinstance(config, TrainConfig):
         return {"max_epochs": config.epochs + config.cooldown_epochs}
     assert isinstance(config, DenseConfig)
-    epochs = config.epochs
-    if config.iterations:
-        epochs = math.ceil(config.iterations * config.accumulate / batches)
+    epochs = config.epochs or math.ceil(config.iterations * config.accumulate / batches)
     # the last epoch is always validated
     epochs = math.ceil(epochs / config.validate_every) * config.validate_every
     return {"max_epochs": epochs, "check_val_every_n_epoch": config.validate_every}
