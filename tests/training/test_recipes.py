@@ -1,12 +1,13 @@
 """The recipes hold the published settings, and nonsense is refused by name."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vankit.errors import UserError
-from vankit.training.recipes import RECIPES, DenseConfig, TrainConfig, override, recipe
+from vankit.training.recipes import RECIPES, DenseConfig, TrainConfig, default_recipe, override, recipe
 from vankit.training.run import _length
 
 
@@ -102,6 +103,26 @@ def test_override_refuses_what_is_not_a_setting() -> None:
     with pytest.raises(UserError, match=r"crop_pct \(--crop-pct\) is not a setting of this task"):
         override(DenseConfig(), crop_pct=0.5)
     assert override(recipe("short", "van_b0"), epochs=3).epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "task", "head", "name"),
+    [
+        ("photos", "classify", None, "finetune"),
+        (Path("shapes"), "classify", None, "short"),
+        ("shapes", "detect", "mask_rcnn", "short"),
+        ("shapes", "segment", "upernet", "short"),
+        ("coco", "detect", "mask_rcnn", "coco_1x"),
+        ("ade", "segment", "upernet", "ade20k_upernet"),
+        ("ade", "segment", "semantic_fpn", "ade20k_fpn"),
+        ("coco", "panoptic", "mask2former", "coco_panoptic"),
+    ],
+)
+def test_the_recipe_where_none_is_asked_for(data: Any, task: str, head: str | None, name: str) -> None:
+    assert default_recipe(data, task, head) == name
+    if data != "shapes" and not isinstance(data, Path):
+        assert recipe(None, "van_b0", task, head) == recipe(name, "van_b0", task, head)
+    assert name != "short" or not recipe(name, "van_b0", task).pretrained  # nothing is downloaded
 
 
 def test_unknown_task() -> None:

@@ -18,7 +18,10 @@ from PIL import Image
 
 import vankit
 from vankit.errors import UserError
+from vankit.models.van import create_model
 from vankit.models.weights import read_checkpoint
+from vankit.training.classify import setup_classify
+from vankit.training.loaders import Processes
 from vankit.training.recipes import TrainConfig, short
 from vankit.training.run import KeepWeights, TrainResult, train
 
@@ -183,6 +186,22 @@ def test_start_from_a_checkpoint(run: TrainResult, data: Path, tmp_path: Path) -
     for name, tensor in before.items():
         if "running" not in name and "num_batches" not in name:
             assert torch.equal(tensor, after[name]), name
+
+
+@pytest.mark.parametrize(("model", "task"), [("van_b4", "classify"), ("van_b6", "detect")])
+def test_public_weights_that_do_not_exist(model: str, task: str, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{model} has no public weights to start from: .*--checkpoint.*--recipe in1k"):
+        train(data, model, out=tmp_path, task=task)
+
+
+def test_a_checkpoint_is_taken_instead_of_public_weights(data: Path, tmp_path: Path) -> None:
+    """Also of a model that has none; the hub is not asked."""
+    vankit.save_checkpoint(create_model("van_b4", num_classes=2), tmp_path / "b4.safetensors")
+    config = replace(TINY, pretrained=True)
+    setup = setup_classify(data, "van_b4", config, Processes(), tmp_path / "b4.safetensors")
+    torch.testing.assert_close(
+        dict(setup.task.model.state_dict()), dict(read_checkpoint(tmp_path / "b4.safetensors").state_dict)
+    )
 
 
 def test_options_of_the_paper_run(data: Path, tmp_path: Path) -> None:

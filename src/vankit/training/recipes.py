@@ -363,7 +363,7 @@ def recipe(name: str | None, model: str, task: str = "classify", head: str | Non
 
     Args:
         name: in1k, finetune or short for classify; coco_1x, coco_3x or short for detect; ade20k_fpn, ade20k_upernet or
-            short for segment; coco_panoptic or short for panoptic. None takes the head's own, or else the first.
+            short for segment; coco_panoptic or short for panoptic. None takes `default_recipe`'s for a folder.
         model: such as van_b0.
         task: classify, detect, segment or panoptic.
         head: such as upernet.
@@ -379,8 +379,28 @@ def recipe(name: str | None, model: str, task: str = "classify", head: str | Non
     known = RECIPES[task]
     if name is not None and name not in known:
         raise UserError(f"unknown recipe {name!r} for {task}: expected one of {', '.join(known)}")
+    return known[name or default_recipe("", task, head)](model)
+
+
+def default_recipe(data: object, task: str = "classify", head: str | None = None) -> str:
+    """The name of the recipe that is taken where none is asked for.
+
+    Args:
+        data: see `vankit.train`; nothing is downloaded to train on the generated `shapes`.
+        task: classify, detect, segment or panoptic.
+        head: such as upernet, which has a recipe of its own.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if task not in RECIPES:
+        raise UserError(f"unknown task {task!r}: expected one of {', '.join(RECIPES)}")
+    if str(data) == "shapes":
+        return "short"
+    if task == "classify":
+        return "finetune"  # in1k is for a million images
     own = f"ade20k_{head}"  # ade20k_upernet is that head's
-    return known[name or (own if own in known else next(iter(known)))](model)
+    return own if own in RECIPES[task] else next(iter(RECIPES[task]))
 
 
 def override(config: ConfigT, **settings: Any) -> ConfigT:
