@@ -22,6 +22,7 @@ from vankit.data.images import ImageError
 from vankit.data.scenes import open_scenes
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
+from vankit.files import check_picture
 from vankit.heads.build import HEADS
 from vankit.prediction.labels import Predictor
 from vankit.prediction.scenes import DensePredictor
@@ -188,6 +189,7 @@ def validate(
     Raises:
         FileNotFoundError, ValueError: data or weights cannot be used, or their classes do not match.
     """
+    check_picture(picture)
     opened = open_network(model, checkpoint)
     if opened.dense:
         if picture is not None:

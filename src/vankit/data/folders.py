@@ -21,7 +21,7 @@ Transform = Callable[[Image.Image], Any]
 # never the test images for validation, by which the best weights are chosen
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 _READERS = ("hfds/", "wds/")
-_NO_SPLIT = (ValueError, KeyError, AssertionError, RuntimeError)  # how timm and datasets refuse a split
+_NO_SPLIT = (ValueError, LookupError, AssertionError, RuntimeError)  # how timm and datasets refuse a split
 _SHAPES_LENGTH = {"train": 12_000, "val": 1_000}
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 from vankit.data.held_out import HeldOut
 from vankit.errors import UserError
@@ -30,7 +30,7 @@ class Config:
         ema_decay: decay per update of the moving average of the weights that is validated and kept, warmed up as
             min(ema_decay, (1 + updates) / (10 + updates)); 0 is none.
         pretrained: start from the model's public weights.
-        precision: Lightning's: 32-true, bf16-mixed or 16-mixed.
+        precision: Lightning's: 32-true, bf16-mixed or 16-mixed (on GPUs).
         grad_checkpointing: recompute activations in the backward pass, for memory.
         channels_last: NHWC memory format.
         seed: of weights, order, augmentation and the images held out, 0 to 4294967295.
@@ -51,7 +51,7 @@ class Config:
     drop_path_rate: float = 0.1
     ema_decay: float = 0.0
     pretrained: bool = False
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     grad_checkpointing: bool = False
     channels_last: bool = True
     seed: int = 0
@@ -62,8 +62,15 @@ class Config:
     def __post_init__(self) -> None:
         self._check_range("batch_size", "accumulate", "lr_batch", low=1)
         self._check_range("drop_path_rate", "ema_decay", high=1)
-        self._check_range("workers", "lr", "weight_decay", "clip_grad")
+        self._check_range("workers", "lr", "min_lr", "weight_decay", "clip_grad")
+        self._check_choice("precision")
         HeldOut(self.val_share, self.seed)  # which checks them
+
+    def _check_choice(self, *names: str) -> None:
+        known = {field.name: get_args(field.type) for field in dataclasses.fields(self)}
+        for name in names:
+            if getattr(self, name) not in known[name]:
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known[name])}")
 
     def _check_range(self, *names: str, low: float = 0, high: float = float("inf")) -> None:
         for name in names:
@@ -104,7 +111,7 @@ class TrainConfig(Config):
     img_size: int = 224
     crop_pct: float = 0.9
     min_scale: float = 0.08
-    interpolation: str = "random"
+    interpolation: Literal["bicubic", "bilinear", "random"] = "random"
     auto_augment: str = "rand-m9-mstd0.5-inc1"
     color_jitter: float = 0.4
     random_erasing: float = 0.25
@@ -128,10 +135,18 @@ class TrainConfig(Config):
             "layer_decay",
             high=1,
         )
-        self._check_range("cooldown_epochs", "warmup_epochs")
+        self._check_range("cooldown_epochs", "warmup_epochs", "warmup_lr", "color_jitter", "mixup", "cutmix")
+        self._check_choice("interpolation")
+        if not self.crop_pct:
+            raise UserError("crop_pct is 0, expected more than 0, to 1")
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise UserError(
                 f"warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs: expected fewer than epochs"
+            )
+        if self.batch_size == 1 and self.img_size <= 32:
+            raise UserError(
+                f"batch_size is 1 and img_size {self.img_size}: the last stage has one pixel per image then, and its "
+                "norms need at least two values: pass a larger one of them"
             )
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise UserError(f"batch_size is {self.batch_size}: mixup and cutmix pair images, so it must be even")
@@ -204,9 +219,7 @@ class DenseConfig(Config):
         low, high = self.scale_range
         if not 0 < low <= high:
             raise UserError(f"scale_range is {self.scale_range}, expected 0 < low <= high")
-        for name, known in (("schedule", ("step", "poly", "cosine")), ("batch_norm", ("train", "frozen", "sync"))):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        self._check_choice("schedule", "batch_norm")
 
 
 def in1k(model: str) -> TrainConfig:

@@ -210,7 +210,7 @@ def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Tr
         strategy="auto" if world == 1 else "ddp_find_unused_parameters_true" if dense else "ddp",
         # PyTorch has it on GPUs only
         sync_batchnorm=dense is not None and dense.batch_norm == "sync" and world > 1 and torch.cuda.is_available(),
-        precision=config.precision,  # type: ignore[arg-type]
+        precision=config.precision,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_grad or None,
         logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="", version="tensorboard")],
