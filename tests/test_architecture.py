@@ -20,6 +20,7 @@ FLOORS = (
     {"engines", "heads"},
     {"models"},
     {"data", "ops", "tasks"},
+    {"files"},
     {"errors"},
 )
 # Imported in the functions that use them, for they are heavy or of an extra. Triton reads its kernels' source and

@@ -242,5 +242,5 @@ def test_validate_segments(segmenter: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_a_setting_of_another_task_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "shapes", "--task", "detect", "--mixup", "0.5", "--out", tmp_path / "run") == 1
-    assert "--mixup is no setting of task detect" in capsys.readouterr().err
+    assert "mixup (--mixup) is not a setting of this task" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -17,10 +17,12 @@ from torchvision.datasets import ImageFolder
 
 from vankit.data.augment import collate, evaluation_transform
 from vankit.data.folders import class_index, open_dataset
+from vankit.data.held_out import HeldOut, announce
 from vankit.data.images import ImageError
 from vankit.data.scenes import open_scenes
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
+from vankit.files import check_picture
 from vankit.heads.build import HEADS
 from vankit.prediction.labels import Predictor
 from vankit.prediction.scenes import DensePredictor
@@ -166,7 +168,8 @@ def validate(
 
     Data and classifier are matched by class name (also by WordNet id for ImageNet's); a network without names is
     matched by order where the counts agree. An image of a folder that cannot be read is left out and reported.
-    A detector's or segmenter's classes have to be the data's, in the same order.
+    A detector's or segmenter's classes have to be the data's, in the same order. Where the data has no split `val`, the
+    images that training held out are measured, if the checkpoint names them, or else a tenth of the split `train`.
 
     Args:
         data: see `vankit.data.folders.open_dataset`; for a detector or segmenter `vankit.data.scenes.open_scenes`.
@@ -186,6 +189,7 @@ def validate(
     Raises:
         FileNotFoundError, ValueError: data or weights cannot be used, or their classes do not match.
     """
+    check_picture(picture)
     opened = open_network(model, checkpoint)
     if opened.dense:
         if picture is not None:
@@ -197,7 +201,8 @@ def validate(
     if test != "single" or skip_bad:
         raise UserError("test and skip_bad are of detectors and segmenters: pass the checkpoint of one")
     predictor = Predictor(opened, engine=engine, precision=precision, batch_size=batch_size, device=device)
-    return _validate_classifier(data, predictor, output, picture, split, batch_size, workers, seed)
+    held_out = opened.description.held_out or HeldOut()
+    return _validate_classifier(data, predictor, output, picture, split, batch_size, workers, seed, held_out)
 
 
 def _validate_classifier(
@@ -209,8 +214,12 @@ def _validate_classifier(
     batch_size: int,
     workers: int,
     seed: int,
+    held_out: HeldOut,
 ) -> ClassificationReport:
-    dataset = open_dataset(data, split, predictor.preprocessing, predictor.preprocessing.input_size[-1], seed)
+    dataset = open_dataset(
+        data, split, predictor.preprocessing, predictor.preprocessing.input_size[-1], seed, held_out=held_out
+    )
+    announce(dataset, data)
     names: list[str] = list(dataset.classes)
     index = class_index(names, predictor.classes, predictor.named)
     if isinstance(dataset, ImageFolder):
@@ -248,7 +257,9 @@ def _measure_scenes(
         seed=seed,
         ignore_label=predictor.description.ignore_label,
         skip_bad=skip_bad,
+        held_out=predictor.description.held_out or HeldOut(),
     )
+    announce(dataset, data)
     if list(dataset.classes) != predictor.classes:
         only = sorted(set(dataset.classes) ^ set(predictor.classes)) or ["the same in another order"]
         raise UserError(f"data and network have different classes: {', '.join(only[:10])}")

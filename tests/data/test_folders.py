@@ -5,13 +5,18 @@ import json
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from vankit.data.folders import open_dataset
+from vankit.data.held_out import HeldOut
 from vankit.data.images import ImageError
+from vankit.errors import UserError
 from vankit.training.recipes import short
 from vankit.training.run import train
 
@@ -52,11 +57,89 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
         open_dataset(tmp_path / "nowhere", "train", np.asarray)
     with pytest.raises(FileNotFoundError, match=r"no train split in .*: expected one of train, training"):
         open_dataset(tmp_path, "train", np.asarray)
-    (tmp_path / "train").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no val split in .*: expected one of val, validation"):
         open_dataset(tmp_path, "val", np.asarray)
-    with pytest.raises(ValueError, match=r"is no ImageFolder: expected .*train/CLASS/\*\.jpg"):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match=r"is not an ImageFolder: expected .*train/CLASS/\*\.jpg"):
         open_dataset(tmp_path, "train", np.asarray)
+
+
+DEFAULT = HeldOut()
+
+
+def files(data: Path, split: str, held_out: HeldOut | None = DEFAULT) -> set[str]:
+    dataset = open_dataset(data, split, np.asarray, held_out=held_out)
+    assert [dataset.classes[label] for _, label in dataset.samples] == [Path(p).parent.name for p, _ in dataset.samples]
+    assert dataset.targets == [label for _, label in dataset.samples] and len(dataset) == len(dataset.samples)
+    return {Path(path).relative_to(data).as_posix() for path, _ in dataset.samples}
+
+
+@given(
+    st.dictionaries(st.text("abc-é", min_size=1, max_size=6), st.integers(1, 40), min_size=1, max_size=5),
+    st.floats(0.01, 0.99),
+    st.integers(0, 2**32 - 1),
+    st.randoms(),
+)
+def test_each_class_gives_its_share_whatever_the_order(
+    counts: dict[str, int], share: float, seed: int, random: Random
+) -> None:
+    images = [(f"{name}/{i}", name) for name, count in counts.items() for i in range(count)]
+    held_out = HeldOut(share, seed)
+    chosen = dict(zip(images, held_out.choose(*zip(*images, strict=True)), strict=True))
+    for name, count in counts.items():
+        found = sum(out for (_, group), out in chosen.items() if group == name)
+        assert found == (0 if count == 1 else min(max(1, round(share * count)), count - 1))
+    shuffled = random.sample(images, len(images))
+    assert chosen == dict(zip(shuffled, held_out.choose(*zip(*shuffled, strict=True)), strict=True))
+
+
+def test_the_choice_stays_the_same_for_ever() -> None:
+    """A checkpoint names its share and seed alone, and other versions have to find the same images."""
+    names = [f"cat/{i:02d}.jpg" for i in range(20)]
+    chosen = HeldOut(0.2, 7).choose(names, ["cat"] * 20)
+    assert [i for i, out in enumerate(chosen) if out] == [0, 6, 13, 17]
+
+
+def test_without_val_a_part_of_train_is_held_out(tmp_path: Path) -> None:
+    make(tmp_path / "train", {"a": 20, "b": 11, "c": 1})
+    make(tmp_path / "test", {"a": 2, "b": 2, "c": 1})
+    everything = {p.relative_to(tmp_path).as_posix() for p in (tmp_path / "train").rglob("*.png")}
+    val, train = files(tmp_path, "val"), files(tmp_path, "train")
+    assert val | train == everything and not val & train
+    assert sorted(name.split("/")[1] for name in val) == ["a", "a", "b"]
+    assert files(tmp_path, "val", HeldOut(0.1, 0)) == val != files(tmp_path, "val", HeldOut(0.1, 1))
+    assert len(files(tmp_path, "val", HeldOut(0.5))) == 10 + 6
+    assert len(files(tmp_path, "test")) == 5
+    make(tmp_path / "val", {"a": 1, "b": 1, "c": 1})
+    assert files(tmp_path, "val") == {"val/a/0.png", "val/b/0.png", "val/c/0.png"}
+    assert files(tmp_path, "train") == everything
+
+
+def test_a_folder_without_splits_is_divided_where_asked(tmp_path: Path) -> None:
+    make(tmp_path, {"a": 10, "b": 10})
+    whole = files(tmp_path, "val")
+    assert len(whole) == 20 and files(tmp_path, "train") == whole == files(tmp_path, "val", None)
+    held_out = HeldOut(0.2, plain=True)
+    val, train = files(tmp_path, "val", held_out), files(tmp_path, "train", held_out)
+    assert len(val) == 4 and val | train == whole and not val & train
+
+
+def test_test_images_are_never_val(tmp_path: Path) -> None:
+    make(tmp_path / "test", {"a": 2})
+    for split in ("train", "val"):
+        with pytest.raises(FileNotFoundError, match=f"no {split} split in"):
+            open_dataset(tmp_path, split, np.asarray, held_out=HeldOut(plain=True))
+    make(tmp_path / "train", {"a": 2})
+    with pytest.raises(FileNotFoundError, match="no val split in"):
+        open_dataset(tmp_path, "val", np.asarray)
+
+
+@pytest.mark.parametrize(
+    ("share", "seed", "says"), [(0.0, 0, "val_share is 0.0"), (1.0, 0, "val_share"), (0.1, -1, "seed is -1")]
+)
+def test_shares_and_seeds_out_of_range(share: float, seed: int, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        HeldOut(share, seed)
 
 
 def test_shapes() -> None:
@@ -122,3 +205,22 @@ def test_hugging_face_dataset(tmp_path: Path) -> None:
     data = open_dataset(f"hfds/{tmp_path}", "train", np.asarray)
     assert data.classes == ["cat", "dog"]
     assert [label for _, label in data] == [0, 0, 1]
+
+
+def test_a_hugging_face_dataset_without_val_is_divided(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    for split in ("train", "test"):
+        make(tmp_path / split, {"cat": 10, "dog": 5})
+    val, train = (open_dataset(f"hfds/{tmp_path}", split, np.asarray, held_out=HeldOut()) for split in ("val", "train"))
+    assert (len(val), len(train)) == (2, 13) == (val.division.count, val.division.total - 2)
+    assert sorted(label for _, label in val) == [0, 1]
+    rows = [{row["image"]["path"] for row in part.reader.dataset} for part in (val, train)]
+    assert len(rows[0] | rows[1]) == 15 and all("/train/" in path for path in rows[0])
+
+
+def test_shards_without_val_are_refused(shards: Path) -> None:
+    info = json.loads((shards / "_info.json").read_text())
+    info["splits"]["test"] = info["splits"].pop("validation")
+    (shards / "_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="cannot read a val split of wds/.*; tried val: .*; validation: .*; valid: "):
+        open_dataset(f"wds/{shards}", "val", np.asarray)

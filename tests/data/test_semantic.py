@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from torchvision import tv_tensors
 
+from vankit.data.held_out import HeldOut
 from vankit.data.semantic import SemanticFolder, open_semantic, read_labels
 
 HEADER = "Idx\tRatio\tTrain\tVal\tStuff\tName\n"
@@ -115,6 +116,18 @@ def test_the_test_images_are_not_for_choosing_the_best_weights(tmp_path: Path) -
     write(tmp_path, "test", "1", [[1, 0]])
     with pytest.raises(FileNotFoundError, match="no val split"):
         opened(tmp_path, "val")
+
+
+def test_without_val_a_part_of_train_is_held_out(tmp_path: Path) -> None:
+    for i in range(10):
+        write(tmp_path, "train/street" if i % 2 else "train", str(i), [[1, 0]])
+    write(tmp_path, "test", "1", [[1, 0]])
+    val, train, other = (
+        set(open_semantic(tmp_path, split, None, 255, False, HeldOut(0.3, seed)).names)
+        for split, seed in (("val", 4), ("train", 4), ("val", 5))
+    )
+    assert len(val) == 3 and val | train == set(opened(tmp_path).names) and not val & train
+    assert other != val
 
 
 @pytest.mark.parametrize("folder", ["annotations", "labels", "masks"])

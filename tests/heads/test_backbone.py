@@ -19,6 +19,7 @@ from vankit.heads.backbone import (
     normalise,
     van_features,
 )
+from vankit.models.van import VAN
 
 WIDTHS = {"van_b0": [32, 64, 160, 256], "van_b1": [64, 128, 320, 512]}
 BLOCKS = 3 + 3 + 5 + 2  # of van_b0
@@ -110,8 +111,27 @@ def test_checkpointing_recomputes_with_the_same_gradients_and_statistics() -> No
         torch.testing.assert_close(buffer, other)
 
 
+def test_the_network_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[VAN] = []
+    build = VAN.__init__
+
+    def count(self: VAN, *args: Any, **kwargs: Any) -> None:
+        built.append(self)
+        build(self, *args, **kwargs)
+
+    monkeypatch.setattr(VAN, "__init__", count)
+    van_features("van_b0.cifar10", pretrained=True)
+    assert len(built) == 1
+
+
+def test_the_attention_has_its_settings() -> None:
+    features: Any = van_features("van_b0", lka={"form": "dense", "kernel_size": (9,)})
+    kernels = [m.kernel_size for m in features.modules() if isinstance(m, nn.Conv2d)]
+    assert kernels.count((9, 9)) == BLOCKS
+
+
 def test_other_models_are_refused() -> None:
-    with pytest.raises(ValueError, match="resnet18 is no VAN: expected van_b0 to van_b6"):
+    with pytest.raises(ValueError, match="resnet18 is not a VAN: expected van_b0 to van_b6"):
         van_features("resnet18")
     with pytest.raises(ValueError, match="unknown model 'van_b7': expected one of van_b0"):
         van_features("van_b7")

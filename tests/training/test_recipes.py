@@ -1,11 +1,14 @@
 """The recipes hold the published settings, and nonsense is refused by name."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vankit.training.recipes import RECIPES, DenseConfig, TrainConfig, recipe
+from vankit.errors import UserError
+from vankit.training.recipes import RECIPES, DenseConfig, TrainConfig, default_recipe, override, recipe
+from vankit.training.run import _length
 
 
 @pytest.mark.parametrize(("model", "drop_path"), [("van_b0", 0.1), ("van_b1", 0.1), ("van_b2", 0.1), ("van_b3", 0.2)])
@@ -68,6 +71,58 @@ def test_coco_panoptic_is_the_papers() -> None:
 def test_bad_dense_settings_are_named(field: str, value: Any, says: str) -> None:
     with pytest.raises(ValueError, match=f"{field} is .*{says}"):
         replace(DenseConfig(), **{field: value})
+
+
+@pytest.mark.parametrize(("epochs", "iterations"), [(12, 40_000), (0, 0)])
+def test_a_run_is_as_long_as_epochs_or_iterations_say(epochs: int, iterations: int) -> None:
+    says = f"epochs is {epochs} and iterations {iterations}: .*one of them, and set the other to 0"
+    with pytest.raises(UserError, match=says):
+        DenseConfig(epochs=epochs, iterations=iterations)
+    with pytest.raises(UserError, match="epochs is 12 and iterations 160000"):
+        replace(recipe("ade20k_upernet", "van_b0", "segment"), epochs=12)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "settings", "length"),
+    [
+        ("ade20k_fpn", "segment", {}, (0, 40_000)),
+        ("ade20k_fpn", "segment", {"epochs": 3}, (3, 0)),
+        ("coco_1x", "detect", {"iterations": 90}, (0, 90)),
+        ("coco_1x", "detect", {"epochs": 4, "iterations": 0}, (4, 0)),
+    ],
+)
+def test_the_length_that_is_given_holds(
+    name: str, task: str, settings: dict[str, int], length: tuple[int, int]
+) -> None:
+    config = override(recipe(name, "van_b0", task), **settings)
+    assert (config.epochs, config.iterations) == length
+    assert _length(config, 20) == {"max_epochs": length[0] or -(-length[1] // 20), "check_val_every_n_epoch": 1}
+
+
+def test_override_refuses_what_is_not_a_setting() -> None:
+    with pytest.raises(UserError, match=r"crop_pct \(--crop-pct\) is not a setting of this task"):
+        override(DenseConfig(), crop_pct=0.5)
+    assert override(recipe("short", "van_b0"), epochs=3).epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "task", "head", "name"),
+    [
+        ("photos", "classify", None, "finetune"),
+        (Path("shapes"), "classify", None, "short"),
+        ("shapes", "detect", "mask_rcnn", "short"),
+        ("shapes", "segment", "upernet", "short"),
+        ("coco", "detect", "mask_rcnn", "coco_1x"),
+        ("ade", "segment", "upernet", "ade20k_upernet"),
+        ("ade", "segment", "semantic_fpn", "ade20k_fpn"),
+        ("coco", "panoptic", "mask2former", "coco_panoptic"),
+    ],
+)
+def test_the_recipe_where_none_is_asked_for(data: Any, task: str, head: str | None, name: str) -> None:
+    assert default_recipe(data, task, head) == name
+    if data != "shapes" and not isinstance(data, Path):
+        assert recipe(None, "van_b0", task, head) == recipe(name, "van_b0", task, head)
+    assert name != "short" or not recipe(name, "van_b0", task).pretrained  # nothing is downloaded
 
 
 def test_unknown_task() -> None:

@@ -17,7 +17,11 @@ from lightning import Trainer
 from PIL import Image
 
 import vankit
+from vankit.errors import UserError
+from vankit.models.van import create_model
 from vankit.models.weights import read_checkpoint
+from vankit.training.classify import setup_classify
+from vankit.training.loaders import Processes
 from vankit.training.recipes import TrainConfig, short
 from vankit.training.run import KeepWeights, TrainResult, train
 
@@ -132,7 +136,7 @@ def test_fewer_images_than_a_batch(data: Path, tmp_path: Path) -> None:
 
 
 def test_other_networks_are_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="resnet18 is no VAN"):
+    with pytest.raises(ValueError, match="resnet18 is not a VAN"):
         train(data, "resnet18", TINY, tmp_path)
 
 
@@ -184,6 +188,22 @@ def test_start_from_a_checkpoint(run: TrainResult, data: Path, tmp_path: Path) -
             assert torch.equal(tensor, after[name]), name
 
 
+@pytest.mark.parametrize(("model", "task"), [("van_b4", "classify"), ("van_b6", "detect")])
+def test_public_weights_that_do_not_exist(model: str, task: str, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{model} has no public weights to start from: .*--checkpoint.*--recipe in1k"):
+        train(data, model, out=tmp_path, task=task)
+
+
+def test_a_checkpoint_is_taken_instead_of_public_weights(data: Path, tmp_path: Path) -> None:
+    """Also of a model that has none; the hub is not asked."""
+    vankit.save_checkpoint(create_model("van_b4", num_classes=2), tmp_path / "b4.safetensors")
+    config = replace(TINY, pretrained=True)
+    setup = setup_classify(data, "van_b4", config, Processes(), tmp_path / "b4.safetensors")
+    torch.testing.assert_close(
+        dict(setup.task.model.state_dict()), dict(read_checkpoint(tmp_path / "b4.safetensors").state_dict)
+    )
+
+
 def test_options_of_the_paper_run(data: Path, tmp_path: Path) -> None:
     config = replace(
         TrainConfig(), epochs=1, warmup_epochs=0, cooldown_epochs=0, img_size=32, batch_size=4, workers=0, accumulate=2,
@@ -200,6 +220,48 @@ def test_different_classes_are_named(data: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "val" / "dusk" / "0.png")
     with pytest.raises(ValueError, match="train and val have different classes: bright, dark, dusk"):
         train(tmp_path, "van_b0", TINY, tmp_path / "run")
+
+
+def squares(root: Path, count: int) -> None:
+    for name, level in (("bright", 200), ("dark", 50)):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (32, 32), (level + i, level, level)).save(root / name / f"{i}.png")
+
+
+@pytest.mark.parametrize("place", ["train", "."])
+def test_what_is_held_out_is_what_is_validated(place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "data"
+    squares(root / place, 10)
+    config = replace(TINY, epochs=1, val_share=0.3, seed=5)
+    result = train(root, "van_b0", config, tmp_path / "run")
+    assert caplog.text.count("6 of its 20 training images are held out to validate (--val-share 0.3, seed 5)") == 1
+    metadata = read_checkpoint(result.best).metadata
+    assert metadata["held_out"] == {"share": 0.3, "seed": 5, "plain": place == "."}
+    report = vankit.validate(root, checkpoint=result.best, workers=0)
+    assert report.count == 6
+    assert report.top1 == pytest.approx(result.score, abs=1e-6)
+    assert vankit.validate(root, checkpoint=result.best, workers=0, split="train").count == 14
+    assert vankit.validate(root / place / ".", checkpoint=result.best, workers=0).count == (6 if place == "." else 20)
+    for changes in ({"val_share": 0.4}, {"seed": 6}):
+        with pytest.raises(
+            UserError, match=r"holds a run with held_out .*pass the same settings \(--val-share, --seed"
+        ):
+            train(root, "van_b0", replace(config, **changes), tmp_path / "run", resume=True)
+    squares(root / "val", 2)
+    if place == "train":
+        assert vankit.validate(root, checkpoint=result.best, workers=0).count == 4
+
+
+def test_a_checkpoint_that_says_nothing_measures_a_tenth_of_train(
+    run: TrainResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "held_out" not in read_checkpoint(run.best).metadata
+    squares(tmp_path / "train", 10)
+    squares(tmp_path / "test", 1)
+    assert vankit.validate(tmp_path, checkpoint=run.best, workers=0).count == 2
+    assert "2 of its 20 training images are held out to validate (--val-share 0.1, seed 0)" in caplog.text
+    assert vankit.validate(tmp_path / "train", checkpoint=run.best, workers=0).count == 20
 
 
 def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:

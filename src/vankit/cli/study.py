@@ -1,6 +1,5 @@
 """`vankit study`: the paper's tables, recomputed."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ from rich.table import Table
 from vankit.cli.settings import Settings, given
 from vankit.cli.terminal import console, quieten_lightning
 from vankit.errors import UserError
+from vankit.files import check_picture
 from vankit.training import recipes
 
 command = App(name="study", help="The paper's tables, recomputed: what VAN costs, and what each part of it is for.")
@@ -42,6 +42,7 @@ def decomposition(
     from vankit.study.decomposition import best_dilation, depthwise_params, plot_decomposition
     from vankit.study.decomposition import decomposition as run
 
+    check_picture(plot)
     rows = run(kernel_size, dilation, channels)
     d = dilation or best_dilation(kernel_size)
     table = _table(f"parameters, K = {kernel_size}, d = {d}", "channels", "standard", "MobileNet", "LKA")
@@ -113,10 +114,11 @@ def ablation(
         raise UserError("--rows, --plot and settings are of training: add --train DATA")
     if fixed := {"seed", "lka"} & set(given(settings)):
         raise UserError(f"--{min(fixed)} is what the rows and --seeds set: leave it out")
+    check_picture(plot)
     runs = []
     if train is not None:
         quieten_lightning()
-        config = dataclasses.replace(recipes.short(model), **given(settings))
+        config = recipes.override(recipes.short(model), **given(settings))
         for run in ablate(train, config, seeds, out, rows, model):
             print(f"{run.row}, seed {run.seed}: top-1 {run.top1:.2%}")
             runs.append(run)
@@ -149,6 +151,7 @@ def compare(models: list[str] | None = None, /, *, seconds: float = 60, plot: Pa
     from vankit.study.comparison import comparison
     from vankit.study.comparison import plot as draw
 
+    check_picture(plot)
     rows = comparison(models or (), seconds)
     table = _table("one image at a time, vankit's engine", "", "parameters, M", "GMACs", "top-1 %", "ms", "quartiles")
     for row in rows:

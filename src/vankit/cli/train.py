@@ -1,6 +1,5 @@
 """`vankit train`: a classifier, a detector or a segmenter."""
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +8,6 @@ from cyclopts import Parameter
 
 from vankit.cli.settings import Settings, given
 from vankit.cli.terminal import quieten_lightning
-from vankit.errors import UserError
 from vankit.training import recipes
 
 
@@ -42,7 +40,8 @@ def command(
         model: van_b0 to van_b6.
         recipe: classify: in1k (the paper's), finetune (small sets, from pretrained weights) or short (from scratch,
             quickly); detect: coco_1x, coco_3x or short; segment: ade20k_fpn, ade20k_upernet or short; panoptic:
-            coco_panoptic or short. The first one, or the head's own, if left out.
+            coco_panoptic or short. If left out, short for the generated shapes; else finetune to classify, and for
+            the other tasks the first one, or the head's own.
         out: folder for the run; runs/MODEL or runs/MODEL-HEAD-TASK if left out.
         checkpoint: weights to start from, in any public format.
         resume: continue the run in --out.
@@ -52,13 +51,8 @@ def command(
     from vankit.training.run import train as run
 
     quieten_lightning()
-    chosen = given(settings)
-    config = recipes.recipe(recipe, model, task, head)
-    if unknown := sorted(set(chosen) - {field.name for field in dataclasses.fields(config)}):
-        raise UserError(f"--{unknown[0].replace('_', '-')} is no setting of task {task}: leave it out")
-    if "epochs" in chosen and isinstance(config, recipes.DenseConfig):
-        chosen.setdefault("iterations", 0)  # some recipes count these instead
-    config = dataclasses.replace(config, **chosen)
+    name = recipe or recipes.default_recipe(data, task, head)
+    config = recipes.override(recipes.recipe(name, model, task, head), **given(settings))
     result = run(data, model, config, out, checkpoint, resume, task=task, head=head, skip_bad=skip_bad)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"best {result.measure} {result.score:.2%} after {result.seconds:.0f} s: {result.best}")

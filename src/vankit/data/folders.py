@@ -11,15 +11,17 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_dataset
 from torchvision.datasets import ImageFolder
 
+from vankit.data.held_out import Division, HeldOut
 from vankit.data.images import IMAGE_SUFFIXES, load_image
 from vankit.data.shapes import Shapes
 from vankit.errors import MissingFileError, UserError
 
 Transform = Callable[[Image.Image], Any]
 
-SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
+# never the test images for validation, by which the best weights are chosen
+SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 _READERS = ("hfds/", "wds/")
-_NO_SPLIT = (ValueError, KeyError, AssertionError, RuntimeError)  # how timm and datasets refuse a split
+_NO_SPLIT = (ValueError, LookupError, AssertionError, RuntimeError)  # how timm and datasets refuse a split
 _SHAPES_LENGTH = {"train": 12_000, "val": 1_000}
 
 
@@ -30,12 +32,15 @@ def open_dataset(
     size: int = 64,
     seed: int = 0,
     batch_size: int = 1,
+    held_out: HeldOut | None = None,
 ) -> Any:
     """Open one split of a labelled image set.
 
+    The split `test` is opened only when asked for by name.
+
     Args:
-        data: an ImageFolder directory (`DATA/train/CLASS/*.jpg`, `DATA/val/CLASS/*.jpg`; for `val` also
-            `DATA/CLASS/*.jpg`), the word `shapes`, or a name for timm's create_dataset: `hfds/NAME` (Hugging
+        data: an ImageFolder directory (`DATA/train/CLASS/*.jpg`, `DATA/val/CLASS/*.jpg`; or `DATA/CLASS/*.jpg`
+            without any split), the word `shapes`, or a name for timm's create_dataset: `hfds/NAME` (Hugging
             Face), `wds/FOLDER` (WebDataset shards with integer `cls`, timm's `_info.json`, and the class names in
             `classes.txt`, one a line; one process only).
         split: 'train', 'val', or the name of a folder such as 'test'.
@@ -43,47 +48,106 @@ def open_dataset(
         size: side in pixels of generated `shapes`.
         seed: of generated `shapes`.
         batch_size: of the loader, which the length of a stream of shards depends on.
+        held_out: how to divide a folder, or a set of Hugging Face, that has a split `train` and no `val`. Without it
+            there is no val then. A folder without any split is divided where `held_out.plain`, else it is
+            the whole of either split.
 
     Returns:
-        A dataset of (sample, label) with the class names as `classes` (a list of str).
+        A dataset of (sample, label) with the class names as `classes` (a list of str), and as `division` how it was
+        divided, None or missing where it was not.
 
     Raises:
         FileNotFoundError: there is no such directory or split.
-        ValueError: the directory is no ImageFolder.
+        ValueError: the directory is not an ImageFolder.
     """
     name = str(data)
     if name == "shapes":
         return Shapes(split, _SHAPES_LENGTH.get(split, 1_000), size, seed, transform)
     if name.startswith(_READERS):
-        return _reader_dataset(name, split, transform, batch_size)
+        return _reader_dataset(name, split, transform, batch_size, held_out)
     root = Path(data)
     if not root.is_dir():
         raise MissingFileError(
             f"no dataset at {data}: expected a directory with {split}/CLASS/*.jpg, the word 'shapes', "
             f"or a name that starts with {', '.join(_READERS)}"
         )
-    return _folder_dataset(root, split, transform)
+    return _folder_dataset(root, split, transform, held_out)
 
 
-def _folder_dataset(root: Path, split: str, transform: Transform) -> ImageFolder:
-    folder = next((root / name for name in SPLITS.get(split, (split,)) if (root / name).is_dir()), None)
-    if folder is None and split == "val" and not any((root / name).is_dir() for name in SPLITS["train"]):
-        folder = root
-    if folder is None:
-        raise MissingFileError(
-            f"no {split} split in {root}: expected one of {', '.join(SPLITS.get(split, (split,)))} in it"
-        )
+def has_splits(root: Path) -> bool:
+    """Whether a folder of images has folders for its splits, rather than for its classes."""
+    return any((root / name).is_dir() for names in (*SPLITS.values(), ("test",)) for name in names)
+
+
+class ClassFolder(ImageFolder):
+    """A folder of images per class, perhaps divided into those to train on and those held out.
+
+    Args:
+        root: the folder.
+        transform: PIL RGB image → sample.
+        loader, is_valid_file: see torchvision's ImageFolder.
+
+    Attributes:
+        division: how it was divided, or None.
+    """
+
+    samples: list[tuple[str, int]]
+    division: Division | None = None
+
+    def divide(self, held_out: HeldOut, split: str, plain: bool) -> None:
+        """Keep what is held out, for split val, or else the rest."""
+        names = [Path(path).relative_to(self.root).as_posix() for path, _ in self.samples]
+        chosen = held_out.choose(names, [self.classes[label] for _, label in self.samples])
+        self.division = Division.of(held_out, chosen, plain)
+        kept = [sample for sample, out in zip(self.samples, chosen, strict=True) if out == (split == "val")]
+        self.samples = self.imgs = kept
+        self.targets = [label for _, label in kept]
+
+
+def _folder_dataset(root: Path, split: str, transform: Transform, held_out: HeldOut | None) -> ClassFolder:
+    plain = not has_splits(root)
+    found = {kind: _split_folder(root, kind) for kind in {split, *SPLITS}}
+    folder = root if plain and split in SPLITS else found[split]
+    divided = split in SPLITS and found["val"] is None and held_out is not None and (held_out.plain or not plain)
+    if divided and folder is None:
+        folder = found["train"]
+    if folder is None or (plain and not any(path.is_dir() for path in root.iterdir())):
+        names = SPLITS.get(split, (split,))
+        raise MissingFileError(f"no {split} split in {root}: expected one of {', '.join(names)} in it")
+    dataset = _class_folder(folder, transform)
+    if held_out is not None and divided:
+        dataset.divide(held_out, split, plain)
+    return dataset
+
+
+def _split_folder(root: Path, split: str) -> Path | None:
+    return next((root / name for name in SPLITS.get(split, (split,)) if (root / name).is_dir()), None)
+
+
+def _class_folder(folder: Path, transform: Transform) -> ClassFolder:
     try:
-        return ImageFolder(
+        return ClassFolder(
             str(folder), transform, loader=load_image, is_valid_file=lambda p: Path(p).suffix.lower() in IMAGE_SUFFIXES
         )
     except FileNotFoundError as error:
-        raise UserError(f"{folder} is no ImageFolder: expected {folder}/CLASS/*.jpg; {error}") from None
+        raise UserError(f"{folder} is not an ImageFolder: expected {folder}/CLASS/*.jpg; {error}") from None
 
 
-def _reader_dataset(name: str, split: str, transform: Transform, batch_size: int) -> Any:
-    reader, _, rest = name.partition("/")
+def _reader_dataset(name: str, split: str, transform: Transform, batch_size: int, held_out: HeldOut | None) -> Any:
     options = {"is_training": split == "train", "batch_size": batch_size, "transform": transform}
+    if not name.startswith("hfds/") or split not in SPLITS or held_out is None:  # a stream cannot be divided by class
+        return _read(name, split, options)
+    try:
+        val_set = _read(name, "val", options)
+    except UserError:
+        dataset = _read(name, "train", options)
+        _divide_rows(dataset, held_out, split)
+        return dataset
+    return val_set if split == "val" else _read(name, split, options)
+
+
+def _read(name: str, split: str, options: dict[str, Any]) -> Any:
+    reader, _, rest = name.partition("/")
     source = ("wds/shards", rest) if reader == "wds" else (name, None)
     failures = []
     for own_name in SPLITS.get(split, (split,)):
@@ -95,6 +159,14 @@ def _reader_dataset(name: str, split: str, transform: Transform, batch_size: int
         dataset.classes = _shard_classes(Path(rest)) if reader == "wds" else _class_names(dataset)
         return dataset
     raise UserError(f"cannot read a {split} split of {name}; tried {'; '.join(failures)}")
+
+
+def _divide_rows(dataset: Any, held_out: HeldOut, split: str) -> None:
+    """Keep what is held out of a set of Hugging Face, for split val, or else the rest."""
+    rows = dataset.reader.dataset
+    chosen = held_out.choose(range(len(rows)), [dataset.classes[label] for label in rows["label"]])
+    dataset.division = Division.of(held_out, chosen)
+    dataset.reader.dataset = rows.select([i for i, out in enumerate(chosen) if out == (split == "val")])
 
 
 def _shard_classes(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from vankit.data.coco import CocoInstances, CocoPanoptic, find_coco
+from vankit.data.held_out import HeldOut
 from vankit.data.semantic import IGNORE, open_semantic
 from vankit.data.shapes import CLASSES, render_scene
 from vankit.errors import MissingFileError, UserError
@@ -34,6 +35,7 @@ def open_scenes(
     seed: int = 0,
     ignore_label: int = IGNORE,
     skip_bad: bool = False,
+    held_out: HeldOut | None = None,
 ) -> Any:
     """Open one split of a set of annotated scenes.
 
@@ -50,6 +52,7 @@ def open_scenes(
         seed: of generated `shapes`.
         ignore_label: value in label PNGs that counts as unlabelled, beside 255.
         skip_bad: leave out, with a warning, what is broken or contradicts itself, instead of raising.
+        held_out: for segment, how to divide a folder that has a split `train` and no `val`.
 
     Returns:
         A dataset of (image, target): `tv_tensors.Image` uint8 (3, H, W) and a dict, with `image_id` and: for detect and
@@ -70,7 +73,7 @@ def open_scenes(
     if not root.is_dir():
         raise MissingFileError(f"no dataset at {data}: expected a folder, or the word 'shapes'")
     if task == "segment":
-        return open_semantic(root, split, transform, ignore_label, skip_bad)
+        return open_semantic(root, split, transform, ignore_label, skip_bad, held_out)
     if task == "panoptic":
         images, annotations = find_coco(root, split, "panoptic")
         return CocoPanoptic(images, annotations, transform=transform, skip_bad=skip_bad)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from vankit.data.folders import SPLITS
+from vankit.data.held_out import Division, HeldOut
 from vankit.data.images import IMAGE_SUFFIXES, load_image
 from vankit.errors import MissingFileError, UserError
 
@@ -41,6 +42,7 @@ class SemanticFolder(Dataset[Any]):
         classes: names by label.
         names: image files, by item.
         skipped: (file, reason) of what was left out.
+        division: how the images were divided, or None.
 
     Raises:
         FileNotFoundError: a folder is missing or has no images, or an image has no label PNG.
@@ -68,6 +70,7 @@ class SemanticFolder(Dataset[Any]):
         self.zero_is_unlabelled = zero_is_unlabelled
         self.skip_bad = skip_bad
         self.skipped: list[tuple[str, str]] = []
+        self.division: Division | None = None
         self._files: list[tuple[Path, Path]] = []
         for path in sorted(images.rglob("*")):
             if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -88,6 +91,17 @@ class SemanticFolder(Dataset[Any]):
     @property
     def names(self) -> list[str]:
         return [str(image) for image, _ in self._files]
+
+    def divide(self, held_out: HeldOut, split: str, images: Path) -> None:
+        """Keep what is held out, for split val, or else the rest.
+
+        Args:
+            images: the folder of the images, by whose paths in it they are chosen.
+        """
+        names = [image.relative_to(images).as_posix() for image, _ in self._files]
+        chosen = held_out.choose(names, [""] * len(names))
+        self.division = Division.of(held_out, chosen)
+        self._files = [pair for pair, out in zip(self._files, chosen, strict=True) if out == (split == "val")]
 
     def __len__(self) -> int:
         return len(self._files)
@@ -148,28 +162,43 @@ def read_labels(path: Path) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def open_semantic(root: Path, split: str, transform: Any, ignore_label: int, skip_bad: bool) -> SemanticFolder:
+def open_semantic(
+    root: Path, split: str, transform: Any, ignore_label: int, skip_bad: bool, held_out: HeldOut | None = None
+) -> SemanticFolder:
     """A split of `root`: `images/SPLIT` with `annotations/SPLIT` (also labels/ or masks/).
 
     Class names come from `objectInfo150.txt` (ADE20K, whose label 0 is unlabelled) or from `classes.txt`, a name a line
     in label order; without either they are the numbers found in the training labels.
 
+    Args:
+        split: train, val, or the name of a folder.
+        transform, ignore_label, skip_bad: see `SemanticFolder`.
+        held_out: how to divide a folder that has a split `train` and no `val`; without it there is no val then.
+
     Raises:
         FileNotFoundError: there is no such split.
         ValueError: see `SemanticFolder`.
     """
-    folders = [root / name for name in _LABEL_FOLDERS if (root / name).is_dir()]
-    # never the test images for validation, by which the best weights are chosen
-    names = [name for name in SPLITS.get(split, (split,)) if name != "test" or split == "test"]
-    found = [(root / "images" / name, folder / name) for name in names for folder in folders]
-    found = [(images, labels) for images, labels in found if images.is_dir() and labels.is_dir()]
-    if not found:
+    divided = held_out is not None and split in SPLITS and _find_split(root, "val") is None
+    found = _find_split(root, "train" if divided else split)
+    if found is None:
+        names = ", ".join(SPLITS.get(split, (split,)))
         raise MissingFileError(
-            f"no {split} split in {root}: expected images/NAME and annotations/NAME, NAME one of {', '.join(names)}"
+            f"no {split} split in {root}: expected images/NAME and annotations/NAME, NAME one of {names}"
         )
+    images, labels = found
     ade20k = (root / "objectInfo150.txt").is_file()
-    classes = _class_names(root, found[0][1].parent, ignore_label, skip_bad)
-    return SemanticFolder(*found[0], classes, transform, ignore_label, ade20k, skip_bad)
+    classes = _class_names(root, labels.parent, ignore_label, skip_bad)
+    dataset = SemanticFolder(images, labels, classes, transform, ignore_label, ade20k, skip_bad)
+    if held_out is not None and divided:
+        dataset.divide(held_out, split, images)
+    return dataset
+
+
+def _find_split(root: Path, split: str) -> tuple[Path, Path] | None:
+    folders = [root / name for name in _LABEL_FOLDERS if (root / name).is_dir()]
+    found = [(root / "images" / name, folder / name) for name in SPLITS.get(split, (split,)) for folder in folders]
+    return next(((images, labels) for images, labels in found if images.is_dir() and labels.is_dir()), None)
 
 
 def _class_names(root: Path, labels: Path, ignore_label: int, skip_bad: bool) -> list[str]:

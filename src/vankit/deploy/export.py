@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -88,19 +87,20 @@ def export(
 
         pictures = open_pictures(calibrate, description)
     network = copy.deepcopy(opened.module).float().cpu()
-    facts: dict[str, Any] = {
-        "name": name,
-        "command": _command(model, checkpoint, out, format, int8, calibrate, dynamic, max_drop),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
     with _folder_for(target) as folder:
-        exported = Exported(folder, format, "float32", dynamic, description, facts)
+        exported = Exported(folder, format, "float32", dynamic, description)
         _write_model(exported, network)
-        facts["largest_difference"] = _largest_difference(exported, network)
-        facts["versions"] = versions(*_PACKAGES[format], *["nncf"] * int8)
+        facts = {
+            "name": name,
+            "command": _command(model, checkpoint, out, format, int8, calibrate, dynamic, max_drop),
+            "date": datetime.now(UTC).date().isoformat(),
+            "largest_difference": _largest_difference(exported, network),
+            "versions": versions(*_PACKAGES[format], *["nncf"] * int8),
+        }
+        precision = "float32"
         if pictures is not None:
-            facts["int8"] = asdict(quantize(exported, pictures, max_drop))
-            exported = replace(exported, precision="int8")
+            precision, facts["int8"] = "int8", asdict(quantize(exported, pictures, max_drop))
+        exported = replace(exported, precision=precision, facts=facts)
         exported.write_description()
         (folder / _CARD).write_text(model_card(exported, target.name), encoding="utf-8")
     return read_exported(target)

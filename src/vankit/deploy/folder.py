@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+from vankit.data.held_out import HeldOut
 from vankit.data.preprocessing import Preprocessing
 from vankit.engines.base import Engine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
@@ -79,6 +80,8 @@ class Exported:
             "sha256": {name: _checksum(self.folder / name) for name in FILES[self.format]},
             **self.facts,
         }
+        if self.description.held_out is not None:
+            facts["held_out"] = asdict(self.description.held_out)
         for path, content in ((preprocessing, asdict(self.preprocessing)), (description, facts)):
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -173,6 +176,7 @@ def read_exported(path: str | PathLike[str]) -> Exported:
         classes = labels.splitlines()
         kind, precision, dynamic = (facts.pop(name) for name in ("format", "precision", "dynamic"))
         count, named, checksums = (facts.pop(name) for name in ("classes", "named", "sha256"))
+        held_out = HeldOut.from_metadata(given) if (given := facts.pop("held_out", None)) else None
         files = [folder / name for name in FILES[kind]]
     except FileNotFoundError as error:
         raise MissingFileError(
@@ -184,5 +188,6 @@ def read_exported(path: str | PathLike[str]) -> Exported:
         raise MissingFileError(f"{folder} is no whole exported folder: {missing[0]} is missing")
     if len(classes) != count:
         raise UserError(f"{folder} is damaged: labels.txt has {len(classes)} names, and the model has {count} classes")
-    network = Description(model=facts.pop("model", None), classes=classes, named=named, preprocessing=preprocessing)
+    model = facts.pop("model", None)
+    network = Description(model=model, classes=classes, named=named, preprocessing=preprocessing, held_out=held_out)
     return Exported(folder, kind, precision, dynamic, network, facts, checksums)

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import IterableDataset
 
-from vankit.data.folders import SPLITS, class_index, open_dataset
+from vankit.data.folders import class_index, has_splits, open_dataset
+from vankit.data.held_out import HeldOut, announce
 from vankit.data.images import ImageError, find_images, load_image
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import FILES, Exported
@@ -120,8 +121,9 @@ def open_pictures(data: str | PathLike[str], description: Description) -> Pictur
     preprocessing = description.preprocessing
     assert preprocessing is not None
     size = preprocessing.input_size[-1]
+    held_out = description.held_out or HeldOut()
     try:
-        measured = open_dataset(data, "val", preprocessing, size)
+        measured = open_dataset(data, "val", preprocessing, size, held_out=held_out)
         index = class_index(list(measured.classes), list(description.classes), description.named)
     except (FileNotFoundError, ValueError):
         if not _may_be_photographs(str(data)):
@@ -130,16 +132,16 @@ def open_pictures(data: str | PathLike[str], description: Description) -> Pictur
         rest = paths[1::2] or paths
         rest = [rest[i] for i in _spread(len(rest), _PHOTOGRAPHS)]
         return Pictures(_Photographs(paths[::2], preprocessing), _Photographs(rest, preprocessing), None)
+    announce(measured, data)
     try:
-        calibration = open_dataset(data, "train", preprocessing, size)
+        calibration = open_dataset(data, "train", preprocessing, size, held_out=held_out)
     except (FileNotFoundError, ValueError):
         calibration = measured
     return Pictures(calibration, measured, index)
 
 
 def _may_be_photographs(data: str) -> bool:
-    splits = [Path(data) / name for names in SPLITS.values() for name in names]
-    return (Path(data).exists() or glob.has_magic(data)) and not any(split.is_dir() for split in splits)
+    return (Path(data).exists() or glob.has_magic(data)) and not has_splits(Path(data))
 
 
 def quantize(exported: Exported, pictures: Pictures, max_drop: float) -> Int8Report:

@@ -68,10 +68,21 @@ def engine_for(
 
 
 def device_for(engine: str, device: str) -> str:
-    """torch's name of the device that 'auto' means: CUDA where there is one, unless the engine runs on CPUs."""
-    if device != "auto":
-        return device
-    return "cuda" if engine in ("auto", "torch") and torch.cuda.is_available() else "cpu"
+    """torch's name of the device that 'auto' means: CUDA where there is one, unless the engine runs on CPUs.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if device == "auto":
+        return "cuda" if engine in ("auto", "torch") and torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # each kind of device refuses in its own way
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"device {device!r} cannot be used ({reason}): expected auto, cpu, or cuda with a GPU"
+        ) from None
+    return device
 
 
 def _key(network: nn.Module, input_size: Sequence[int]) -> bytes:

@@ -97,6 +97,6 @@ def described(
         lka=getattr(network, "lka", None) or {},
         preprocessing=Preprocessing(**{field.name: config[field.name] for field in fields(Preprocessing)}),
     )
-    given = {"preprocessing": metadata["preprocessing"]} if "preprocessing" in metadata else {}
+    given = {name: metadata[name] for name in ("preprocessing", "held_out") if name in metadata}
     found = Description.from_metadata(given, default)
     return network.eval(), replace(found, classes=names, named=bool(classes or own), things=(), category_ids=())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from vankit.data.held_out import HeldOut
 from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
 
@@ -36,6 +37,7 @@ class Description:
         crop: side in pixels of the squares that a semantic network was trained on.
         queries: object queries or proposals, for heads that have them.
         ignore_label: value in label images that counts as unlabelled, beside 255.
+        held_out: which of its training images it was not trained on but validated with; None where it had others.
 
     Raises:
         ValueError: there is another number of things or category_ids than of classes.
@@ -55,6 +57,7 @@ class Description:
     crop: int = 0
     queries: int = 100
     ignore_label: int = 255
+    held_out: HeldOut | None = None
 
     def __post_init__(self) -> None:
         defaults = {"things": [True] * len(self.classes), "category_ids": range(len(self.classes))}
@@ -74,6 +77,8 @@ class Description:
         values = {name: getattr(self, name) for name in names if name != "classes" or self.named}
         if self.preprocessing is not None:
             values["preprocessing"] = asdict(self.preprocessing)
+        if self.held_out is not None:
+            values["held_out"] = asdict(self.held_out)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
@@ -96,4 +101,6 @@ class Description:
         if isinstance(given := values.get("preprocessing"), Mapping):
             own = asdict(default.preprocessing) if default is not None and default.preprocessing is not None else {}
             values["preprocessing"] = Preprocessing(**{**own, **given})
+        if isinstance(given := values.get("held_out"), Mapping):
+            values["held_out"] = HeldOut.from_metadata(given)
         return cls(**values)

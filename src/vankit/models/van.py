@@ -419,7 +419,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     Raises:
         ValueError: timm knows no such model or weights, or `lka` is given for another network than a VAN.
     """
-    if ":" not in name and not timm.is_model(name):
+    if (":" not in name and not timm.is_model(name)) or name.endswith(":"):
         raise UserError(f"unknown model {name!r}: expected one of {', '.join(VARIANTS)}, or another timm model")
     if not kwargs.get("lka"):
         kwargs.pop("lka", None)

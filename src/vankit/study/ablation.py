@@ -98,6 +98,8 @@ def ablate(
     """
     if model not in VARIANTS:
         raise UserError(f"unknown variant {model!r}: expected one of {', '.join(VARIANTS)}")
+    if seeds < 1:
+        raise UserError(f"seeds is {seeds}, expected 1 or more")
     chosen, config, out = _chosen(rows), config or short(model), Path(out)
     _check_budget(out / "budget.json", {"model": model, "data": str(data), **dataclasses.asdict(config)})
     table = out / "ablation.csv"

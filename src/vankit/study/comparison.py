@@ -66,6 +66,8 @@ def comparison(models: Sequence[str] = (), seconds: float = 60) -> list[Comparis
     Raises:
         ValueError: timm knows no such model, or the networks take images of different sizes and are timed.
     """
+    if not seconds >= 0:
+        raise UserError(f"seconds is {seconds}, expected 0 or more")
     rows = [cost(name) for name in dict.fromkeys(models or PUBLISHED)]
     if not seconds:
         return rows

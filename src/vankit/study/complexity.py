@@ -72,6 +72,8 @@ def layers(
     with torch.device("meta"):
         network = VAN(num_classes=num_classes, lka=lka, **VARIANTS[variant])
     height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise UserError(f"size is {size}, expected 1 pixel or more")
     found: dict[tuple[str, str], Complexity] = {}
     for name, stage in network.named_children():
         if isinstance(stage, Stage):

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vankit.errors import UserError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -106,6 +108,8 @@ def bench(models: Sequence[str] = ("van_b0",), seconds: float = 15) -> Iterator[
     Raises:
         ValueError: timm knows no such model.
     """
+    if not seconds > 0:
+        raise UserError(f"seconds is {seconds}, expected more than 0")
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.25 * (os.cpu_count() or 1):
         logger.warning("the load average is %.1f: other processes disturb these figures", os.getloadavg()[0])
     for model in models:

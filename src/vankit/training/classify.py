@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from vankit.data.folders import open_dataset
+from vankit.data.held_out import HeldOut, announce
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
 from vankit.errors import UserError
 from vankit.models.description import Description
@@ -114,7 +115,7 @@ def build_classifier(model: str, num_classes: int, config: TrainConfig, **overla
         overlay: entries of timm's pretrained_cfg, such as `file`.
 
     Raises:
-        ValueError: the model is no VAN.
+        ValueError: the model is not a VAN.
     """
     network: Any = create_model(
         model,
@@ -126,7 +127,7 @@ def build_classifier(model: str, num_classes: int, config: TrainConfig, **overla
         pretrained_cfg_overlay=overlay or None,
     )
     if not isinstance(network, VAN):
-        raise UserError(f"{model} is no VAN: expected van_b0 to van_b6")
+        raise UserError(f"{model} is not a VAN: expected van_b0 to van_b6")
     network.set_grad_checkpointing(config.grad_checkpointing)
     if config.channels_last:
         network = to_channels_last(network)
@@ -156,25 +157,49 @@ def setup_classify(
     train_set, val_set = _datasets(data, config)
     train_loader, val_loader = loaders(train_set, val_set, config, processes)
     classes = list(train_set.classes)
+    if len(classes) < 2:
+        raise UserError(f"{data} has one class, {classes[0]}: expected at least two to tell apart")
     network = build_classifier(model, len(classes), config, **({"file": str(checkpoint)} if checkpoint else {}))
     task = Classifier(network, len(classes), config, config.batch_size * processes.world * config.accumulate)
     preprocessing = Preprocessing((3, config.img_size, config.img_size), MEAN_STD, MEAN_STD, config.crop_pct, "bicubic")
-    description = Description(model=model.split(".")[0], classes=classes, lka=config.lka, preprocessing=preprocessing)
+    held_out = announce(val_set, data, log=processes.rank == 0)
+    description = Description(
+        model=model.split(".")[0],
+        classes=classes,
+        lka=config.lka,
+        preprocessing=preprocessing,
+        held_out=held_out,
+    )
     return Setup(task, train_loader, val_loader, description)
 
 
 def _datasets(data: str | PathLike[str], config: TrainConfig) -> tuple[Any, Any]:
     common: dict[str, Any] = {"input_size": config.img_size, "mean": MEAN_STD, "std": MEAN_STD}
-    augment = create_transform(
-        **common,
-        is_training=True,
-        scale=(config.min_scale, 1.0),
-        auto_augment=None if config.auto_augment in ("", "none") else config.auto_augment,
-        color_jitter=config.color_jitter or None,
-        re_prob=config.random_erasing,
-        re_mode="pixel",
-        interpolation=config.interpolation,
-    )
+    augment = _augment(config, common)
     centre = create_transform(**common, crop_pct=config.crop_pct, interpolation="bicubic")
-    options = {"size": config.img_size, "seed": config.seed, "batch_size": config.batch_size}
+    options: dict[str, Any] = {
+        "size": config.img_size,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "held_out": HeldOut(config.val_share, config.seed, plain=True),
+    }
     return open_dataset(data, "train", augment, **options), open_dataset(data, "val", centre, **options)
+
+
+def _augment(config: TrainConfig, common: dict[str, Any]) -> Any:
+    try:
+        return create_transform(
+            **common,
+            is_training=True,
+            scale=(config.min_scale, 1.0),
+            auto_augment=None if config.auto_augment in ("", "none") else config.auto_augment,
+            color_jitter=config.color_jitter or None,
+            re_prob=config.random_erasing,
+            re_mode="pixel",
+            interpolation=config.interpolation,
+        )
+    except (AssertionError, LookupError, TypeError, ValueError) as error:  # how timm refuses a policy
+        raise UserError(
+            f"auto_augment is {config.auto_augment!r}, which timm cannot use ({type(error).__name__} {error}): "
+            "expected a policy such as rand-m9-mstd0.5-inc1, or none"
+        ) from None

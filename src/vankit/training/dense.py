@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from vankit.data.augment import PER_INSTANCE, collate, evaluation_transform, training_transform
+from vankit.data.held_out import HeldOut, announce
 from vankit.data.scenes import open_scenes
 from vankit.data.semantic import IGNORE
 from vankit.errors import UserError
@@ -145,6 +146,7 @@ def setup_dense(
     train_set, val_set = _datasets(data, task, head, config, skip_bad)
     # validated one by one, as they are predicted: the padding of a batch changes the figures
     train_loader, val_loader = loaders(train_set, val_set, config, processes, collate, val_batch=1)
+    held_out = announce(val_set, data, log=processes.rank == 0)
     description = Description(
         task,
         head,
@@ -158,6 +160,7 @@ def setup_dense(
         crop=config.crop,
         queries=config.queries,
         ignore_label=config.ignore_label,
+        held_out=held_out,
     )
     pretrained = config.pretrained and checkpoint is None
     network = build_network(description, pretrained, config.drop_path_rate, config.grad_checkpointing)
@@ -194,6 +197,7 @@ def _datasets(data: str | PathLike[str], task: str, head: str, config: DenseConf
         "seed": config.seed,
         "ignore_label": config.ignore_label,
         "skip_bad": skip_bad,
+        "held_out": HeldOut(config.val_share, config.seed),
     }
     train_set = open_scenes(data, task, "train", augment, **shared)
     return train_set, open_scenes(data, task, "val", evaluation_transform(), **shared)

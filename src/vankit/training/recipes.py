@@ -4,10 +4,13 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
+from vankit.data.held_out import HeldOut
 from vankit.errors import UserError
 from vankit.models.lka_settings import LkaSettings
+
+ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,12 @@ class Config:
         ema_decay: decay per update of the moving average of the weights that is validated and kept, warmed up as
             min(ema_decay, (1 + updates) / (10 + updates)); 0 is none.
         pretrained: start from the model's public weights.
-        precision: Lightning's: 32-true, bf16-mixed or 16-mixed.
+        precision: Lightning's: 32-true, bf16-mixed or 16-mixed (on GPUs).
         grad_checkpointing: recompute activations in the backward pass, for memory.
         channels_last: NHWC memory format.
-        seed: of weights, order and augmentation.
+        seed: of weights, order, augmentation and the images held out, 0 to 4294967295.
+        val_share: part of each class's training images that is held out to validate where the data has no split val,
+            between 0 and 1.
         workers: processes that load images, per training process.
         lka: settings of the network's large kernel attention, see `vankit.LargeKernelAttention`; VAN's if left out.
     """
@@ -46,17 +51,26 @@ class Config:
     drop_path_rate: float = 0.1
     ema_decay: float = 0.0
     pretrained: bool = False
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     grad_checkpointing: bool = False
     channels_last: bool = True
     seed: int = 0
+    val_share: float = 0.1
     workers: int = 2
     lka: LkaSettings = field(default_factory=LkaSettings, hash=False)
 
     def __post_init__(self) -> None:
-        self._check_range("epochs", "batch_size", "accumulate", "lr_batch", low=1)
+        self._check_range("batch_size", "accumulate", "lr_batch", low=1)
         self._check_range("drop_path_rate", "ema_decay", high=1)
-        self._check_range("workers", "lr", "weight_decay", "clip_grad")
+        self._check_range("workers", "lr", "min_lr", "weight_decay", "clip_grad")
+        self._check_choice("precision")
+        HeldOut(self.val_share, self.seed)  # which checks them
+
+    def _check_choice(self, *names: str) -> None:
+        known = {field.name: get_args(field.type) for field in dataclasses.fields(self)}
+        for name in names:
+            if getattr(self, name) not in known[name]:
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known[name])}")
 
     def _check_range(self, *names: str, low: float = 0, high: float = float("inf")) -> None:
         for name in names:
@@ -97,7 +111,7 @@ class TrainConfig(Config):
     img_size: int = 224
     crop_pct: float = 0.9
     min_scale: float = 0.08
-    interpolation: str = "random"
+    interpolation: Literal["bicubic", "bilinear", "random"] = "random"
     auto_augment: str = "rand-m9-mstd0.5-inc1"
     color_jitter: float = 0.4
     random_erasing: float = 0.25
@@ -110,7 +124,7 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_range("img_size", low=1)
+        self._check_range("epochs", "img_size", low=1)
         self._check_range(
             "crop_pct",
             "min_scale",
@@ -121,10 +135,18 @@ class TrainConfig(Config):
             "layer_decay",
             high=1,
         )
-        self._check_range("cooldown_epochs", "warmup_epochs")
+        self._check_range("cooldown_epochs", "warmup_epochs", "warmup_lr", "color_jitter", "mixup", "cutmix")
+        self._check_choice("interpolation")
+        if not self.crop_pct:
+            raise UserError("crop_pct is 0, expected more than 0, to 1")
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise UserError(
                 f"warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs: expected fewer than epochs"
+            )
+        if self.batch_size == 1 and self.img_size <= 32:
+            raise UserError(
+                f"batch_size is 1 and img_size {self.img_size}: the last stage has one pixel per image then, and its "
+                "norms need at least two values: pass a larger one of them"
             )
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise UserError(f"batch_size is {self.batch_size}: mixup and cutmix pair images, so it must be even")
@@ -134,8 +156,10 @@ class TrainConfig(Config):
 class DenseConfig(Config):
     """Settings of a detector's or segmenter's training. The defaults are COCO's 1x schedule (`coco_1x`).
 
+    One of `epochs` and `iterations` says how long the run is, and the other is 0; see `override`.
+
     Attributes:
-        iterations: updates in all, rounded up to whole epochs, instead of `epochs`; 0 leaves it to `epochs`.
+        iterations: updates in all, rounded up to whole epochs.
         schedule: how the learning rate falls: step (x 0.1 at `steps`), poly (to the `power`) or cosine.
         steps: epochs after which the step schedule falls.
         power: of the poly schedule.
@@ -182,7 +206,12 @@ class DenseConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_range("validate_every", "queries", "long_side", low=1)
-        self._check_range("iterations", "warmup_iterations", "crop", "power", "backbone_lr")
+        self._check_range("epochs", "iterations", "warmup_iterations", "crop", "power", "backbone_lr")
+        if (self.epochs > 0) == (self.iterations > 0):
+            raise UserError(
+                f"epochs is {self.epochs} and iterations {self.iterations}: give the length of the run as one of them, "
+                "and set the other to 0"
+            )
         self._check_range("flip", high=1)
         self._check_range("ignore_label", high=255)
         if not self.short_sides or min(self.short_sides) < 1:
@@ -190,9 +219,7 @@ class DenseConfig(Config):
         low, high = self.scale_range
         if not 0 < low <= high:
             raise UserError(f"scale_range is {self.scale_range}, expected 0 < low <= high")
-        for name, known in (("schedule", ("step", "poly", "cosine")), ("batch_norm", ("train", "frozen", "sync"))):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        self._check_choice("schedule", "batch_norm")
 
 
 def in1k(model: str) -> TrainConfig:
@@ -289,6 +316,7 @@ def ade20k_fpn(model: str) -> DenseConfig:
 def ade20k_upernet(model: str) -> DenseConfig:
     """ADE20K with UperNet (paper section 4.4): 160,000 iterations of batch 16."""
     return DenseConfig(
+        epochs=0,
         iterations=160_000,
         schedule="poly",
         power=1.0,
@@ -348,7 +376,7 @@ def recipe(name: str | None, model: str, task: str = "classify", head: str | Non
 
     Args:
         name: in1k, finetune or short for classify; coco_1x, coco_3x or short for detect; ade20k_fpn, ade20k_upernet or
-            short for segment; coco_panoptic or short for panoptic. None takes the head's own, or else the first.
+            short for segment; coco_panoptic or short for panoptic. None takes `default_recipe`'s for a folder.
         model: such as van_b0.
         task: classify, detect, segment or panoptic.
         head: such as upernet.
@@ -364,5 +392,44 @@ def recipe(name: str | None, model: str, task: str = "classify", head: str | Non
     known = RECIPES[task]
     if name is not None and name not in known:
         raise UserError(f"unknown recipe {name!r} for {task}: expected one of {', '.join(known)}")
+    return known[name or default_recipe("", task, head)](model)
+
+
+def default_recipe(data: object, task: str = "classify", head: str | None = None) -> str:
+    """The name of the recipe that is taken where none is asked for.
+
+    Args:
+        data: see `vankit.train`; nothing is downloaded to train on the generated `shapes`.
+        task: classify, detect, segment or panoptic.
+        head: such as upernet, which has a recipe of its own.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if task not in RECIPES:
+        raise UserError(f"unknown task {task!r}: expected one of {', '.join(RECIPES)}")
+    if str(data) == "shapes":
+        return "short"
+    if task == "classify":
+        return "finetune"  # in1k is for a million images
     own = f"ade20k_{head}"  # ade20k_upernet is that head's
-    return known[name or (own if own in known else next(iter(known)))](model)
+    return own if own in RECIPES[task] else next(iter(RECIPES[task]))
+
+
+def override(config: ConfigT, **settings: Any) -> ConfigT:
+    """A config with other settings. Of `epochs` and `iterations` the one that is given holds, the other becomes 0.
+
+    Args:
+        config: such as a recipe's.
+        settings: by the names of its fields.
+
+    Raises:
+        ValueError: there is no such setting, or a value is out of range.
+    """
+    if unknown := sorted(settings.keys() - {field.name for field in dataclasses.fields(config)}):
+        raise UserError(f"{unknown[0]} (--{unknown[0].replace('_', '-')}) is not a setting of this task: leave it out")
+    if isinstance(config, DenseConfig):
+        for given, other in (("epochs", "iterations"), ("iterations", "epochs")):
+            if settings.get(given):
+                settings.setdefault(other, 0)
+    return dataclasses.replace(config, **settings)

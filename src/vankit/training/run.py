@@ -16,15 +16,17 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from vankit.errors import MissingFileError, UserError
 from vankit.models import weights
 from vankit.models.description import Description
+from vankit.models.van import VARIANTS
 from vankit.training.classify import setup_classify
 from vankit.training.dense import DenseTask, setup_dense
 from vankit.training.loaders import Processes, Setup
-from vankit.training.recipes import Config, DenseConfig, TrainConfig, recipe
+from vankit.training.recipes import Config, DenseConfig, TrainConfig, default_recipe, recipe
 
 # Lightning's advice on what the config and `out` have decided, and a deprecation in its own code
 _ADVICE = (
@@ -70,13 +72,15 @@ def train(
     Under torchrun every process calls this with the same arguments; one process alone trains alone.
 
     Args:
-        data: for classify see `vankit.data.folders.open_dataset`, else `vankit.data.scenes.open_scenes`; needs a train
-            and a val split.
+        data: for classify see `vankit.data.folders.open_dataset`, else `vankit.data.scenes.open_scenes`. Without a val
+            split, a part of the training images is held out to validate (`val_share` of the config), with a warning;
+            detect and panoptic need one.
         model: such as van_b0, or van_b0.cifar10 to start from those weights.
-        config: settings: a `TrainConfig` for classify, else a `DenseConfig`; the task's first recipe if None.
+        config: settings: a `TrainConfig` for classify, else a `DenseConfig`; `default_recipe`'s if None.
         out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and tensorboard/;
             `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
-        checkpoint: weights of any public format to start from; for the other tasks also of a whole network.
+        checkpoint: weights of any public format to start from, rather than the model's public ones; for the other tasks
+            also of a whole network.
         resume: continue the run in `out` from its last validated epoch.
         task: classify, detect, segment or panoptic.
         head: see `vankit.heads.build.HEADS`; mask_rcnn, semantic_fpn or mask2former if None.
@@ -91,8 +95,10 @@ def train(
             together, or `out` already holds a run.
     """
     head = head or _DEFAULT_HEADS.get(task)
-    config = config or recipe(None, model, task, head)
+    config = config or recipe(default_recipe(data, task, head), model, task, head)
     _check_task(task, head, config, skip_bad)
+    if config.pretrained and checkpoint is None and not resume:
+        _check_public_weights(model)
     out = Path(out) if out is not None else Path("runs") / "-".join(filter(None, (model, head, head and task)))
     state = _resume_state(out, resume)
     processes = Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
@@ -120,6 +126,15 @@ def _check_task(task: str, head: str | None, config: Config, skip_bad: bool) -> 
     wanted = TrainConfig if task == "classify" else DenseConfig
     if not isinstance(config, wanted):
         raise UserError(f"the config is a {type(config).__name__}, expected a {wanted.__name__} for {task}")
+
+
+def _check_public_weights(model: str) -> None:
+    found = get_pretrained_cfg(model) if model in VARIANTS else None  # other names are `create_model`'s to judge
+    if found is not None and not found.has_weights:
+        raise UserError(
+            f"{model} has no public weights to start from: pass a checkpoint (--checkpoint FILE), or train it from "
+            "scratch (--no-pretrained, or the recipes in1k and short: --recipe in1k)"
+        )
 
 
 def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state: Path | None) -> TrainResult:
@@ -154,9 +169,11 @@ def _check_same_run(out: Path, model: str, description: Description) -> int:
     """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
     before = {"lka": {}, "task": "classify"}  # which early runs do not say
     before |= json.loads((out / "config.json").read_text())
-    for name, value in json.loads(json.dumps({**description.to_metadata(), "model": model})).items():
-        if name in ("model", "lka", "classes", "task", "head", "queries") and before.get(name) != value:
-            same = "pass the same settings (--lka), or " if name == "lka" else ""
+    now = {"held_out": None, **json.loads(json.dumps({**description.to_metadata(), "model": model}))}
+    for name, value in now.items():
+        if name in ("model", "lka", "classes", "task", "head", "queries", "held_out") and before.get(name) != value:
+            options = {"lka": "--lka", "held_out": "--val-share, --seed"}
+            same = f"pass the same settings ({options[name]}), or " if name in options else ""
             raise UserError(
                 f"{out} holds a run with {name} {before.get(name)}, not {value}: {same}choose another folder (--out)"
             )
@@ -193,7 +210,7 @@ def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Tr
         strategy="auto" if world == 1 else "ddp_find_unused_parameters_true" if dense else "ddp",
         # PyTorch has it on GPUs only
         sync_batchnorm=dense is not None and dense.batch_norm == "sync" and world > 1 and torch.cuda.is_available(),
-        precision=config.precision,  # type: ignore[arg-type]
+        precision=config.precision,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_grad or None,
         logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="", version="tensorboard")],
@@ -210,9 +227,7 @@ def _length(config: Config, batches: int) -> dict[str, Any]:
     if isinstance(config, TrainConfig):
         return {"max_epochs": config.epochs + config.cooldown_epochs}
     assert isinstance(config, DenseConfig)
-    epochs = config.epochs
-    if config.iterations:
-        epochs = math.ceil(config.iterations * config.accumulate / batches)
+    epochs = config.epochs or math.ceil(config.iterations * config.accumulate / batches)
     # the last epoch is always validated
     epochs = math.ceil(epochs / config.validate_every) * config.validate_every
     return {"max_epochs": epochs, "check_val_every_n_epoch": config.validate_every}
