@@ -125,7 +125,7 @@ def test_other_images_are_not_resumed(
 def test_export_and_predict(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("predict", photo, "--model", "van_b0.cifar10")
     expected = capsys.readouterr().out
-    assert run("export", "van_b0.cifar10", "--out", tmp_path / "exported") == 0
+    assert run("export", "van_b0.cifar10", "--output", tmp_path / "exported") == 0
     assert "next: vankit predict photo.jpg --model " in capsys.readouterr().out
     assert run("predict", photo, "--model", tmp_path / "exported") == 0
     assert capsys.readouterr().out == expected
@@ -197,7 +197,7 @@ def test_train_and_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             for i in range(2):
                 Image.new("RGB", (32, 32), (level + i,) * 3).save(tmp_path / split / name / f"{i}.png")
     options = ("--recipe", "short", "--epochs", "1", "--warmup-epochs", "0", "--img-size", "32", "--batch-size", "2")
-    assert run("train", tmp_path, *options, "--workers", "0", "--out", tmp_path / "run") == 0
+    assert run("train", tmp_path, *options, "--workers", "0", "--output", tmp_path / "run") == 0
     page = capsys.readouterr()
     assert "best top-1" in page.out
     assert "GPU available" not in page.out + page.err
@@ -241,6 +241,21 @@ def test_validate_segments(segmenter: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_setting_of_another_task_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", "shapes", "--task", "detect", "--mixup", "0.5", "--out", tmp_path / "run") == 1
+    assert run("train", "shapes", "--task", "detect", "--mixup", "0.5", "--output", tmp_path / "run") == 1
     assert "--mixup is no setting of task detect" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_former_names_of_options_still_work(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    photo.rename(tmp_path / "data" / "cat" / "0.png")
+    words = ("validate", tmp_path / "data", "--model", "van_b0.cifar10", "--workers", "0")
+    assert run(*words, f"--picture={tmp_path / 'c.png'}") == 0
+    assert (tmp_path / "c.png").is_file()
+    (tmp_path / "full").write_text("a file")
+    assert run("export", "van_b0.cifar10", "--out", tmp_path / "full") == 1
+    assert f"{tmp_path / 'full'} is a file" in capsys.readouterr().err
+    for command in ("train", "export", "demo", "validate"):
+        run(command, "--help")
+        page = capsys.readouterr().out
+        assert "--out " not in page and "--picture" not in page

@@ -56,7 +56,7 @@ def test_ablation_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             level = (200 if place.endswith("bright") else 50) + i
             Image.fromarray(np.full((32, 32, 3), level, np.uint8)).save(tmp_path / "data" / place / f"{i}.png")
     settings = ["--epochs", 1, "--warmup-epochs", 0, "--batch-size", 4, "--img-size", 32, "--workers", 0]
-    words = ["study", "ablation", "--train", tmp_path / "data", "--seeds", 1, "--out", tmp_path / "out"]
+    words = ["study", "ablation", "--train", tmp_path / "data", "--seeds", 1, "--output", tmp_path / "out"]
     assert run(*words, *settings, "--rows", "without DW", "full", "--plot", tmp_path / "plot.png") == 0
     page = capsys.readouterr().out
     assert "without DW, seed 0: top-1" in page

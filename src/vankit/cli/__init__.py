@@ -20,6 +20,8 @@ app = App(
 for _name in ("bench", "convert", "demo", "explain", "export", "models", "predict", "study", "train", "validate"):
     app.command(import_module(f"vankit.cli.{_name}").command, name=_name)
 
+_FORMER_NAMES = {"--out": "--output", "--picture": "--plot"}
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # file names may be no text
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        status = app(argv, result_action="return_value")
+        status = app(_with_present_names(sys.argv[1:] if argv is None else argv), result_action="return_value")
     except (UserError, OSError) as error:
         if os.environ.get("VANKIT_DEBUG") == "1":
             raise
@@ -46,3 +48,10 @@ def main(argv: list[str] | None = None) -> None:
         print("vankit: this is a bug in vankit: please report it with the lines above", file=sys.stderr)
         raise SystemExit(1) from None
     raise SystemExit(status or 0)
+
+
+def _with_present_names(words: list[str]) -> list[str]:
+    """Options by their present names; those of version 0.1 go on working, without a place in the help."""
+    end = words.index("--") if "--" in words else len(words)
+    parts = (word.partition("=") for word in words[:end])
+    return ["".join((_FORMER_NAMES.get(name, name), *value)) for name, *value in parts] + words[end:]

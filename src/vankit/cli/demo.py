@@ -97,14 +97,14 @@ def draw_grid(path: str | PathLike[str], pictures: list[tuple[Image.Image, str, 
     figure.savefig(path, dpi=120)
 
 
-def command(*, out: Path = Path("runs/demo")) -> None:
+def command(*, output: Path = Path("runs/demo")) -> None:
     """Train van_b0 on generated pictures in two minutes, validate it, predict, and leave a picture of the results.
 
     Args:
-        out: folder for the run.
+        output: folder for the run.
     """
     quieten_lightning()
-    result = demo(out)
+    result = demo(output)
     print(f"top-1 {result.report.top1:.2%} on {result.report.count:,} new images")
     print(f"pictures: {result.picture}, {result.confusion}")
     print(f"next: vankit predict photo.jpg --checkpoint {result.checkpoint}")

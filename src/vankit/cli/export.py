@@ -10,7 +10,7 @@ def command(
     /,
     *,
     checkpoint: Path | None = None,
-    out: Path | None = None,
+    output: Path | None = None,
     format: Literal["openvino", "onnx", "pt2"] = "openvino",
     int8: bool = False,
     calibrate: str | None = None,
@@ -25,7 +25,7 @@ def command(
     Args:
         model: such as van_b2 or van_b0.cifar10; the checkpoint's if left out, else van_b0.
         checkpoint: weights in any public format; the model's public ones if left out.
-        out: folder to write; MODEL-FORMAT if left out.
+        output: folder to write; MODEL-FORMAT if left out.
         format: openvino (model.xml, model.bin), onnx (model.onnx) or pt2 (torch.export's model.pt2).
         int8: quantise to 8 bits; needs --calibrate.
         calibrate: what to quantise with: labelled data as for validate, or a folder or pattern of photographs.
@@ -35,7 +35,7 @@ def command(
     from vankit.deploy.export import export as run
 
     found = run(
-        model, checkpoint, out, format=format, int8=int8, calibrate=calibrate, max_drop=max_drop, dynamic=dynamic
+        model, checkpoint, output, format=format, int8=int8, calibrate=calibrate, max_drop=max_drop, dynamic=dynamic
     )
     print(f"{found.precision} {found.format}, at most {found.facts['largest_difference']:.0e} from PyTorch's logits")
     if int8:

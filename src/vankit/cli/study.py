@@ -89,7 +89,7 @@ def ablation(
     seeds: int = 3,
     rows: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     model: str = "van_b0",
-    out: Path = Path("runs/ablation"),
+    output: Path = Path("runs/ablation"),
     plot: Path | None = None,
     settings: Annotated[Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
 ) -> None:
@@ -97,11 +97,11 @@ def ablation(
 
     Args:
         train: labelled images to train every row on, as for vankit train; none are trained if left out. What is in
-            --out already is not trained again.
+            --output already is not trained again.
         seeds: runs of each row.
         rows: names of rows to train, as the table has them; all if left out.
         model: van_b0 to van_b6.
-        out: folder for ablation.csv and the runs.
+        output: folder for ablation.csv and the runs.
         plot: image file for a picture of the trained rows.
         settings: overrides of the recipe short.
     """
@@ -117,7 +117,7 @@ def ablation(
     if train is not None:
         quieten_lightning()
         config = dataclasses.replace(recipes.short(model), **given(settings))
-        for run in ablate(train, config, seeds, out, rows, model):
+        for run in ablate(train, config, seeds, output, rows, model):
             print(f"{run.row}, seed {run.seed}: top-1 {run.top1:.2%}")
             runs.append(run)
     found = summary(runs)

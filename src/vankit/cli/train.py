@@ -20,7 +20,7 @@ def command(
     head: str | None = None,
     model: str = "van_b0",
     recipe: str | None = None,
-    out: Path | None = None,
+    output: Path | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
     skip_bad: bool = False,
@@ -43,9 +43,9 @@ def command(
         recipe: classify: in1k (the paper's), finetune (small sets, from pretrained weights) or short (from scratch,
             quickly); detect: coco_1x, coco_3x or short; segment: ade20k_fpn, ade20k_upernet or short; panoptic:
             coco_panoptic or short. The first one, or the head's own, if left out.
-        out: folder for the run; runs/MODEL or runs/MODEL-HEAD-TASK if left out.
+        output: folder for the run; runs/MODEL or runs/MODEL-HEAD-TASK if left out.
         checkpoint: weights to start from, in any public format.
-        resume: continue the run in --out.
+        resume: continue the run in --output.
         skip_bad: leave out images and annotations that cannot be used, with a warning; not to classify.
         settings: overrides of the recipe.
     """
@@ -59,6 +59,6 @@ def command(
     if "epochs" in chosen and isinstance(config, recipes.DenseConfig):
         chosen.setdefault("iterations", 0)  # some recipes count these instead
     config = dataclasses.replace(config, **chosen)
-    result = run(data, model, config, out, checkpoint, resume, task=task, head=head, skip_bad=skip_bad)
+    result = run(data, model, config, output, checkpoint, resume, task=task, head=head, skip_bad=skip_bad)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"best {result.measure} {result.score:.2%} after {result.seconds:.0f} s: {result.best}")

@@ -15,7 +15,7 @@ def command(
     model: str | None = None,
     checkpoint: Path | None = None,
     output: Path | None = None,
-    picture: Path | None = None,
+    plot: Path | None = None,
     batch_size: int = 64,
     workers: int = 2,
     device: str = "auto",
@@ -33,7 +33,7 @@ def command(
         model: such as van_b2 or van_b0.cifar10, or an exported folder; the checkpoint's if left out.
         checkpoint: weights in any public format, or of a detector or segmenter; the model's public ones if left out.
         output: JSON file for all figures.
-        picture: image file for a classifier's confusion matrix, such as confusion.png.
+        plot: image file for a classifier's confusion matrix, such as confusion.png.
         batch_size: images per forward pass; detectors and segmenters take one at a time.
         workers: processes that load images.
         device: cpu, cuda, or auto.
@@ -48,7 +48,7 @@ def command(
     from vankit.validation import validate as run
 
     report = run(
-        data, model, checkpoint, output, picture, workers=workers, seed=seed, batch_size=batch_size, device=device,
+        data, model, checkpoint, output, plot, workers=workers, seed=seed, batch_size=batch_size, device=device,
         engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
     )  # fmt: skip
     if isinstance(report, DenseReport):
