@@ -1,6 +1,7 @@
 """The command line as a user types it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,29 @@ def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]
     ):
         assert option in page
     assert "moving average" in page
+
+
+def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
+    run("train", "--help")
+    page = capsys.readouterr().out
+    headings = [
+        "Arguments",
+        "Parameters",
+        "Settings for every task",
+        "Settings to classify",
+        "Settings to detect or segment",
+    ]
+    assert re.findall(r"╭─ (.+?) ─", page) == headings
+    for clutter in ("--data", "--no-resume", "--no-compile", "--empty-", "default: False", "`"):
+        assert clutter not in page
+    assert "--pretrained --no-pretrained" in page and "--color --no-color" in page  # some recipe switches them on
+    settings = page.partition("Settings for every task")[2]
+    assert (
+        settings.index("--epochs ") < settings.index("--lr ") < settings.index("--mixup ") < settings.index("--flip ")
+    )
+    # paragraphs fill the lines
+    words = next(line for line in page.splitlines() if line.startswith("Writes best.safetensors"))
+    assert len(words) > 70
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

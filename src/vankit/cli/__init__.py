@@ -7,18 +7,20 @@ import sys
 import traceback
 from importlib import import_module
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
+from vankit.cli.help import PARAMETERS, reflow_commands
 from vankit.errors import UserError
 
 app = App(
     name="vankit",
     help="The Visual Attention Network: train it, measure it, use it.",
     help_format="plaintext",
-    default_parameter=Parameter(negative_iterable=()),
+    default_parameter=PARAMETERS,
 )
 for _name in ("bench", "convert", "demo", "explain", "export", "models", "predict", "study", "train", "validate"):
     app.command(import_module(f"vankit.cli.{_name}").command, name=_name)
+reflow_commands(app)
 
 _FORMER_NAMES = {"--out": "--output", "--picture": "--plot"}
 

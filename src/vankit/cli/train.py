@@ -7,14 +7,23 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vankit.cli.settings import Settings, given
+from vankit.cli.settings import given, settings
 from vankit.cli.terminal import quieten_lightning
 from vankit.errors import UserError
 from vankit.training import recipes
 
+_Settings = settings(
+    {
+        "Settings for every task": recipes.Config,
+        "Settings to classify": recipes.TrainConfig,
+        "Settings to detect or segment": recipes.DenseConfig,
+    }
+)
+
 
 def command(
     data: str,
+    /,
     *,
     task: Literal["classify", "detect", "segment", "panoptic"] = "classify",
     head: str | None = None,
@@ -24,7 +33,7 @@ def command(
     checkpoint: Path | None = None,
     resume: bool = False,
     skip_bad: bool = False,
-    settings: Annotated[Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
+    settings: Annotated[_Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
 ) -> None:
     """Train a classifier, a detector or a segmenter.
 

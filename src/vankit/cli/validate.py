@@ -11,6 +11,7 @@ from vankit.engines.base import EngineName, Precision
 
 def command(
     data: str,
+    /,
     *,
     model: str | None = None,
     checkpoint: Path | None = None,
