@@ -61,7 +61,7 @@ def command(
             mask2former.
         model: van_b0 to van_b6, or van_b0.cifar10 to start from the weights in the package.
         recipe: values for all settings, see above; each can be changed by its own option.
-        output: folder for the run; default runs/MODEL or runs/MODEL-HEAD-TASK.
+        output: folder for the run. Default: runs/MODEL or runs/MODEL-HEAD-TASK.
         checkpoint: weights to start from, in any public format.
         resume: continue the run in --output.
         skip_bad: leave out images and annotations that cannot be used, with a warning; only for detection and
