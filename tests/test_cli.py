@@ -1,6 +1,7 @@
 """The command line as a user types it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from vankit.heads.build import build_network
 from vankit.models.description import Description
 from vankit.models.weights import write_tensors
 from vankit.study.timing import Timing
+from vankit.training.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,29 @@ def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]
     ):
         assert option in page
     assert "moving average" in page
+
+
+def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
+    run("train", "--help")
+    page = capsys.readouterr().out
+    headings = [
+        "Arguments",
+        "Parameters",
+        "Settings for every task",
+        "Settings to classify",
+        "Settings to detect or segment",
+    ]
+    assert re.findall(r"╭─ (.+?) ─", page) == headings
+    for clutter in ("--data", "--no-resume", "--no-compile", "--empty-", "default: False", "`"):
+        assert clutter not in page
+    assert "--pretrained --no-pretrained" in page and "--color --no-color" in page  # some recipe switches them on
+    settings = page.partition("Settings for every task")[2]
+    assert (
+        settings.index("--epochs ") < settings.index("--lr ") < settings.index("--mixup ") < settings.index("--flip ")
+    )
+    # paragraphs fill the lines
+    words = next(line for line in page.splitlines() if line.startswith("Writes best.safetensors"))
+    assert len(words) > 70
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +150,7 @@ def test_other_images_are_not_resumed(
 def test_export_and_predict(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("predict", photo, "--model", "van_b0.cifar10")
     expected = capsys.readouterr().out
-    assert run("export", "van_b0.cifar10", "--out", tmp_path / "exported") == 0
+    assert run("export", "van_b0.cifar10", "--output", tmp_path / "exported") == 0
     assert "next: vankit predict photo.jpg --model " in capsys.readouterr().out
     assert run("predict", photo, "--model", tmp_path / "exported") == 0
     assert capsys.readouterr().out == expected
@@ -197,7 +222,7 @@ def test_train_and_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             for i in range(2):
                 Image.new("RGB", (32, 32), (level + i,) * 3).save(tmp_path / split / name / f"{i}.png")
     options = ("--recipe", "short", "--epochs", "1", "--warmup-epochs", "0", "--img-size", "32", "--batch-size", "2")
-    assert run("train", tmp_path, *options, "--workers", "0", "--out", tmp_path / "run") == 0
+    assert run("train", tmp_path, *options, "--workers", "0", "--output", tmp_path / "run") == 0
     page = capsys.readouterr()
     assert "best top-1" in page.out
     assert "GPU available" not in page.out + page.err
@@ -241,6 +266,30 @@ def test_validate_segments(segmenter: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_setting_of_another_task_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", "shapes", "--task", "detect", "--mixup", "0.5", "--out", tmp_path / "run") == 1
-    assert "mixup (--mixup) is not a setting of this task" in capsys.readouterr().err
+    assert run("train", "shapes", "--task", "detect", "--mixup", "0.5", "--output", tmp_path / "run") == 1
+    error = capsys.readouterr().err
+    assert "--mixup" in error and "leave it out" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_help_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    run("train", "--help")
+    page = capsys.readouterr().out
+    for known in RECIPES.values():
+        for recipe in known:
+            assert re.search(rf"^    {recipe}  ", page, re.M), recipe
+
+
+def test_former_names_of_options_still_work(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    photo.rename(tmp_path / "data" / "cat" / "0.png")
+    words = ("validate", tmp_path / "data", "--model", "van_b0.cifar10", "--workers", "0")
+    assert run(*words, f"--picture={tmp_path / 'c.png'}") == 0
+    assert (tmp_path / "c.png").is_file()
+    (tmp_path / "full").write_text("a file")
+    assert run("export", "van_b0.cifar10", "--out", tmp_path / "full") == 1
+    assert f"{tmp_path / 'full'} is a file" in capsys.readouterr().err
+    for command in ("train", "export", "demo", "validate"):
+        run(command, "--help")
+        page = capsys.readouterr().out
+        assert "--out " not in page and "--picture" not in page

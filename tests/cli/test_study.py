@@ -45,8 +45,8 @@ def test_ablation_without_training(capsys: pytest.CaptureFixture[str]) -> None:
         assert text in page
     assert run("study", "ablation", "--epochs", 3) == 1
     assert "add --train DATA" in capsys.readouterr().err
-    assert run("study", "ablation", "--train", "shapes", "--seed", 3) == 1
-    assert "--seed is what the rows and --seeds set" in capsys.readouterr().err
+    assert run("study", "ablation", "--train", "shapes", "--seed", 3) == 2  # what the rows and --seeds set
+    assert "Unknown option: --seed" in capsys.readouterr().err
 
 
 def test_ablation_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +56,7 @@ def test_ablation_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             level = (200 if place.endswith("bright") else 50) + i
             Image.fromarray(np.full((32, 32, 3), level, np.uint8)).save(tmp_path / "data" / place / f"{i}.png")
     settings = ["--epochs", 1, "--warmup-epochs", 0, "--batch-size", 4, "--img-size", 32, "--workers", 0]
-    words = ["study", "ablation", "--train", tmp_path / "data", "--seeds", 1, "--out", tmp_path / "out"]
+    words = ["study", "ablation", "--train", tmp_path / "data", "--seeds", 1, "--output", tmp_path / "out"]
     assert run(*words, *settings, "--rows", "without DW", "full", "--plot", tmp_path / "plot.png") == 0
     page = capsys.readouterr().out
     assert "without DW, seed 0: top-1" in page

@@ -1,4 +1,4 @@
-"""`vankit bench`: how fast it is on this machine."""
+"""`vankit bench`: how fast vankit is on this machine."""
 
 from rich.table import Table
 
@@ -6,18 +6,18 @@ from vankit.cli.terminal import console
 
 
 def command(models: list[str] | None = None, /, *, seconds: float = 15) -> None:
-    """Time vankit's engines against plain PyTorch on this machine: one image at a time, random weights.
+    """Time vankit's engines against plain PyTorch on this machine: one image at a time, with random weights.
 
     Args:
-        models: names of timm models; van_b0 if left out.
-        seconds: to time each for, after a minute or two in which the networks are compiled.
+        models: names of timm models. Default: van_b0.
+        seconds: how long to time each model, after a minute or two in which it is compiled.
     """
     from vankit.study.timing import bench as run
 
     table = Table(title="milliseconds for one image, median and quartiles")
     table.add_column("model")
     table.add_column("engine")
-    for heading in ("ms", "quartiles", "times as fast", "same top-1", "logits off"):
+    for heading in ("ms", "quartiles", "times as fast", "same top-1", "logits differ by"):
         table.add_column(heading, justify="right")
     for row in run(models or ["van_b0"], seconds):
         if row.ms is None:

@@ -8,11 +8,11 @@ def command(source: Path, target: Path, /, *, to: Literal["vankit", "official", 
     """Convert a checkpoint between the public formats; the tensors stay bit-exact.
 
     Args:
-        source: checkpoint of any of the formats; which one is found out from the file. Of a detector or segmenter the
-            backbone is converted.
+        source: checkpoint in any of the formats, which is detected from the file. From the checkpoint of a detector or
+            segmenter the backbone is converted.
         target: file to write.
-        to: vankit (safetensors), official (VAN-Classification), mmpretrain, or hf (transformers; a name that ends in
-            .safetensors gives safetensors, any other a pickle of tensors).
+        to: vankit (safetensors), official (VAN-Classification), mmpretrain, or hf (transformers). For hf a target that
+            ends in .safetensors is written as safetensors, any other as a pickle of tensors.
     """
     from vankit.models.weights import convert as run
 

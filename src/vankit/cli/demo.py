@@ -17,7 +17,7 @@ PICTURES = 32
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found.
+    """Figures and files of the demo.
 
     Attributes:
         report: measures on the val split of `shapes`.
@@ -75,7 +75,7 @@ def demo(out: str | PathLike[str] = "runs/demo") -> DemoResult:
 
 
 def draw_grid(path: str | PathLike[str], pictures: list[tuple[Image.Image, str, bool]], title: str) -> None:
-    """Write a picture of images with a caption each, green where right and red where wrong.
+    """Draw images in a grid, each with a caption: green if it is right, red if it is wrong.
 
     Args:
         path: output image file.
@@ -97,14 +97,14 @@ def draw_grid(path: str | PathLike[str], pictures: list[tuple[Image.Image, str, 
     figure.savefig(path, dpi=120)
 
 
-def command(*, out: Path = Path("runs/demo")) -> None:
-    """Train van_b0 on generated pictures in two minutes, validate it, predict, and leave a picture of the results.
+def command(*, output: Path = Path("runs/demo")) -> None:
+    """Train van_b0 on generated pictures in two minutes, validate it, predict, and draw a picture of the results.
 
     Args:
-        out: folder for the run.
+        output: folder for the run.
     """
     quieten_lightning()
-    result = demo(out)
+    result = demo(output)
     print(f"top-1 {result.report.top1:.2%} on {result.report.count:,} new images")
     print(f"pictures: {result.picture}, {result.confusion}")
     print(f"next: vankit predict photo.jpg --checkpoint {result.checkpoint}")

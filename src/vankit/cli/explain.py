@@ -21,25 +21,29 @@ def command(
     device: str = "auto",
     max_pixels: int = 100_000_000,
 ) -> int:
-    """Show what a network looks at: a picture per image, or one of all images for receptive-field and statistics.
+    """Show what a network looks at: one picture per image; for receptive-field and statistics, one for all images.
 
-    The exit status is 1 if any image failed; the others are answered all the same.
+    An image that fails gets an error message, the others are processed, and the exit status is 1.
 
     Args:
-        images: files, folders (searched through) and quoted glob patterns; receptive-field needs none.
-        model: such as van_b2, van_b0.cifar10 or, for grad-cam and receptive-field, any timm model; the checkpoint's if
-            left out, else van_b0.
-        checkpoint: weights in any public format, or of a detector or segmenter; the model's public ones if left out.
-        method: grad-cam, where the evidence for a class lies; attention, what each LKA multiplies its input with;
-            receptive-field, which pixels the middle unit of each stage depends on; statistics, of each LKA's channels.
-        target: class that grad-cam explains, by name or number; may be given again; the predicted one if left out.
-        stage: 1 to 4; for grad-cam the last if left out, else all.
+        images: image files, folders (searched with their subfolders) and quoted glob patterns; receptive-field needs
+            none.
+        model: such as van_b2 or van_b0.cifar10; for grad-cam and receptive-field any timm model. Default: the
+            checkpoint's model, or van_b0.
+        checkpoint: weights in any public format, or those of a detector or segmenter. Default: the model's public
+            weights.
+        method: grad-cam shows where the evidence for a class is; attention, what each LKA multiplies its input by;
+            receptive-field, which pixels the middle unit of each stage depends on; statistics, figures of each LKA's
+            channels.
+        target: class that grad-cam explains, by name or number; repeat the option for several. Default: the predicted
+            class.
+        stage: 1 to 4. Default: the last stage for grad-cam, all stages for the other methods.
         layer: name of a module to look at instead of a stage.
-        compare: further timm models or classifiers' checkpoints to put beside, parted by commas.
-        img_size: side in pixels of what the model sees; VAN takes any.
-        output: folder for the pictures, and for receptive-field and statistics a CSV of the figures.
-        device: cpu, cuda, or auto.
-        max_pixels: largest image that is decoded, in pixels.
+        compare: timm models or checkpoints of classifiers to compare with, separated by commas.
+        img_size: side in pixels of the model's input; VAN takes any size. Default: the model's own.
+        output: folder for the pictures; for receptive-field and statistics also for a CSV file of the figures.
+        device: cpu, cuda or auto.
+        max_pixels: an image with more pixels than this is not decoded.
     """
     from vankit.explanation import iter_explanations
     from vankit.tasks.results import Failure

@@ -1,4 +1,4 @@
-"""`vankit models`: the variants."""
+"""`vankit models`: the variants of VAN."""
 
 from rich.table import Table
 
@@ -6,10 +6,10 @@ from vankit.cli.terminal import console
 
 
 def command(*, size: int = 224) -> None:
-    """List the variants with their parameters, cost and published accuracy.
+    """List the variants of VAN with their parameters, cost and published accuracy.
 
     Args:
-        size: side in pixels of the square image that the cost is counted for.
+        size: side in pixels of the square image for which the cost is counted.
     """
     from vankit.models.van import VARIANTS
     from vankit.study.complexity import ACCURACY, complexity

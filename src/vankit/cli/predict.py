@@ -32,36 +32,39 @@ def command(
     score: float | None = None,
     test: Literal["single", "multiscale", "slide"] | None = None,
 ) -> int:
-    """Label photographs, or detect or segment what is in them, as the checkpoint was trained for.
+    """Label photographs, or detect or segment what is in them, depending on the checkpoint.
 
-    A detector or segmenter leaves a picture per image and predictions.json, in COCO's results format, in --output.
+    A detector or segmenter writes one picture per image, and predictions.json in COCO's results format, to --output.
 
-    The exit status is 1 if any image could not be read; the others are answered all the same.
+    An image that cannot be read gets an error message, the others are processed, and the exit status is 1.
 
     Args:
-        images: files, folders (searched through) and quoted glob patterns; with --workers ray also URLs such as
-            s3://bucket/folder.
-        model: such as van_b2, or van_b0.cifar10, which needs no network; or a folder that vankit export wrote, which is
-            run without PyTorch; the checkpoint's if left out, else van_b0.
-        checkpoint: weights in any public format, or of a detector or segmenter; the model's public ones if left out.
-        output: .csv, .jsonl or .parquet file for the rows, written as they come; for a detector or segmenter a folder,
-            "predictions" if left out; with --workers ray a folder or URL for Parquet files.
+        images: image files, folders (searched with their subfolders) and quoted glob patterns; with --workers ray also
+            URLs such as s3://bucket/folder.
+        model: such as van_b2; van_b0.cifar10, which needs no download; or a folder that vankit export wrote, which runs
+            without PyTorch. Default: the checkpoint's model, or van_b0.
+        checkpoint: weights in any public format, or those of a detector or segmenter. Default: the model's public
+            weights.
+        output: .csv, .jsonl or .parquet file, written row by row; for a detector or segmenter a folder (default:
+            predictions); with --workers ray a folder or URL for Parquet files. Labels are printed if it is not given.
         resume: continue the --output of a run that was stopped.
-        top_k: labels per image.
-        engine: what runs the network: torch, openvino, onnxruntime, or auto, the fastest for the device.
-        precision: float32, bf16, int8 (of a folder exported so), or auto: float32, and int8 for such a folder.
-        batch_size: images per forward pass of engine torch; the others take one at a time, on all cores.
-        device: cpu, cuda, or auto.
-        max_pixels: largest image that is decoded, in pixels.
-        reduced: decode large JPEGs at a fraction of their size: sooner, and a label in some hundred differs.
-        workers: local, this process; or ray, Ray's workers, which continue a job that was stopped.
-        address: of a Ray cluster; a local one is started if left out.
-        score: of a detector: lowest score of the objects shown, 0 to 1; 0.3 if left out.
-        test: of a segmenter: the whole image (single, if left out), at several scales and mirrored, or in sliding
-            windows.
+        top_k: number of labels per image.
+        engine: what runs the network: torch, openvino, onnxruntime, or auto for the fastest on the device.
+        precision: float32, bf16, int8 (for a folder that was exported in int8), or auto: int8 for such a folder, else
+            float32.
+        batch_size: images per forward pass with --engine torch; the other engines take one image at a time, on all
+            cores.
+        device: cpu, cuda or auto.
+        max_pixels: an image with more pixels than this is not decoded.
+        reduced: decode large JPEGs at a fraction of their size; faster, but up to 16 labels in 1,000 change.
+        workers: local for this process, or ray for Ray's workers, which also continue a job that was stopped.
+        address: of a Ray cluster. Default: a local one is started.
+        score: for a detector, the lowest score of the objects that are kept, 0 to 1. Default: 0.3.
+        test: for a segmenter: single, the whole image at once (default); multiscale, at several scales and mirrored; or
+            slide, in sliding windows.
     """
     if workers == "local" and address is not None:
-        raise UserError("--address is of a Ray cluster: add --workers ray")
+        raise UserError("--address names a Ray cluster: add --workers ray")
     options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device, "max_pixels": max_pixels}
     if workers == "ray" and resume:
         raise UserError("--workers ray always continues what is in --output: leave out --resume")
@@ -71,11 +74,13 @@ def command(
     if opened.dense:
         if resume or reduced or workers == "ray":
             head = opened.description.head
-            raise UserError(f"{opened.source} is a {head}: leave out --resume, --reduced and --workers")
+            raise UserError(
+                f"{opened.source} is a {head}, which cannot use --resume, --reduced or --workers ray: leave them out"
+            )
         given = {name: value for name, value in (("score", score), ("test", test)) if value is not None}
         return _predict_scenes(images, opened, Path(output or "predictions"), {**options, **given})
     if score is not None or test is not None:
-        raise UserError("--score and --test are for detectors and segmenters: pass the --checkpoint of one")
+        raise UserError("--score and --test are only for detectors and segmenters: pass the --checkpoint of one")
     options |= {"top_k": top_k, "batch_size": batch_size, "reduced": reduced}
     if workers == "ray" and output is not None:
         return _predict_on_ray(images, output, address, {"model": model, "checkpoint": checkpoint, **options})
@@ -111,7 +116,7 @@ def _print_labels(rows: Iterable[Any]) -> int:
 
 
 def _progress() -> Any:
-    """A bar of images done, and how many a second, where the error stream is a terminal."""
+    """A progress bar with images per second, if the error stream is a terminal."""
     from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.text import Text
 

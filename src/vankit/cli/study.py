@@ -6,17 +6,21 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from rich.table import Table
 
-from vankit.cli.settings import Settings, given
+from vankit.cli.settings import given, settings
 from vankit.cli.terminal import console, quieten_lightning
 from vankit.errors import UserError
 from vankit.files import check_picture
 from vankit.training import recipes
 
-command = App(name="study", help="The paper's tables, recomputed: what VAN costs, and what each part of it is for.")
+command = App(
+    name="study", help="The paper's tables, recomputed: what VAN costs, and what each of its parts contributes."
+)
+
+_Settings = settings({"Training settings": recipes.TrainConfig}, without=("seed", "lka"))
 
 
 def _table(title: str, *headings: str, caption: str | None = None) -> Table:
-    """The first column names the row."""
+    """A table whose first column names the row."""
     table = Table(title=title, caption=caption)
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left")
@@ -31,13 +35,13 @@ def decomposition(
     channels: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (32, 64, 128, 256, 512),
     plot: Path | None = None,
 ) -> None:
-    """Parameters of a large convolution undivided, as MobileNet decomposes it, and as LKA does (paper table 1).
+    """Parameters of a large convolution: standard, decomposed as in MobileNet, and as in LKA (paper table 1).
 
     Args:
-        kernel_size: K.
-        dilation: d; the one with the fewest parameters if left out.
-        channels: C of each row.
-        plot: image file for a picture of it.
+        kernel_size: size K of the kernel.
+        dilation: dilation d. Default: the one with the fewest parameters.
+        channels: numbers of channels, one per row.
+        plot: image file for a picture of the table.
     """
     from vankit.study.decomposition import best_dilation, depthwise_params, plot_decomposition
     from vankit.study.decomposition import decomposition as run
@@ -50,7 +54,7 @@ def decomposition(
         table.add_row(str(row.channels), f"{row.standard:,}", f"{row.mobilenet:,}", f"{row.lka:,}")
     console().print(table)
     near = (f"d={n} {depthwise_params(kernel_size, n)}" for n in range(max(1, d - 2), d + 3))
-    print(f"depth-wise parameters a channel: {', '.join(near)}; fewest at d={best_dilation(kernel_size)}")
+    print(f"depth-wise parameters per channel: {', '.join(near)}; fewest at d={best_dilation(kernel_size)}")
     if plot:
         plot_decomposition(kernel_size, rows, plot)
         print(f"picture: {plot}")
@@ -58,11 +62,11 @@ def decomposition(
 
 @command.command
 def variants(names: list[str] | None = None, /, *, size: int = 224) -> None:
-    """Parameters and multiply-accumulates of the variants, by stage and kind of layer.
+    """Parameters and multiply-accumulates of the variants of VAN, by stage and by kind of layer.
 
     Args:
-        names: of the variants; all if left out.
-        size: side in pixels of the square image that is counted for.
+        names: such as van_b0. Default: all variants.
+        size: side in pixels of the square image for which the cost is counted.
     """
     from vankit.models.van import VARIANTS
     from vankit.study.complexity import Complexity, layers
@@ -70,7 +74,7 @@ def variants(names: list[str] | None = None, /, *, size: int = 224) -> None:
     for name in names or VARIANTS:
         costs = layers(name, size)
         table = _table(f"{name} at {size} px", "", "parameters", "GMACs", "GMACs\n+ bias, norm, product")
-        for by in (0, 1):  # stages, then kinds of layer
+        for by in (0, 1):  # stages, then kinds of layers
             for part in dict.fromkeys(key[by] for key in costs):
                 cost = sum((cost for key, cost in costs.items() if key[by] == part), Complexity())
                 table.add_row(part, *_cost(cost))
@@ -90,36 +94,34 @@ def ablation(
     seeds: int = 3,
     rows: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     model: str = "van_b0",
-    out: Path = Path("runs/ablation"),
+    output: Path = Path("runs/ablation"),
     plot: Path | None = None,
-    settings: Annotated[Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
+    settings: Annotated[_Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
 ) -> None:
-    """The paper's ablations of LKA (tables 3 and 4), and on request trained: each row with the same budget.
+    """The paper's ablations of LKA (tables 3 and 4); with --train each row is also trained, all with the same budget.
 
     Args:
-        train: labelled images to train every row on, as for vankit train; none are trained if left out. What is in
-            --out already is not trained again.
-        seeds: runs of each row.
-        rows: names of rows to train, as the table has them; all if left out.
+        train: labelled images to train every row on, as for vankit train. Runs that are already in --output are not
+            repeated.
+        seeds: number of runs per row, each with its own seed.
+        rows: names of the rows to train, as in the table. Default: all.
         model: van_b0 to van_b6.
-        out: folder for ablation.csv and the runs.
+        output: folder for ablation.csv and the runs.
         plot: image file for a picture of the trained rows.
-        settings: overrides of the recipe short.
+        settings: they override the recipe short.
     """
     from vankit.study.ablation import ABLATIONS, ablate, summary
     from vankit.study.ablation import plot as draw
     from vankit.study.complexity import complexity
 
     if train is None and (given(settings) or rows or plot):
-        raise UserError("--rows, --plot and settings are of training: add --train DATA")
-    if fixed := {"seed", "lka"} & set(given(settings)):
-        raise UserError(f"--{min(fixed)} is what the rows and --seeds set: leave it out")
+        raise UserError("--rows, --plot and training settings need --train: add --train DATA")
     check_picture(plot)
     runs = []
     if train is not None:
         quieten_lightning()
         config = recipes.override(recipes.short(model), **given(settings))
-        for run in ablate(train, config, seeds, out, rows, model):
+        for run in ablate(train, config, seeds, output, rows, model):
             print(f"{run.row}, seed {run.seed}: top-1 {run.top1:.2%}")
             runs.append(run)
     found = summary(runs)
@@ -141,12 +143,12 @@ def ablation(
 
 @command.command
 def compare(models: list[str] | None = None, /, *, seconds: float = 60, plot: Path | None = None) -> None:
-    """VAN beside ResNet, PVTv2, Swin and ConvNeXt: cost, published accuracy, and time for an image on this machine.
+    """Compare VAN with ResNet, PVTv2, Swin and ConvNeXt: cost, published accuracy, time per image on this machine.
 
     Args:
-        models: names of timm models; the ones with a known accuracy if left out.
-        seconds: to time all of them for, after minutes in which they are compiled; 0 times none.
-        plot: image file for accuracy against cost.
+        models: names of timm models. Default: those whose published accuracy is known here.
+        seconds: how long to time all models together, after some minutes in which they are compiled; 0 for no timing.
+        plot: image file for a picture of accuracy against cost.
     """
     from vankit.study.comparison import comparison
     from vankit.study.comparison import plot as draw

@@ -1,4 +1,4 @@
-"""What the commands share of the terminal."""
+"""The terminal, as all commands use it."""
 
 import logging
 import sys
@@ -7,10 +7,10 @@ from rich.console import Console
 
 
 def console() -> Console:
-    """Wide enough for whole rows where the output is no terminal."""
+    """A console that is wide enough for whole rows where the output is not a terminal."""
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def quieten_lightning() -> None:
-    """It announces hardware and products at a level that its import sets."""
+    """Lightning announces hardware and products at a log level that its import sets."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

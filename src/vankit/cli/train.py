@@ -6,53 +6,71 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vankit.cli.settings import Settings, given
+from vankit.cli.settings import given, settings
 from vankit.cli.terminal import quieten_lightning
 from vankit.training import recipes
+
+_Settings = settings(
+    {
+        "Settings for every task": recipes.Config,
+        "Settings to classify": recipes.TrainConfig,
+        "Settings to detect or segment": recipes.DenseConfig,
+    }
+)
 
 
 def command(
     data: str,
+    /,
     *,
     task: Literal["classify", "detect", "segment", "panoptic"] = "classify",
     head: str | None = None,
     model: str = "van_b0",
     recipe: str | None = None,
-    out: Path | None = None,
+    output: Path | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
     skip_bad: bool = False,
-    settings: Annotated[Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
+    settings: Annotated[_Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
 ) -> None:
     """Train a classifier, a detector or a segmenter.
 
-    Writes best.safetensors, last.safetensors, metrics.csv, TensorBoard logs and the state to resume. Also runs under
-    torchrun: torchrun --nproc-per-node N -m vankit train ...
+    Writes best.safetensors, last.safetensors, metrics.csv, TensorBoard logs, and what is needed to resume, to --output.
+    To train with several processes, start it with torchrun: torchrun --nproc-per-node N -m vankit train ...
+
+    Recipes:
+        finetune        classify: your own folder, from pretrained weights (default)
+        in1k            classify: ImageNet, the paper's 300 epochs
+        coco_1x         detect: COCO, 12 epochs (default)
+        coco_3x         detect: COCO, 36 epochs at many image sizes
+        ade20k_fpn      segment: ADE20K, 40,000 iterations (default)
+        ade20k_upernet  segment: ADE20K, 160,000 iterations (default of upernet)
+        coco_panoptic   panoptic: COCO, 50 epochs (default)
+        short           all tasks: small pictures, quickly (default of shapes)
 
     Args:
-        data: the word shapes, or to classify a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, hfds/NAME or
-            wds/FOLDER; to detect a COCO folder with annotations/instances_*.json; to segment a folder with
-            images/{train,val} and annotations/{train,val}; for panoptic a COCO folder with annotations/panoptic_*.json.
+        data: the word shapes, for generated pictures, or a folder. Classification: train/CLASS/*.jpg and
+            val/CLASS/*.jpg, or hfds/NAME or wds/FOLDER. Detection: a COCO folder with annotations/instances_*.json.
+            Segmentation: images/{train,val} and annotations/{train,val}. Panoptic segmentation: a COCO folder with
+            annotations/panoptic_*.json.
         task: what to train for.
-        head: detect: retinanet, faster_rcnn, mask_rcnn (taken if left out), cascade_mask_rcnn, sparse_rcnn, rt_detr,
-            d_fine, deformable_detr or mask2former; segment: semantic_fpn (taken if left out), upernet or mask2former;
-            panoptic: mask2former.
-        model: van_b0 to van_b6.
-        recipe: classify: in1k (the paper's), finetune (small sets, from pretrained weights) or short (from scratch,
-            quickly); detect: coco_1x, coco_3x or short; segment: ade20k_fpn, ade20k_upernet or short; panoptic:
-            coco_panoptic or short. If left out, short for the generated shapes; else finetune to classify, and for
-            the other tasks the first one, or the head's own.
-        out: folder for the run; runs/MODEL or runs/MODEL-HEAD-TASK if left out.
+        head: detect: retinanet, faster_rcnn, mask_rcnn (default), cascade_mask_rcnn, sparse_rcnn, rt_detr, d_fine,
+            deformable_detr or mask2former; segment: semantic_fpn (default), upernet or mask2former; panoptic:
+            mask2former.
+        model: van_b0 to van_b6, or van_b0.cifar10 to start from the weights in the package.
+        recipe: values for all settings, see above; each can be changed by its own option.
+        output: folder for the run. Default: runs/MODEL or runs/MODEL-HEAD-TASK.
         checkpoint: weights to start from, in any public format.
-        resume: continue the run in --out.
-        skip_bad: leave out images and annotations that cannot be used, with a warning; not to classify.
-        settings: overrides of the recipe.
+        resume: continue the run in --output.
+        skip_bad: leave out images and annotations that cannot be used, with a warning; only for detection and
+            segmentation.
+        settings: they override the recipe.
     """
     from vankit.training.run import train as run
 
     quieten_lightning()
     name = recipe or recipes.default_recipe(data, task, head)
     config = recipes.override(recipes.recipe(name, model, task, head), **given(settings))
-    result = run(data, model, config, out, checkpoint, resume, task=task, head=head, skip_bad=skip_bad)
+    result = run(data, model, config, output, checkpoint, resume, task=task, head=head, skip_bad=skip_bad)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"best {result.measure} {result.score:.2%} after {result.seconds:.0f} s: {result.best}")

@@ -1,4 +1,4 @@
-"""`vankit validate`: a trained network's figures on labelled data."""
+"""`vankit validate`: measures of a trained network on labelled data."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +11,12 @@ from vankit.engines.base import EngineName, Precision
 
 def command(
     data: str,
+    /,
     *,
     model: str | None = None,
     checkpoint: Path | None = None,
     output: Path | None = None,
-    picture: Path | None = None,
+    plot: Path | None = None,
     batch_size: int = 64,
     workers: int = 2,
     device: str = "auto",
@@ -26,29 +27,35 @@ def command(
     test: Literal["single", "multiscale", "slide"] = "single",
     skip_bad: bool = False,
 ) -> None:
-    """Measure a classifier (top-1, top-5, confusion matrix), detector (COCO AP) or segmenter (mIoU, PQ), per class too.
+    """Measure a classifier (top-1, top-5, confusion matrix), a detector (COCO AP) or a segmenter (mIoU, PQ).
+
+    Prints the measures for all images together and for each class.
 
     Args:
-        data: as for train.
-        model: such as van_b2 or van_b0.cifar10, or an exported folder; the checkpoint's if left out.
-        checkpoint: weights in any public format, or of a detector or segmenter; the model's public ones if left out.
-        output: JSON file for all figures.
-        picture: image file for a classifier's confusion matrix, such as confusion.png.
+        data: labelled images, as for vankit train.
+        model: such as van_b2 or van_b0.cifar10, or a folder that vankit export wrote. Default: the checkpoint's model.
+        checkpoint: weights in any public format, or those of a detector or segmenter. Default: the model's public
+            weights.
+        output: JSON file for all measures.
+        plot: image file for the confusion matrix of a classifier, such as confusion.png.
         batch_size: images per forward pass; detectors and segmenters take one at a time.
-        workers: processes that load images.
-        device: cpu, cuda, or auto.
-        engine: what runs the network: torch, openvino, onnxruntime, or auto, the fastest for the device.
-        precision: float32, bf16, int8 (of a folder exported so), or auto: float32, and int8 for such a folder.
-        seed: of the generated shapes.
-        split: which part of the data: train, val, or the name of a folder such as test.
-        test: how to segment: the whole image, at several scales and mirrored, or in sliding windows.
-        skip_bad: leave out images and annotations that cannot be used, with a warning; not for a classifier.
+        workers: number of processes that load images.
+        device: cpu, cuda or auto.
+        engine: what runs the network: torch, openvino, onnxruntime, or auto for the fastest on the device.
+        precision: float32, bf16, int8 (for a folder that was exported in int8), or auto: int8 for such a folder, else
+            float32.
+        seed: seed of the generated shapes.
+        split: part of the data to measure: train, val, or the name of another folder such as test.
+        test: how to segment: single, the whole image at once; multiscale, at several scales and mirrored; or slide, in
+            sliding windows.
+        skip_bad: leave out images and annotations that cannot be used, with a warning; only for detection and
+            segmentation.
     """
     from vankit.validation import DenseReport
     from vankit.validation import validate as run
 
     report = run(
-        data, model, checkpoint, output, picture, workers=workers, seed=seed, batch_size=batch_size, device=device,
+        data, model, checkpoint, output, plot, workers=workers, seed=seed, batch_size=batch_size, device=device,
         engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
     )  # fmt: skip
     if isinstance(report, DenseReport):

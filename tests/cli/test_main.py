@@ -1,0 +1,136 @@
+"""How the command line ends: one line for a user's mistake, a traceback for a bug, quietly on Ctrl-C."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from vankit import cli
+from vankit.cli import main, one_line
+from vankit.errors import MissingFileError, UserError
+
+
+class Unreadable(Dataset[int]):
+    """Every image raises an error.
+
+    Args:
+        error: to raise.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, i: int) -> int:
+        raise self.error
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]]:
+    """Run the command line with a command that does as it is told: exit status and error stream."""
+
+    def run(function: Callable[[], object]) -> tuple[Any, str]:
+        monkeypatch.setattr(cli, "app", lambda words, **_: function())
+        with pytest.raises(SystemExit) as end:
+            main([])
+        return end.value.code, capsys.readouterr().err
+
+    return run
+
+
+def throw(error: BaseException) -> Callable[[], None]:
+    def function() -> None:
+        raise error
+
+    return function
+
+
+def test_a_mistake_is_one_line(ending: Callable[..., tuple[Any, str]]) -> None:
+    assert ending(throw(UserError("no such thing"))) == (1, "vankit: no such thing\n")
+    assert ending(throw(MissingFileError("no data at x"))) == (1, "vankit: no data at x\n")
+    assert ending(throw(OSError("the hub says:\n\n  404\n"))) == (1, "vankit: the hub says: 404\n")
+
+
+def test_debugging_shows_the_traceback_and_the_line(
+    ending: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VANKIT_DEBUG", "1")
+    status, error = ending(throw(UserError("no such thing")))
+    assert status == 1
+    assert error.startswith("Traceback (most recent call last):")
+    assert error.endswith("\nvankit: no such thing\n")
+
+
+def test_a_bug_shows_its_traceback_and_asks_for_a_report(ending: Callable[..., tuple[Any, str]]) -> None:
+    status, error = ending(throw(KeyError("stage5")))
+    assert status == 1
+    assert "Traceback" in error and "KeyError: 'stage5'" in error
+    assert error.splitlines()[-1].startswith("vankit: this is a bug in vankit")
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (UserError("a.json: no classes: expected some"), "a.json: no classes: expected some"),
+        (MissingFileError("no image at a: b.jpg"), "no image at a: b.jpg"),
+        (UserError("two\nlines: of it"), "two lines: of it"),
+    ],
+)
+def test_a_mistake_that_a_worker_finds_is_one_line(
+    raised: Exception, line: str, ending: Callable[..., tuple[Any, str]]
+) -> None:
+    loader = DataLoader(Unreadable(raised), num_workers=1, multiprocessing_context="fork")
+    assert ending(lambda: list(loader)) == (1, f"vankit: {line}\n")
+
+
+def test_an_errors_cause_in_a_worker_is_left_out() -> None:
+    trace = (
+        'Caught UserError in DataLoader worker process 3.\nOriginal Traceback (most recent call last):\n  File "a"\n'
+    )
+    trace += "ValueError: inner\n\nThe above exception was the direct cause of the following exception:\n\n"
+    trace += 'Traceback (most recent call last):\n  File "b"\nvankit.errors.UserError: outer: because\n'
+    assert one_line(trace) == "outer: because"
+
+
+def test_ctrl_c_ends_quietly(ending: Callable[..., tuple[Any, str]]) -> None:
+    assert ending(throw(KeyboardInterrupt())) == (130, "")
+
+    def as_lightning_does() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    assert ending(as_lightning_does) == (130, "")
+    assert ending(lambda: sys.exit(7)) == (7, "")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_training_quietly(tmp_path: Path) -> None:
+    words = ["train", "shapes", "--recipe", "short", "--output", str(tmp_path / "run"), "--workers", "1"]
+    with subprocess.Popen([sys.executable, "-m", "vankit", *words], stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "run" / "config.json").exists() and process.poll() is None:
+            time.sleep(0.2)
+        time.sleep(2)  # Lightning begins
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+
+
+def test_a_mistake_in_the_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, says in ((["train", "x", "--epoch", "3"], "--epoch"), (["predict"], "IMAGES"), (["trian"], "train")):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("vankit: ") and error.count("\n") == 1
+        assert says in error
