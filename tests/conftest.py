@@ -9,11 +9,20 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # a process a core; read as torch is imported
+
 import numpy as np
 import pytest
 import torch
 from fake_hub import FILE, REPO, serve
+from hypothesis import HealthCheck, settings
 from torch import Tensor
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "vankit", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("vankit")
 
 OWNER = REPO.partition("/")[0]
 GOLDEN = Path(__file__).parent / "golden"

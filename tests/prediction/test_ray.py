@@ -88,6 +88,7 @@ def kill_the_reader(pipe: Path, instead: bytes, killed: list[int]) -> None:
     os.close(writer)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to find the worker")
 def test_a_killed_worker_costs_no_row_and_a_restart_does_what_is_missing(
     predictor: vankit.Predictor, photos: list[Path], tmp_path: Path

@@ -24,7 +24,12 @@ from vankit.models.van import Stage
 from vankit.models.weights import read_metadata
 from vankit.training.recipes import DenseConfig
 
-PAIRS = [(head, task) for head, entry in HEADS.items() for task in entry.tasks]
+FAST = ("retinanet", "semantic_fpn")  # a detector and a segmenter; the others are slow
+PAIRS = [
+    pytest.param(head, task, marks=() if head in FAST else pytest.mark.slow)
+    for head, entry in HEADS.items()
+    for task in entry.tasks
+]
 MEASURE = {"detect": "box AP", "segment": "mIoU", "panoptic": "PQ"}
 RESULT = {"detect": vankit.Detections, "segment": vankit.SemanticMap, "panoptic": vankit.PanopticMap}
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vankit.data import tables
+from vankit.prediction import tables
 from vankit.prediction.tables import Row, open_table
 
 ROWS: list[Row] = [

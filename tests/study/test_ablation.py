@@ -61,7 +61,7 @@ def test_what_is_done_is_not_done_again(
         trained.append((out.name, resume))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vankit.ablation, "train", train)
+    monkeypatch.setattr(vankit.study.ablation, "train", train)
     assert list(ablate(data, TINY, 2, out, ROWS)) == runs
     (out / "without-dw-2").mkdir()
     (out / "without-dw-2" / "resume.ckpt").touch()

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-import vankit.ops.reference
 from torch.utils.flop_counter import FlopCounterMode
 
+import vankit.ops.convolution
 from vankit.models.van import VARIANTS
 from vankit.study.ablation import ABLATIONS, Ablation
 from vankit.study.complexity import Complexity, complexity, layers
@@ -37,7 +37,7 @@ def test_published_figures(variant: str, params: int, gmacs: float, published: f
 @pytest.mark.parametrize("variant", ["van_b0", "van_b6"])
 def test_pytorch_counts_the_same(variant: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     # the counter sees the trimmed kernels of small maps; the definition is counted
-    monkeypatch.setattr(vankit.ops.reference, "_sizes_are_known", lambda x: False)
+    monkeypatch.setattr(vankit.ops.convolution, "_sizes_are_known", lambda x: False)
     with torch.device("meta"):
         model = timm.create_model(variant, num_classes=10).eval()
         with FlopCounterMode(display=False) as counter:
@@ -56,7 +56,7 @@ LKAS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("lka", LKAS, ids=str)
 def test_pytorch_counts_the_same_for_other_attentions(lka: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vankit.ops.reference, "_sizes_are_known", lambda x: False)
+    monkeypatch.setattr(vankit.ops.convolution, "_sizes_are_known", lambda x: False)
     with torch.device("meta"):
         model = timm.create_model("van_b0", lka=lka).eval()
         with FlopCounterMode(display=False) as counter:

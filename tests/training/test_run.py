@@ -202,6 +202,7 @@ def test_different_classes_are_named(data: Path, tmp_path: Path) -> None:
         train(tmp_path, "van_b0", TINY, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     """Both processes end with the same weights, and validation counts each of the six images once."""
     command = [
