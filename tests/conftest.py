@@ -7,6 +7,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # a process a core; read as torch is imported
@@ -97,6 +98,36 @@ def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """`shapes` with two batches to train on."""
     monkeypatch.setattr("vankit.data.folders._SHAPES_LENGTH", {"train": 256, "val": 32})
     monkeypatch.setattr("vankit.data.scenes._SHAPES_LENGTH", {"train": 8, "val": 2})
+
+
+@pytest.fixture(scope="session")
+def dense_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Factory: the checkpoint of an untrained head for a task of `shapes`; made once, not to be changed."""
+
+    @cache
+    def make(head: str, task: str) -> Path:
+        from vankit.data.scenes import ShapeScenes
+        from vankit.heads.build import build_network
+        from vankit.models.description import Description
+        from vankit.models.weights import write_tensors
+
+        torch.manual_seed(0)
+        scenes = ShapeScenes(task)
+        description = Description(
+            task, head, "van_b0", scenes.classes, things=scenes.things, category_ids=scenes.category_ids,
+            short_sides=(64,), long_side=96, crop=64 if task == "segment" else 0, queries=10,
+        )  # fmt: skip
+        network = build_network(description)
+        for name, tensor in network.state_dict().items():
+            if name.endswith("running_mean"):
+                torch.nn.init.normal_(tensor, 0, 0.1)
+            elif name.endswith("running_var"):
+                torch.nn.init.uniform_(tensor, 0.5, 1.5)
+        path = tmp_path_factory.mktemp("dense") / f"{head}-{task}.safetensors"
+        write_tensors(network.state_dict(), path, description.to_metadata())
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")
