@@ -35,7 +35,7 @@ def test_a_killed_run_is_resumed(run: Run, checkpoint: Path, photo: Path, tmp_pa
     photos = [tmp_path / f"{i}.png" for i in range(4)]
     for path in photos:
         path.write_bytes(photo.read_bytes())
-    words = ("--checkpoint", checkpoint, *TORCH)
+    words = ("--checkpoint", checkpoint, *TORCH, "--batch-size", "1")  # a batch's size is seen in the last digits
     whole, killed = tmp_path / "whole.csv", tmp_path / "killed.csv"
     assert run("predict", *photos, *words, "--output", whole) == 0
     killed.write_bytes(whole.read_bytes()[:-40])  # in the midst of the last row

@@ -197,7 +197,7 @@ def rle_of(bits: list[bool], compressed: bool) -> Content:
     return {"size": [HEIGHT, WIDTH], "counts": counts}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(corners, st.lists(polygons, min_size=1, max_size=3), st.sampled_from([3, 7])), max_size=4))
 def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, objects: list[tuple[list[float], list[list[float]], int]]
@@ -215,7 +215,7 @@ def test_what_is_written_is_read(
         np.testing.assert_array_equal(mask.numpy(), coco_mask(shapes))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bitmaps.filter(any), st.booleans())
 def test_rle_is_decoded_column_by_column(
     tmp_path_factory: pytest.TempPathFactory, bits: list[bool], compressed: bool
@@ -452,7 +452,7 @@ def test_a_picture_that_is_all_void_has_no_segments(tmp_path: Path) -> None:
     assert target["masks"].shape == (0, HEIGHT, WIDTH) and target["boxes"].shape == (0, 4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 2**24 - 1), unique=True, max_size=6), st.integers(0, 2**32 - 1))
 def test_every_24_bit_segment_id_is_read(
     tmp_path_factory: pytest.TempPathFactory, numbers: list[int], seed: int

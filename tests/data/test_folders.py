@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from timm.data import ImageNetInfo
 
-from vankit.data.folders import open_dataset
+from vankit.data.folders import class_index, open_dataset
 from vankit.data.images import ImageError
 from vankit.training.recipes import short
 from vankit.training.run import train
@@ -122,3 +123,12 @@ def test_hugging_face_dataset(tmp_path: Path) -> None:
     data = open_dataset(f"hfds/{tmp_path}", "train", np.asarray)
     assert data.classes == ["cat", "dog"]
     assert [label for _, label in data] == [0, 0, 1]
+
+
+def test_classes_are_matched_by_name_id_or_order() -> None:
+    assert class_index(["b", "a"], ["a", "b", "c"]).tolist() == [1, 0]
+    imagenet = ImageNetInfo("imagenet-1k").label_descriptions()
+    assert class_index(["n01443537", "n01440764"], imagenet).tolist() == [1, 0]
+    assert class_index(["0", "1", "10"], ["0", "1", "2"], named=False).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"does not know 1 of the data's 2 classes \(z\)"):
+        class_index(["a", "z"], ["a", "b"])

@@ -1,6 +1,5 @@
 """Counts against the paper, against timm's models themselves, and against PyTorch's own counter."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import vankit.ops.convolution
 from vankit.models.van import VARIANTS
 from vankit.study.ablation import ABLATIONS, Ablation
 from vankit.study.complexity import Complexity, complexity, layers
-from vankit.study.decomposition import Decomposition, best_dilation, decomposition, plot_decomposition
+from vankit.study.decomposition import Decomposition, best_dilation, decomposition
 
 PARAMS = (4_105_800, 13_861_800, 26_578_472, 44_765_608, 60_283_176, 89_967_688, 199_829_416)
 GMACS = (0.864, 2.495, 4.993, 8.925, 12.14, 17.13, 38.71)  # convolutions and matrix products
@@ -118,11 +117,6 @@ def test_published_ablations(row: Ablation) -> None:
     assert cost.macs_all / 1e9 == pytest.approx(
         float(row.gmacs), rel=0.03, abs=0.05 if row.gmacs in ("0.8", "0.9") else 0
     )
-
-
-def test_plot_of_the_decomposition(tmp_path: Path) -> None:
-    plot_decomposition(21, decomposition(), tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_unknown_variant() -> None:
