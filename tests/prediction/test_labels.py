@@ -13,6 +13,7 @@ from timm.data import ImageNetInfo
 
 import vankit
 from vankit.data.images import load_image
+from vankit.deploy.opening import open_network
 from vankit.models.classifier import ALIASES
 from vankit.prediction.labels import Predictor, inference_model, iter_predictions, predict
 
@@ -175,12 +176,10 @@ def test_reduced_decoding_is_on_request(tmp_path: Path) -> None:
     yy, xx = np.mgrid[:600, :800]
     pixels = np.stack([xx % 256, yy % 256, (xx + yy) % 256], -1).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.jpg", quality=95)
-    exact, reduced = (
-        Predictor("van_b0.cifar10", reduced=flag, engine="torch").preprocess(tmp_path / "large.jpg") for flag in (0, 1)
-    )
-    np.testing.assert_array_equal(
-        exact, Predictor("van_b0.cifar10", engine="torch").preprocess(Image.open(tmp_path / "large.jpg"))
-    )
+    opened = open_network("van_b0.cifar10")
+    plain, quick = (Predictor(opened, reduced=flag, engine="torch") for flag in (False, True))
+    exact, reduced = plain.preprocess(tmp_path / "large.jpg"), quick.preprocess(tmp_path / "large.jpg")
+    np.testing.assert_array_equal(exact, plain.preprocess(Image.open(tmp_path / "large.jpg")))
     assert 0 < np.abs(exact - reduced).mean() < 0.1
 
 

@@ -50,6 +50,10 @@ def metrics(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def measured(data: Path, checkpoint: Path) -> float:
+    return vankit.validate(data, checkpoint=checkpoint, workers=0, engine="torch").top1
+
+
 def test_a_run_leaves_weights_state_and_logs(run: TrainResult, data: Path) -> None:
     out = run.best.parent
     assert {p.name for p in out.iterdir()} == {
@@ -69,9 +73,7 @@ def test_a_run_leaves_weights_state_and_logs(run: TrainResult, data: Path) -> No
 
 
 def test_the_kept_weights_measure_as_reported(run: TrainResult, data: Path) -> None:
-    assert vankit.validate(data, checkpoint=run.best, workers=0, engine="torch").top1 == pytest.approx(
-        run.score, abs=1e-6
-    )
+    assert measured(data, run.best) == pytest.approx(run.score, abs=1e-6)
 
 
 def test_a_run_is_not_overwritten(run: TrainResult, data: Path) -> None:
@@ -174,9 +176,7 @@ def test_moving_average_is_what_is_kept(data: Path, tmp_path: Path) -> None:
     name = "stage1.blocks.0.attn.proj_1.weight"
     assert torch.equal(kept[name], averaged[f"model.{name}"])
     assert not torch.equal(kept[name], raw[f"model.{name}"])
-    assert vankit.validate(data, checkpoint=result.last, workers=0, engine="torch").top1 == pytest.approx(
-        result.score, abs=1e-6
-    )
+    assert measured(data, result.last) == pytest.approx(result.score, abs=1e-6)
 
 
 def test_start_from_a_checkpoint(run: TrainResult, data: Path, tmp_path: Path) -> None:
