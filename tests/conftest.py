@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # a process a core; read as torch is imported
 
@@ -44,6 +45,14 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def golden_names() -> dict[str, list[NameRow]]:
     """By variant, the public names and the shape of every tensor, in the order of the official files."""
     return json.loads(gzip.decompress((GOLDEN / "names.json.gz").read_bytes()))
+
+
+@pytest.fixture(scope="session")
+def costs() -> dict[str, Any]:
+    """By variant, what it costs: seconds to count."""
+    from vankit.study.complexity import complexity
+
+    return {f"van_b{i}": complexity(f"van_b{i}") for i in range(7)}
 
 
 @pytest.fixture(scope="session")

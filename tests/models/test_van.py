@@ -826,8 +826,9 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dynamic", [False, True])
 def test_compile(dynamic):
     model = small(depths=(1, 1, 1, 1))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
@@ -836,7 +837,7 @@ def test_compile(dynamic):
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiled_training(checkpointing):
     model, plain = (small(dtype=torch.float64, depths=(1, 1, 1, 1)).train() for _ in range(2))
     model.set_grad_checkpointing(checkpointing)
