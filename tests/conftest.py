@@ -7,13 +7,24 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # a process a core; read as torch is imported
 
 import numpy as np
 import pytest
 import torch
 from fake_hub import FILE, REPO, serve
+from hypothesis import HealthCheck, settings
 from torch import Tensor
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "vankit", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("vankit")
 
 OWNER = REPO.partition("/")[0]
 GOLDEN = Path(__file__).parent / "golden"
@@ -34,6 +45,14 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def golden_names() -> dict[str, list[NameRow]]:
     """By variant, the public names and the shape of every tensor, in the order of the official files."""
     return json.loads(gzip.decompress((GOLDEN / "names.json.gz").read_bytes()))
+
+
+@pytest.fixture(scope="session")
+def costs() -> dict[str, Any]:
+    """By variant, what it costs: seconds to count."""
+    from vankit.study.complexity import complexity
+
+    return {f"van_b{i}": complexity(f"van_b{i}") for i in range(7)}
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +107,36 @@ def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """`shapes` with two batches to train on."""
     monkeypatch.setattr("vankit.data.folders._SHAPES_LENGTH", {"train": 256, "val": 32})
     monkeypatch.setattr("vankit.data.scenes._SHAPES_LENGTH", {"train": 8, "val": 2})
+
+
+@pytest.fixture(scope="session")
+def dense_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Factory: the checkpoint of an untrained head for a task of `shapes`; made once, not to be changed."""
+
+    @cache
+    def make(head: str, task: str) -> Path:
+        from vankit.data.scenes import ShapeScenes
+        from vankit.heads.build import build_network
+        from vankit.models.description import Description
+        from vankit.models.weights import write_tensors
+
+        torch.manual_seed(0)
+        scenes = ShapeScenes(task)
+        description = Description(
+            task, head, "van_b0", scenes.classes, things=scenes.things, category_ids=scenes.category_ids,
+            short_sides=(64,), long_side=96, crop=64 if task == "segment" else 0, queries=10,
+        )  # fmt: skip
+        network = build_network(description)
+        for name, tensor in network.state_dict().items():
+            if name.endswith("running_mean"):
+                torch.nn.init.normal_(tensor, 0, 0.1)
+            elif name.endswith("running_var"):
+                torch.nn.init.uniform_(tensor, 0.5, 1.5)
+        path = tmp_path_factory.mktemp("dense") / f"{head}-{task}.safetensors"
+        write_tensors(network.state_dict(), path, description.to_metadata())
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,11 @@
-"""What README and docs show, runs: every bash and python block, in order, in a folder with the files they name."""
+"""What README and docs show is understood: every command line, every name of a python block, every link.
 
+In the slow tests it runs: every bash and python block of a page, in order, in a folder with the files they name.
+"""
+
+import ast
+import importlib
+import inspect
 import json
 import re
 import shlex
@@ -8,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cyclopts import CycloptsError
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as mask_api
 
 import vankit
-from vankit.cli import main
+from vankit.cli import app, main
 from vankit.data.scenes import ShapeScenes
 from vankit.engines.openvino import openvino_core
 from vankit.tasks.panoptic import segments_of
@@ -27,6 +34,84 @@ ELSEWHERE = ("pip install", "torchrun", "vankit export van_b0.cifar10 --int8", "
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(bash|python)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def bash_lines(text: str) -> list[str]:
+    return [line for line in text.replace("\\\n", " ").splitlines() if shlex.split(line, comments=True)]
+
+
+def commands(line: str) -> list[list[str]]:
+    """The words after `vankit` of every command in a line."""
+    found = []
+    for part in line.split("&&"):
+        words = shlex.split(part, comments=True)
+        if words[0] == "torchrun":
+            words = words[words.index("-m") + 1 :]
+        if words[0] == "vankit":
+            found.append(words[1:])
+        else:
+            assert words[:2] == ["pip", "install"] or words == ["pytest"], line
+    return found
+
+
+def understand(line: str) -> None:
+    for words in commands(line):
+        app.parse_args(words, exit_on_error=False, print_error=False)
+
+
+LINES = [
+    pytest.param(line, id=f"{page.name}: {line}")
+    for page in PAGES
+    for language, text in blocks(page)
+    if language == "bash"
+    for line in bash_lines(text)
+]
+SNIPPETS = [
+    pytest.param(text, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, text in enumerate(text for language, text in blocks(page) if language == "python")
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_command_line_is_understood(line: str) -> None:
+    understand(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "vankit predcit photo.jpg",
+        "vankit predict photo.jpg --topk 3",
+        "pip install . && vankit predict photo.jpg --top-k three",
+        "torchrun --nproc-per-node 2 -m vankit train shapes --task paint",
+        "vankit train shapes --lka.kernel 7 --no-such 1",
+    ],
+)
+def test_a_mistake_in_a_command_line_is_found(line: str) -> None:
+    with pytest.raises(CycloptsError):
+        understand(line)
+
+
+@pytest.mark.parametrize("text", SNIPPETS)
+def test_names_in_python_are_vankits(text: str) -> None:
+    for node in ast.walk(compile(text, "snippet", "exec", ast.PyCF_ONLY_AST)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(str(node.module))
+            assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("vankit."):
+            assert_called_rightly(node)
+
+
+def assert_called_rightly(call: ast.Call) -> None:
+    function = vankit
+    for name in ast.unparse(call.func).split(".")[1:]:
+        function = getattr(function, name)
+    given = {keyword.arg: None for keyword in call.keywords if keyword.arg is not None}
+    inspect.signature(function).bind_partial(*call.args, **given)
 
 
 @pytest.fixture
@@ -98,9 +183,9 @@ def write_streets(root: Path) -> None:
 
 
 def run_line(line: str) -> None:
-    words = shlex.split(line, comments=True)
-    if not words or line.startswith(ELSEWHERE):
+    if line.startswith(ELSEWHERE):
         return
+    words = shlex.split(line, comments=True)
     if "bf16" in words and "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return
     assert words[0] == "vankit", line
@@ -109,6 +194,7 @@ def run_line(line: str) -> None:
     assert end.value.code == 0, line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page(page: Path, folder: Path, small_shapes: None) -> None:
     scope: dict[str, object] = {"__name__": "__main__"}
@@ -116,7 +202,7 @@ def test_page(page: Path, folder: Path, small_shapes: None) -> None:
         if language == "python":
             exec(compile(text, f"{page.name} (python)", "exec"), scope)
         else:
-            for line in text.replace("\\\n", " ").splitlines():
+            for line in bash_lines(text):
                 run_line(line)
 
 
@@ -126,10 +212,9 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_readme_table_is_computed() -> None:
+def test_the_readme_table_is_computed(costs: dict[str, Any]) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("van_b0", "van_b1", "van_b2", "van_b3", "van_b4", "van_b5", "van_b6"):
-        cost = vankit.complexity(name)
+    for name, cost in costs.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         params, gmacs, published = (cell.strip() for cell in row.split("|")[2:5])
         assert params == f"{cost.params:,}"

@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 import vankit
 from vankit.validation import ClassificationReport, validate
 
+QUICK = {"workers": 0, "engine": "torch"}
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
 
@@ -45,9 +46,9 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def test_report_matches_torchmetrics(data: Path, checkpoint: Path, tmp_path: Path) -> None:
     report = validate(
-        data, checkpoint=checkpoint, output=tmp_path / "out/r.json", picture=tmp_path / "out/c.png", workers=0
+        data, checkpoint=checkpoint, output=tmp_path / "out/r.json", picture=tmp_path / "out/c.png", **QUICK
     )
-    predictor = vankit.Predictor(checkpoint=checkpoint)
+    predictor = vankit.Predictor(checkpoint=checkpoint, engine="torch")
     paths = sorted((data / "val").rglob("*.png"))
     logits = torch.from_numpy(predictor.logits(np.stack([predictor.preprocess(p) for p in paths])))
     labels = torch.tensor([predictor.classes.index(p.parent.name) for p in paths])
@@ -71,21 +72,21 @@ def test_unreadable_images_are_left_out_and_named(
 ) -> None:
     bad = data / "val" / "green" / "bad.jpg"
     bad.write_bytes(b"\xff\xd8\xff\xe0 nothing")
-    report = validate(data, checkpoint=checkpoint, workers=0)
+    report = validate(data, checkpoint=checkpoint, **QUICK)
     assert report.count == 12
     assert [path for path, _ in report.skipped] == [str(bad)]
     assert str(bad) in caplog.text
 
 
 def test_a_plain_class_folder_is_its_own_val_split(data: Path, checkpoint: Path) -> None:
-    assert validate(data / "val", checkpoint=checkpoint, workers=0).count == 12
+    assert validate(data / "val", checkpoint=checkpoint, **QUICK).count == 12
 
 
 def test_nothing_readable(data: Path, checkpoint: Path) -> None:
     for path in (data / "val").rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="no image of .* could be read"):
-        validate(data, checkpoint=checkpoint, workers=0)
+        validate(data, checkpoint=checkpoint, **QUICK)
 
 
 def test_hand_counted_report() -> None:
@@ -107,7 +108,8 @@ def test_the_shipped_checkpoint_on_cifar10(shared_data: Callable[[str], Path], t
         (tmp_path / "val" / folder.name).mkdir(parents=True)
         for image in sorted(folder.iterdir())[:50]:
             (tmp_path / "val" / folder.name / image.name).symlink_to(image)
-    stated = vankit.read_checkpoint(vankit.Predictor("van_b0.cifar10").network.pretrained_cfg["file"]).metadata["top1"]
-    report = validate(tmp_path, "van_b0.cifar10", workers=0)
+    file = timm.create_model("van_b0.cifar10").pretrained_cfg["file"]
+    stated = vankit.read_checkpoint(file).metadata["top1"]
+    report = validate(tmp_path, "van_b0.cifar10", **QUICK)
     assert report.count == 500
     assert abs(report.top1 - stated) < 4 * (stated * (1 - stated) / 500) ** 0.5

@@ -1,27 +1,16 @@
 """`vankit study` as a user types it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vankit.cli import main
+Run = Callable[..., int]
 
 
-def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    return int(end.value.code or 0)
-
-
-@pytest.mark.parametrize("command", ["", "decomposition", "variants", "ablation", "compare"])
-def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("study", *command.split(), "--help") == 0
-    assert f"Usage: vankit study {command}".strip() in capsys.readouterr().out
-
-
-def test_decomposition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_decomposition(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("study", "decomposition", "--plot", tmp_path / "plot.png") == 0
     page = capsys.readouterr().out
     for text in ("451,584", "15,136", "3,392", "115,605,504", "487,936", "300,032", "fewest at d=3"):
@@ -31,14 +20,14 @@ def test_decomposition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "K = 7, d = 2" in capsys.readouterr().out
 
 
-def test_variants(capsys: pytest.CaptureFixture[str]) -> None:
+def test_variants(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("study", "variants", "van_b0", "--size", 64) == 0
     page = capsys.readouterr().out
     for text in ("van_b0 at 64 px", "stage3", "dilated depth-wise", "MLP depth-wise", "head", "4,105,800"):
         assert text in page
 
 
-def test_ablation_without_training(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ablation_without_training(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("study", "ablation") == 0
     page = capsys.readouterr().out
     for text in ("without DW-D", "dense 21x21", "124.73", "124.7", "K 28, d 4", "4.14", "75.4"):
@@ -49,7 +38,7 @@ def test_ablation_without_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Unknown option: --seed" in capsys.readouterr().err
 
 
-def test_ablation_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ablation_trained(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for place in [f"{s}/{c}" for s in ("train", "val") for c in ("bright", "dark")]:
         (tmp_path / "data" / place).mkdir(parents=True)
         for i in range(4):
@@ -64,7 +53,7 @@ def test_ablation_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (tmp_path / "out" / "full-0" / "last.safetensors").is_file()
 
 
-def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["van_b0", "resnet18", "--seconds", 0, "--plot", tmp_path / "plot.png"]
     assert run("study", "compare", *words) == 0
     page = capsys.readouterr().out

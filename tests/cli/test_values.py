@@ -45,7 +45,7 @@ def test_training(words: str, says: str, data: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize("words", ["--precision 64", "--interpolation nearest", "--schedule exp"])
 def test_choices(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["train", "shapes", "--out", str(tmp_path), *words.split()])
+        main(["train", "shapes", "--output", str(tmp_path), *words.split()])
     assert "Choose from" in " ".join(capsys.readouterr().err.split())
 
 
@@ -63,10 +63,10 @@ def test_choices(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("predict DATA --model hf-hub:", "unknown model 'hf-hub:'"),
         ("explain DATA --model van_b0.cifar10 --device silly", "device 'silly' cannot be used"),
         (
-            "validate DATA --model van_b0.cifar10 --picture x.doc",
+            "validate DATA --model van_b0.cifar10 --plot x.doc",
             "x.doc is not the name of a picture: expected one that",
         ),
-        ("validate DATA --model van_b0.cifar10 --picture x", "x is not the name of a picture"),
+        ("validate DATA --model van_b0.cifar10 --plot x", "x is not the name of a picture"),
         ("study decomposition --plot x.doc", "x.doc is not the name of a picture"),
         ("study compare van_b0 --seconds 0 --plot x.doc", "x.doc is not the name of a picture"),
         ("study ablation --train DATA --plot x.doc", "x.doc is not the name of a picture"),

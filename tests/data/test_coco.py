@@ -197,7 +197,7 @@ def rle_of(bits: list[bool], compressed: bool) -> Content:
     return {"size": [HEIGHT, WIDTH], "counts": counts}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(corners, st.lists(polygons, min_size=1, max_size=3), st.sampled_from([3, 7])), max_size=4))
 def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, objects: list[tuple[list[float], list[list[float]], int]]
@@ -215,7 +215,7 @@ def test_what_is_written_is_read(
         np.testing.assert_array_equal(mask.numpy(), coco_mask(shapes))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bitmaps.filter(any), st.booleans())
 def test_rle_is_decoded_column_by_column(
     tmp_path_factory: pytest.TempPathFactory, bits: list[bool], compressed: bool
@@ -452,7 +452,7 @@ def test_a_picture_that_is_all_void_has_no_segments(tmp_path: Path) -> None:
     assert target["masks"].shape == (0, HEIGHT, WIDTH) and target["boxes"].shape == (0, 4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 2**24 - 1), unique=True, max_size=6), st.integers(0, 2**32 - 1))
 def test_every_24_bit_segment_id_is_read(
     tmp_path_factory: pytest.TempPathFactory, numbers: list[int], seed: int
@@ -629,26 +629,21 @@ def test_polygons_and_crowds_of_real_images(shared_data: Callable[[str], Path]) 
 
 
 @pytest.mark.data
-def test_things_and_stuff_of_real_images(shared_data: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(("split", "things"), [("val", 712), pytest.param("train", 746, marks=pytest.mark.slow)])
+def test_things_and_stuff_of_real_images(shared_data: Callable[[str], Path], split: str, things: int) -> None:
     root = shared_data("coco_panoptic_200")
-    things = []
-    for split in ("train", "val"):
-        instances = CocoInstances(*find_coco(root, split, "instances"), masks=False)
-        data = CocoPanoptic(*find_coco(root, split, "panoptic"))
-        infos = {
-            entry["image_id"]: entry["segments_info"]
-            for entry in json.loads(data.annotations.read_text())["annotations"]
-        }
-        assert (len(data), len(data.classes), sum(data.things)) == (100, 133, 80)
-        things.append(0)
-        for i in range(len(data)):
-            _, target = data[i]
-            written = infos[target["image_id"]]
-            assert target["area"].tolist() == [entry["area"] for entry in written]
-            boxes = np.array([entry["bbox"] for entry in written])
-            np.testing.assert_array_equal(
-                target["boxes"].numpy(), np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
-            )
-            things[-1] += sum(data.things[label] for label in target["labels"])
-        assert things[-1] == sum(len(target["labels"]) for _, target in instances)  # type: ignore[attr-defined]
-    assert things == [746, 712]
+    instances = CocoInstances(*find_coco(root, split, "instances"), masks=False)
+    data = CocoPanoptic(*find_coco(root, split, "panoptic"))
+    infos = {
+        entry["image_id"]: entry["segments_info"] for entry in json.loads(data.annotations.read_text())["annotations"]
+    }
+    assert (len(data), len(data.classes), sum(data.things)) == (100, 133, 80)
+    count = 0
+    for i in range(len(data)):
+        _, target = data[i]
+        written = infos[target["image_id"]]
+        assert target["area"].tolist() == [entry["area"] for entry in written]
+        boxes = np.array([entry["bbox"] for entry in written])
+        np.testing.assert_array_equal(target["boxes"].numpy(), np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]))
+        count += sum(data.things[label] for label in target["labels"])
+    assert count == things == sum(len(target["labels"]) for _, target in instances)  # type: ignore[attr-defined]

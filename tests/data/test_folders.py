@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from timm.data import ImageNetInfo
 
-from vankit.data.folders import open_dataset
+from vankit.data.folders import class_index, open_dataset
 from vankit.data.held_out import HeldOut
 from vankit.data.images import ImageError
 from vankit.errors import UserError
@@ -224,3 +225,12 @@ def test_shards_without_val_are_refused(shards: Path) -> None:
     (shards / "_info.json").write_text(json.dumps(info))
     with pytest.raises(UserError, match="cannot read a val split of wds/.*; tried val: .*; validation: .*; valid: "):
         open_dataset(f"wds/{shards}", "val", np.asarray)
+
+
+def test_classes_are_matched_by_name_id_or_order() -> None:
+    assert class_index(["b", "a"], ["a", "b", "c"]).tolist() == [1, 0]
+    imagenet = ImageNetInfo("imagenet-1k").label_descriptions()
+    assert class_index(["n01443537", "n01440764"], imagenet).tolist() == [1, 0]
+    assert class_index(["0", "1", "10"], ["0", "1", "2"], named=False).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"does not know 1 of the data's 2 classes \(z\)"):
+        class_index(["a", "z"], ["a", "b"])

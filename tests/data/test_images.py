@@ -242,7 +242,7 @@ def test_first_frame_of_many(file_format: str) -> None:
     np.testing.assert_allclose(pixels(data), np.broadcast_to([250, 0, 0], (16, 16, 3)), atol=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(width=st.integers(1, 300), height=st.integers(1, 300), min_side=st.integers(1, 150))
 def test_a_jpeg_is_reduced_as_far_as_both_sides_allow(width: int, height: int, min_side: int) -> None:
     scale = max(s for s in (1, 2, 4, 8) if s == 1 or min(width, height) / s >= min_side)
@@ -293,7 +293,7 @@ def test_min_side_of_every_source(tmp_path: Path) -> None:
         load_image(path, min_side=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]),
     width=st.integers(1, 40),
@@ -306,7 +306,7 @@ def test_any_mode_and_size_gives_rgb_of_that_size(mode: str, width: int, height:
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]), st.floats(0, 0.9), st.sampled_from([None, 1])
 )
@@ -317,7 +317,7 @@ def test_truncated_files_raise(file_format: str, share: float, min_side: int | N
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000"]),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),

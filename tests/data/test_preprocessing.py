@@ -33,7 +33,7 @@ inputs = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(sides, sides, inputs, st.floats(0.25, 2.5), st.sampled_from(sorted(INTERPOLATIONS)))
 @example(300, 200, (3, 64, 64), 0.9, "bicubic")
 @example(300, 200, (3, 64, 64), 1.0, "bicubic")

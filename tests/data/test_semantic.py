@@ -154,7 +154,7 @@ def test_two_level_and_16_bit_pngs_give_their_numbers(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "16.png").tolist() == [[300, 7]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.integers(0, 255), st.booleans())
 def test_any_label_map_comes_back(
     tmp_path_factory: pytest.TempPathFactory, labels: np.ndarray, ignored: int, zero: bool
@@ -178,7 +178,7 @@ def sound_png(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(at=st.integers(0, 400), value=st.integers(0, 255), cut=st.booleans())
 def test_damaged_pngs_are_refused_by_name_or_read(
     tmp_path_factory: pytest.TempPathFactory, sound_png: bytes, at: int, value: int, cut: bool

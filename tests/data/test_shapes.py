@@ -18,7 +18,7 @@ def same(a: Scene, b: Scene) -> bool:
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("image", "labels", "boxes", "masks"))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(SPLITS), SIZES, st.integers(1, 8), st.integers(0, 3))
 def test_boxes_masks_and_labels_agree(
     index: int, split: str, size: int | tuple[int, int], objects: int, seed: int

@@ -117,7 +117,7 @@ def test_what_is_read_is_what_was_written(made: Callable[[Format, bool], Path]) 
 BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # what ends a line for str.splitlines
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.text(st.characters() | st.sampled_from(BREAKS), max_size=3), max_size=4))
 @example(["a\n"])
 @example(["", ""])

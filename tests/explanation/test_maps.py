@@ -126,7 +126,7 @@ def test_every_kind_of_network_has_maps(
     height=st.integers(1, 12), width=st.integers(1, 12), patch=st.integers(1, 32), prefix=st.integers(0, 5),
     form=st.sampled_from(["maps", "last", "tokens"]),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_maps_and_back(height: int, width: int, patch: int, prefix: int, form: str) -> None:
     channels = 97  # as no picture's side, which would be ambiguous
     y = torch.arange(channels * height * width).reshape(1, channels, height, width).float()
@@ -197,7 +197,7 @@ def test_a_pixels_value_is_the_length_of_its_jacobian() -> None:
 
 
 @given(kernels=st.lists(st.tuples(st.sampled_from([1, 3, 5]), st.integers(1, 3)), min_size=1, max_size=3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_stack_of_convolutions(kernels: list[tuple[int, int]]) -> None:
     torch.manual_seed(0)
     stack = nn.Sequential(*(nn.Conv2d(2, 2, k, padding=d * (k // 2), dilation=d) for k, d in kernels))

@@ -66,7 +66,7 @@ def test_without_pretrained_the_weights_are_fresh(published: Any, features: Any)
     assert not features.state_dict()["stage2.patch_embed.norm.running_mean"].any()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 def test_every_size_has_four_maps_of_rounded_up_sides(features: Any, height: int, width: int) -> None:
     with torch.inference_mode():

@@ -75,7 +75,7 @@ def test_levels_are_summed_at_stride_4(network: Any) -> None:
         torch.testing.assert_close(network.logits(x), expected)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(height=st.integers(1, 75), width=st.integers(1, 75))
 def test_logits_have_a_quarter_of_any_picture_rounded_up(built: Any, height: int, width: int) -> None:
     with torch.inference_mode():

@@ -48,7 +48,7 @@ def largest_difference(model: nn.Module, x: Tensor) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(height=st.integers(1, 70), width=st.integers(1, 70), seed=st.integers(0, 9))
 def test_any_size(height: int, width: int, seed: int) -> None:
     model = trained_like(small(), seed)

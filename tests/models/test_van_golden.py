@@ -13,6 +13,7 @@ import vankit  # noqa: F401  (registers the models)
 from vankit.models import weights
 
 VARIANTS = [f"van_b{i}" for i in range(7)]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS[3:]]  # their names: see test_weights.py
 # float32 comes within 5e-7 of the logits; LayerNorm eps 1e-5 would be off by 3e-6, tanh-GELU by 1.6e-5
 INPUTS = {"a": (1, (2, 3, 224, 224)), "b": (2, (1, 3, 161, 227))}  # seed, shape
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-6}
@@ -29,7 +30,7 @@ def images(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tenso
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32)).to(dtype)
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=[*VARIANTS[:3], *SLOW])
 def golden(request: Any, golden_state_dict: Any, golden_outputs: Any) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
     return build(request.param, golden_state_dict(request.param)), golden_outputs(request.param)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vankit.ops.convolution import Taps, convolve, reachable
 
 SIZES = [(1, 1), (1, 9), (2, 2), (3, 5), (4, 4), (7, 7), (6, 11), (21, 19)]
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few = settings(max_examples=25)
 
 
 @pytest.mark.parametrize(

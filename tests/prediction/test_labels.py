@@ -13,6 +13,7 @@ from timm.data import ImageNetInfo
 
 import vankit
 from vankit.data.images import load_image
+from vankit.deploy.opening import open_network
 from vankit.models.classifier import ALIASES
 from vankit.prediction.labels import Predictor, inference_model, iter_predictions, predict
 
@@ -167,7 +168,7 @@ def test_arrays_that_are_no_pictures(predictor: Predictor, x: np.ndarray) -> Non
 
 
 def test_pixel_limit(checkpoint: Path, photos: Path) -> None:
-    answer = Predictor(checkpoint=checkpoint, max_pixels=100)(photos / "0.png")
+    answer = Predictor(checkpoint=checkpoint, max_pixels=100, engine="torch")(photos / "0.png")
     assert "1,920 pixels" in str(answer.error)
 
 
@@ -175,19 +176,21 @@ def test_reduced_decoding_is_on_request(tmp_path: Path) -> None:
     yy, xx = np.mgrid[:600, :800]
     pixels = np.stack([xx % 256, yy % 256, (xx + yy) % 256], -1).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.jpg", quality=95)
-    exact, reduced = (Predictor("van_b0.cifar10", reduced=flag).preprocess(tmp_path / "large.jpg") for flag in (0, 1))
-    np.testing.assert_array_equal(exact, Predictor("van_b0.cifar10").preprocess(Image.open(tmp_path / "large.jpg")))
+    opened = open_network("van_b0.cifar10")
+    plain, quick = (Predictor(opened, reduced=flag, engine="torch") for flag in (False, True))
+    exact, reduced = plain.preprocess(tmp_path / "large.jpg"), quick.preprocess(tmp_path / "large.jpg")
+    np.testing.assert_array_equal(exact, plain.preprocess(Image.open(tmp_path / "large.jpg")))
     assert 0 < np.abs(exact - reduced).mean() < 0.1
 
 
 def test_a_network_object_and_other_timm_models() -> None:
     network = timm.create_model("resnet18", num_classes=4)
-    answer = Predictor(network, classes=list("abcd"), top_k=9)(np.zeros((30, 30, 3), np.uint8))
+    answer = Predictor(network, classes=list("abcd"), top_k=9, engine="torch")(np.zeros((30, 30, 3), np.uint8))
     assert sorted(label.name for label in answer.labels) == list("abcd")
 
 
 def test_random_weights_and_imagenet_names() -> None:
-    predictor = Predictor("van_b0", pretrained=False)
+    predictor = Predictor("van_b0", pretrained=False, engine="torch")
     assert predictor.classes == ImageNetInfo("imagenet-1k").label_descriptions()
     assert predictor.preprocessing.mean == (0.5, 0.5, 0.5)
     assert predictor.preprocessing.crop_pct == 0.9
@@ -196,7 +199,7 @@ def test_random_weights_and_imagenet_names() -> None:
 
 def test_a_checkpoint_that_does_not_name_its_model(tmp_path: Path) -> None:
     vankit.save_checkpoint(timm.create_model("van_b1", num_classes=2), tmp_path / "bare.pth", to="official")
-    predictor = Predictor(checkpoint=tmp_path / "bare.pth")
+    predictor = Predictor(checkpoint=tmp_path / "bare.pth", engine="torch")
     assert sum(p.numel() for p in predictor.network.parameters()) == 13_861_800 - 998 * 513
     assert predictor.classes == ["0", "1"]
     vankit.save_checkpoint(vankit.VAN(depths=(1, 1, 1, 1), num_classes=2), tmp_path / "own.pth", to="official")
@@ -225,27 +228,27 @@ def test_aliases_name_the_published_models() -> None:
     for alias, name in ALIASES.items():
         assert timm.is_model(name.split(".")[0])
         assert alias.endswith("_3rdparty_in1k")
-    network = Predictor("van-small_3rdparty_in1k", pretrained=False).network
+    network = Predictor("van-small_3rdparty_in1k", pretrained=False, engine="torch").network
     assert sum(p.numel() for p in network.parameters()) == 13_861_800
 
 
 @pytest.mark.data
 def test_photographs_as_they_come(shared_data: Callable[[str], Path]) -> None:
     folder = shared_data("coco_panoptic_200") / "val2017"
-    answers = predict(folder, "van_b0.cifar10")
+    answers = predict(folder, "van_b0.cifar10", engine="torch")
     assert len(answers) == 100
     assert all(answer.error is None and len(answer.labels) == 5 for answer in answers)
 
 
 def test_the_shipped_checkpoint_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    predictor = Predictor("van_b0.cifar10")
+    predictor = Predictor("van_b0.cifar10", engine="torch")
     assert predictor.classes[:3] == ["airplane", "automobile", "bird"]
     assert tuple(predictor.preprocessing.input_size) == (3, 64, 64)
     assert predictor(np.zeros((50, 40, 3), np.uint8)).error is None
 
 
 def test_inference_model_fetches_public_weights(public_hub: object, photos: Path) -> None:
-    answer = inference_model("van-tiny_3rdparty_in1k", photos / "0.png")
+    answer = inference_model("van-tiny_3rdparty_in1k", photos / "0.png", engine="torch")
     assert answer["pred_scores"].shape == (1000,)
     assert answer["pred_class"] == ImageNetInfo("imagenet-1k").label_descriptions()[answer["pred_label"]]

@@ -24,11 +24,16 @@ from vankit.models.van import Stage
 from vankit.models.weights import read_metadata
 from vankit.training.recipes import DenseConfig
 
-PAIRS = [(head, task) for head, entry in HEADS.items() for task in entry.tasks]
+FAST = ("retinanet", "semantic_fpn")  # a detector and a segmenter; the others are slow
+PAIRS = [
+    pytest.param(head, task, marks=() if head in FAST else pytest.mark.slow)
+    for head, entry in HEADS.items()
+    for task in entry.tasks
+]
 MEASURE = {"detect": "box AP", "segment": "mIoU", "panoptic": "PQ"}
 RESULT = {"detect": vankit.Detections, "segment": vankit.SemanticMap, "panoptic": vankit.PanopticMap}
 
-Fit = Callable[..., Any]
+Checkpoint = Callable[[str, str], Path]
 
 
 def tiny(task: str, **changes: Any) -> DenseConfig:
@@ -84,64 +89,55 @@ def test_a_head_trains_resumes_measures_and_draws(head: str, task: str, photogra
         assert torch.equal(tensor, backbone.state_dict()[name]), name
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """Factory: the checkpoint of a head after one step."""
-    made: dict[tuple[str, str], Path] = {}
-
-    def checkpoint(head: str, task: str) -> Path:
-        if (head, task) not in made:
-            out = tmp_path_factory.mktemp(head)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("vankit.data.scenes._SHAPES_LENGTH", {"train": 2, "val": 1})
-                made[head, task] = vankit.train("shapes", "van_b0", tiny(task), out, task=task, head=head).last
-        return made[head, task]
-
-    return checkpoint
+@pytest.fixture(scope="session")
+def segmenter(dense_checkpoint: Checkpoint) -> Path:
+    return dense_checkpoint("semantic_fpn", "segment")
 
 
-def test_one_broken_picture_does_not_stop_the_rest(trained: Fit, photograph: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="session")
+def detector(dense_checkpoint: Checkpoint) -> Path:
+    return dense_checkpoint("retinanet", "detect")
+
+
+def test_one_broken_picture_does_not_stop_the_rest(segmenter: Path, photograph: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(photograph.read_bytes()[:200])
-    results = vankit.predict(
-        [broken, photograph], checkpoint=trained("semantic_fpn", "segment"), output=tmp_path / "out"
-    )
+    results = vankit.predict([broken, photograph], checkpoint=segmenter, output=tmp_path / "out", engine="torch")
     assert isinstance(results[0], vankit.Failure) and "broken.jpg" in results[0].source
     assert isinstance(results[1], vankit.SemanticMap)
     rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {row["file_name"] for row in rows} == {photograph.name}
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(trained: Fit, photograph: Path, tmp_path: Path) -> None:
+def test_pictures_of_one_name_do_not_overwrite_each_other(segmenter: Path, photograph: Path, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     other = tmp_path / "b" / photograph.name
     other.write_bytes(photograph.read_bytes())
-    vankit.predict([photograph, other], checkpoint=trained("semantic_fpn", "segment"), output=tmp_path / "out")
+    vankit.predict([photograph, other], checkpoint=segmenter, output=tmp_path / "out", engine="torch")
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
-def test_the_output_folder_is_no_input(trained: Fit, photograph: Path, tmp_path: Path) -> None:
-    checkpoint = trained("semantic_fpn", "segment")
+def test_the_output_folder_is_no_input(segmenter: Path, photograph: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lies in the output folder .*: choose another"):
-        vankit.predict(photograph, checkpoint=checkpoint, output=tmp_path)
+        vankit.predict(photograph, checkpoint=segmenter, output=tmp_path, engine="torch")
     for _ in range(2):
-        results = vankit.predict(tmp_path, checkpoint=checkpoint, output=tmp_path / "out")
+        results = vankit.predict(tmp_path, checkpoint=segmenter, output=tmp_path / "out", engine="torch")
         assert [result.source for result in results] == [str(photograph)]
 
 
-def test_image_ids_are_coco_numbers_or_places(trained: Fit, photograph: Path, tmp_path: Path) -> None:
+def test_image_ids_are_coco_numbers_or_places(segmenter: Path, photograph: Path, tmp_path: Path) -> None:
     (tmp_path / "7.jpg").write_bytes(photograph.read_bytes())
     inputs = [tmp_path / "missing.jpg", tmp_path / "7.jpg", photograph]
-    vankit.predict(inputs, checkpoint=trained("semantic_fpn", "segment"), output=tmp_path / "out")
+    vankit.predict(inputs, checkpoint=segmenter, output=tmp_path / "out", engine="torch")
     rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {row["file_name"]: row["image_id"] for row in rows} == {"7.jpg": 2, photograph.name: 139}
 
 
 @pytest.mark.parametrize("size", [(33, 47), (200, 31), (1, 1)])
-def test_any_picture_size(trained: Fit, size: tuple[int, int]) -> None:
+def test_any_picture_size(segmenter: Path, detector: Path, size: tuple[int, int]) -> None:
     picture = np.full((*size, 3), 128, np.uint8)
-    for head, task in (("retinanet", "detect"), ("semantic_fpn", "segment")):
-        result = vankit.DensePredictor(trained(head, task), score=0.0)(picture)
+    for checkpoint in (detector, segmenter):
+        result = vankit.DensePredictor(checkpoint, score=0.0, engine="torch")(picture)
         if isinstance(result, vankit.SemanticMap):
             assert result.labels.shape == size
         elif len(result.boxes):
@@ -149,44 +145,44 @@ def test_any_picture_size(trained: Fit, size: tuple[int, int]) -> None:
             assert (result.boxes.max(0) <= [size[1], size[0]] * 2).all()
 
 
-def test_score_is_a_threshold(trained: Fit, photograph: Path) -> None:
-    checkpoint = trained("rt_detr", "detect")
-    everything = vankit.DensePredictor(checkpoint, score=0.0)(photograph)
+def test_score_is_a_threshold(dense_checkpoint: Checkpoint, photograph: Path) -> None:
+    checkpoint = dense_checkpoint("rt_detr", "detect")
+    everything = vankit.DensePredictor(checkpoint, score=0.0, engine="torch")(photograph)
     middle = float(np.median(everything.scores))
-    some = vankit.DensePredictor(checkpoint, score=middle)(photograph)
+    some = vankit.DensePredictor(checkpoint, score=middle, engine="torch")(photograph)
     assert len(some.scores) == (everything.scores >= middle).sum() < len(everything.scores)
     with pytest.raises(ValueError, match=r"score is 1\.5, expected 0 to 1"):
         vankit.DensePredictor(checkpoint, score=1.5)
 
 
 @pytest.mark.parametrize("test", ["multiscale", "slide"])
-def test_ways_to_segment(trained: Fit, photograph: Path, test: Any) -> None:
-    assert vankit.DensePredictor(trained("semantic_fpn", "segment"), test=test)(photograph).labels.shape == (70, 90)
+def test_ways_to_segment(segmenter: Path, photograph: Path, test: Any) -> None:
+    assert vankit.DensePredictor(segmenter, test=test, engine="torch")(photograph).labels.shape == (70, 90)
 
 
-def test_ways_to_segment_are_for_segmenters(trained: Fit) -> None:
+def test_ways_to_segment_are_for_segmenters(segmenter: Path, detector: Path) -> None:
     with pytest.raises(ValueError, match="test is 'slide', but .* is for detect: only segment has it"):
-        vankit.DensePredictor(trained("retinanet", "detect"), test="slide")
+        vankit.DensePredictor(detector, test="slide")
     with pytest.raises(ValueError, match="test is 'whole', expected one of single, multiscale, slide"):
-        vankit.DensePredictor(trained("semantic_fpn", "segment"), test="whole")  # type: ignore[arg-type]
+        vankit.DensePredictor(segmenter, test="whole")  # type: ignore[arg-type]
 
 
-def test_a_classifier_is_no_detector(trained: Fit, photograph: Path, tmp_path: Path) -> None:
+def test_a_classifier_is_no_detector(segmenter: Path, photograph: Path, tmp_path: Path) -> None:
     vankit.save_checkpoint(timm.create_model("van_b0", num_classes=2), tmp_path / "classifier.safetensors")
-    with pytest.raises(ValueError, match="is no checkpoint of a detector or segmenter"):
+    with pytest.raises(ValueError, match="is not a checkpoint of a detector or segmenter"):
         vankit.DensePredictor(tmp_path / "classifier.safetensors")
     with pytest.raises(ValueError, match=r"is a detector or segmenter: use vankit\.DensePredictor"):
-        vankit.Predictor(checkpoint=trained("semantic_fpn", "segment"))
+        vankit.Predictor(checkpoint=segmenter)
 
 
-def test_other_classes_are_named(trained: Fit, tmp_path: Path) -> None:
+def test_other_classes_are_named(segmenter: Path, tmp_path: Path) -> None:
     for folder in ("images", "annotations"):
         (tmp_path / folder / "val").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "val" / "0.png")
     Image.new("L", (8, 8)).save(tmp_path / "annotations" / "val" / "0.png")
     (tmp_path / "classes.txt").write_text("grass\n")
     with pytest.raises(ValueError, match="data and network have different classes: .*grass"):
-        vankit.validate(tmp_path, checkpoint=trained("semantic_fpn", "segment"), workers=0)
+        vankit.validate(tmp_path, checkpoint=segmenter, workers=0, engine="torch")
 
 
 @pytest.mark.parametrize(
@@ -215,30 +211,36 @@ def test_another_head_is_not_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.export
-@pytest.mark.parametrize(("head", "task"), [("sparse_rcnn", "detect"), ("upernet", "segment")])
-def test_the_backbone_runs_on_any_engine(trained: Fit, head: str, task: str) -> None:
+@pytest.mark.parametrize(
+    ("head", "task", "engine"),
+    [
+        ("semantic_fpn", "segment", "auto"),
+        pytest.param("sparse_rcnn", "detect", "auto", marks=pytest.mark.slow),
+        pytest.param("sparse_rcnn", "detect", "onnxruntime", marks=pytest.mark.slow),
+        pytest.param("upernet", "segment", "auto", marks=pytest.mark.slow),
+        pytest.param("upernet", "segment", "onnxruntime", marks=pytest.mark.slow),
+    ],
+)
+def test_the_backbone_runs_on_any_engine(dense_checkpoint: Checkpoint, head: str, task: str, engine: str) -> None:
     images = [torch.rand(3, 70, 90), torch.rand(3, 200, 64)]
-    expected, *others = [
-        [vankit.DensePredictor(trained(head, task), engine=engine).results([image])[0] for image in images]
-        for engine in ("torch", "auto", "onnxruntime")
-    ]
-    for found in others:
-        for one, other in zip(found, expected, strict=True):
-            for key in {"boxes", "scores", "logits"} & set(other):
-                torch.testing.assert_close(one[key], other[key], atol=1e-3, rtol=1e-4)
-    automatic = vankit.DensePredictor(trained(head, task), device="cpu")
-    assert not [m for m in automatic.network.modules() if isinstance(m, Stage)]
+    checkpoint = dense_checkpoint(head, task)
+    plain, other = (vankit.DensePredictor(checkpoint, engine=name, device="cpu") for name in ("torch", engine))
+    assert not [m for m in other.network.modules() if isinstance(m, Stage)]
+    for image in images:
+        (expected,), (found,) = plain.results([image]), other.results([image])
+        for key in {"boxes", "scores", "logits"} & set(expected):
+            torch.testing.assert_close(found[key], expected[key], atol=1e-3, rtol=1e-4)
 
 
-def test_precision_is_the_backbones(trained: Fit) -> None:
+def test_precision_is_the_backbones(detector: Path) -> None:
     with pytest.raises(ValueError, match="have no int8"):
-        vankit.DensePredictor(trained("retinanet", "detect"), precision="int8")
+        vankit.DensePredictor(detector, precision="int8")
     with pytest.raises(ValueError, match="bf16 is for engine openvino"):
-        vankit.DensePredictor(trained("retinanet", "detect"), engine="torch", precision="bf16")
+        vankit.DensePredictor(detector, engine="torch", precision="bf16")
 
 
-def test_the_backbone_exports(trained: Fit) -> None:
-    backbone = backbone_of(open_network(checkpoint=trained("semantic_fpn", "segment")).module)
+def test_the_backbone_exports(segmenter: Path) -> None:
+    backbone = backbone_of(open_network(checkpoint=segmenter).module)
     x = torch.randn(1, 3, 64, 64)
     exported = torch.export.export(backbone, (x,)).module()
     for ours, theirs in zip(backbone(x), exported(x), strict=True):

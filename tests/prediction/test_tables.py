@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vankit.data import tables
+from vankit.prediction import tables
 from vankit.prediction.tables import Row, open_table
 
 ROWS: list[Row] = [
@@ -82,7 +82,6 @@ def test_unknown_suffix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-@settings(deadline=None)
 @given(
     names=st.lists(st.text(st.sampled_from('a",\r\n\u2028\u20ac\0 '), max_size=6), max_size=4),
     where=st.floats(0, 1),
@@ -115,7 +114,7 @@ class Killed(BaseException):
     """The process ends here; nothing is closed."""
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(size=st.integers(1, 3), count=st.integers(0, 7), kills=st.lists(st.integers(0, 12), max_size=3))
 def test_a_parquet_table_killed_anywhere_is_continued(
     tmp_path_factory: pytest.TempPathFactory, size: int, count: int, kills: list[int]

@@ -10,7 +10,7 @@ from PIL import Image
 
 import vankit.study.ablation
 from vankit.models.weights import read_checkpoint
-from vankit.study.ablation import Run, ablate, plot, summary
+from vankit.study.ablation import Run, ablate, summary
 from vankit.training.recipes import short
 
 TINY = replace(short("van_b0"), epochs=2, warmup_epochs=0, batch_size=4, img_size=32, workers=0)
@@ -61,7 +61,7 @@ def test_what_is_done_is_not_done_again(
         trained.append((out.name, resume))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vankit.ablation, "train", train)
+    monkeypatch.setattr(vankit.study.ablation, "train", train)
     assert list(ablate(data, TINY, 2, out, ROWS)) == runs
     (out / "without-dw-2").mkdir()
     (out / "without-dw-2" / "resume.ckpt").touch()
@@ -96,8 +96,3 @@ def test_summary_by_hand() -> None:
     assert found["full"] == found["K 21, d 3"] == (pytest.approx(0.6), pytest.approx(0.02**0.5), 2)
     assert found["sigmoid"] == (0.4, None, 1)
     assert found.keys() == {"full", "K 21, d 3", "sigmoid"}
-
-
-def test_plot(tmp_path: Path) -> None:
-    plot([Run("full", 0, 0.5), Run("sigmoid", 0, 0.4)], tmp_path / "plot.png", "squares")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vankit.study.comparison import PUBLISHED, Comparison, comparison, cost, plot
 from vankit.study.complexity import complexity
@@ -46,8 +47,11 @@ def test_times_are_measured() -> None:
         assert 0 < row.ms_low <= row.ms <= row.ms_high
 
 
-def test_plot(tmp_path: Path) -> None:
-    rows = [Comparison("van_b0", 10, 100, 75.4, 5.0, 4.0, 6.0), Comparison("resnet18", 20, 200, None, 3.0, 2.0, 4.0)]
-    for name, chosen in (("timed", rows), ("untimed", [Comparison("van_b0", 10, 100, 75.4)])):
-        plot(chosen, tmp_path / f"{name}.png")
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+def test_times_have_a_panel_of_their_own_in_the_plot(tmp_path: Path) -> None:
+    timed = [Comparison("van_b0", 10, 100, 75.4, 5.0, 4.0, 6.0), Comparison("resnet18", 20, 200, None, 3.0, 2.0, 4.0)]
+    widths = []
+    for rows in (timed, [Comparison("van_b0", 10, 100, 75.4)]):
+        plot(rows, tmp_path / "plot.png")
+        with Image.open(tmp_path / "plot.png") as picture:
+            widths.append(picture.width)
+    assert widths[0] == pytest.approx(1.5 * widths[1], abs=1)

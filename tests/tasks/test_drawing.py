@@ -103,7 +103,7 @@ def test_the_legend_lies_below_the_picture_and_grows_with_its_entries() -> None:
     assert many.height > few.height + 50 and many.width == few.width
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.text(max_size=40), st.sampled_from([(1, 1), (16, 16), (300, 20)]))
 @example("名前 Straße 🐱", (160, 120))
 @example("W" * 5000, (16, 16))

@@ -415,7 +415,7 @@ def random_panoptic(seed: int, crowds: bool = True, void: bool = True) -> Pair:
     return truth, result
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=3))
 def test_panoptic_quality_is_that_of_the_definition(seeds: list[int]) -> None:
     pairs = [random_panoptic(seed) for seed in seeds]

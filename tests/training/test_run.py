@@ -54,6 +54,10 @@ def metrics(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def measured(data: Path, checkpoint: Path) -> float:
+    return vankit.validate(data, checkpoint=checkpoint, workers=0, engine="torch").top1
+
+
 def test_a_run_leaves_weights_state_and_logs(run: TrainResult, data: Path) -> None:
     out = run.best.parent
     assert {p.name for p in out.iterdir()} == {
@@ -73,7 +77,7 @@ def test_a_run_leaves_weights_state_and_logs(run: TrainResult, data: Path) -> No
 
 
 def test_the_kept_weights_measure_as_reported(run: TrainResult, data: Path) -> None:
-    assert vankit.validate(data, checkpoint=run.best, workers=0).top1 == pytest.approx(run.score, abs=1e-6)
+    assert measured(data, run.best) == pytest.approx(run.score, abs=1e-6)
 
 
 def test_a_run_is_not_overwritten(run: TrainResult, data: Path) -> None:
@@ -176,7 +180,7 @@ def test_moving_average_is_what_is_kept(data: Path, tmp_path: Path) -> None:
     name = "stage1.blocks.0.attn.proj_1.weight"
     assert torch.equal(kept[name], averaged[f"model.{name}"])
     assert not torch.equal(kept[name], raw[f"model.{name}"])
-    assert vankit.validate(data, checkpoint=result.last, workers=0).top1 == pytest.approx(result.score, abs=1e-6)
+    assert measured(data, result.last) == pytest.approx(result.score, abs=1e-6)
 
 
 def test_start_from_a_checkpoint(run: TrainResult, data: Path, tmp_path: Path) -> None:
@@ -264,6 +268,7 @@ def test_a_checkpoint_that_says_nothing_measures_a_tenth_of_train(
     assert vankit.validate(tmp_path / "train", checkpoint=run.best, workers=0).count == 20
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     """Both processes end with the same weights, and validation counts each of the six images once."""
     command = [
@@ -279,6 +284,6 @@ def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     checkpoint = read_checkpoint(tmp_path / "run" / "best.safetensors")
     # 16 images in two shares of 8, batch 4: two steps, in each process
     assert checkpoint.state_dict["stage1.patch_embed.norm.num_batches_tracked"] == 2
-    report = vankit.validate(data, checkpoint=tmp_path / "run" / "best.safetensors", workers=0)
+    report = vankit.validate(data, checkpoint=tmp_path / "run" / "best.safetensors", workers=0, engine="torch")
     assert report.top1 == pytest.approx(checkpoint.metadata["measures"]["top-1"], abs=1e-5)
     assert report.count == 6

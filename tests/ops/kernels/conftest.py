@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def interpreter() -> Iterator[ProcessPoolExecutor]:
     with interpreted.executor() as pool:
         yield pool

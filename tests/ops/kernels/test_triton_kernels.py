@@ -16,6 +16,8 @@ from vankit.ops.kernels import launch
 
 triton = pytest.importorskip("triton", reason="Triton is published for Linux and Windows")
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 Compiled = list[tuple[str, Any, dict[str, int]]]
 
 
@@ -92,12 +94,12 @@ def assert_lean(kernels: Compiled, count: int) -> None:
     ("size", "dim", "dtype"),
     [
         (56, 64, torch.bfloat16),
-        pytest.param(56, 64, torch.float16, marks=pytest.mark.slow),
-        pytest.param(56, 64, torch.float32, marks=pytest.mark.slow),
-        pytest.param(28, 96, torch.bfloat16, marks=pytest.mark.slow),
-        pytest.param(14, 160, torch.bfloat16, marks=pytest.mark.slow),
-        pytest.param(7, 256, torch.bfloat16, marks=pytest.mark.slow),
-        pytest.param(7, 256, torch.float32, marks=pytest.mark.slow),
+        (56, 64, torch.float16),
+        (56, 64, torch.float32),
+        (28, 96, torch.bfloat16),
+        (14, 160, torch.bfloat16),
+        (7, 256, torch.bfloat16),
+        (7, 256, torch.float32),
     ],
 )
 def test_the_pair(compiled: Callable[..., Compiled], size: int, dim: int, dtype: torch.dtype) -> None:
@@ -109,7 +111,7 @@ def test_the_pair(compiled: Callable[..., Compiled], size: int, dim: int, dtype:
 
 @pytest.mark.parametrize(
     ("size", "dim", "dtype"),
-    [(56, 512, torch.bfloat16), pytest.param(7, 1024, torch.float32, marks=pytest.mark.slow)],
+    [(56, 512, torch.bfloat16), (7, 1024, torch.float32)],
 )
 def test_the_convolution_with_gelu(compiled: Callable[..., Compiled], size: int, dim: int, dtype: torch.dtype) -> None:
     x = torch.zeros(1, size, size, dim, dtype=dtype)
@@ -117,7 +119,6 @@ def test_the_convolution_with_gelu(compiled: Callable[..., Compiled], size: int,
     assert_lean(compiled(launch.gelu_backward, x, x, *weights(dim, 3), 1, True, True), 3)
 
 
-@pytest.mark.slow
 def test_odd_shapes(compiled: Callable[..., Compiled]) -> None:
     """Channels that vectors do not divide, no bias, even kernels and taps further apart than the map."""
     for dim, size, (k, k_d), dilations in ((3, 1, (5, 7), (1, 3)), (33, 9, (4, 2), (2, 12)), (70, 20, (1, 3), (1, 1))):

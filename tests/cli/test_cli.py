@@ -1,0 +1,92 @@
+"""The command line as a whole."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from cyclopts import App
+
+import vankit
+from vankit.cli import app
+from vankit.training.recipes import Config, DenseConfig, TrainConfig
+
+Run = Callable[..., int]
+
+
+def walk(command: App, name: str = "vankit") -> Iterator[tuple[str, App]]:
+    """Every command, and commands of commands."""
+    for word in command:
+        if not word.startswith("-"):
+            yield f"{name} {word}", command[word]
+            yield from walk(command[word], f"{name} {word}")
+
+
+COMMANDS = dict(walk(app))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help(name: str) -> None:
+    command = COMMANDS[name]
+    assert command.help.strip()
+    if command.default_command is not None:
+        options = command.assemble_argument_collection(parse_docstring=True)
+        assert options and [option.name for option in options if not option.parameter.help] == []
+
+
+def test_every_setting_is_an_option() -> None:
+    options = {name for option in app["train"].assemble_argument_collection() for name in option.names}
+    for config in (Config, TrainConfig, DenseConfig):
+        assert {f"--{field.name.replace('_', '-')}" for field in fields(config)} <= options
+
+
+def test_version(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip() == vankit.__version__
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("predict", "x.jpg", "--checkpoint", "nowhere.pth"), "no checkpoint at nowhere.pth"),
+        (("validate", "nowhere", "--model", "van_b0.cifar10"), "no dataset at nowhere"),
+        (("train", "nowhere"), "no dataset at nowhere"),
+        (("train", "shapes", "--recipe", "in21k"), "unknown recipe 'in21k'"),
+        (("train", "shapes", "--epochs", "0"), "epochs is 0, expected 1 or more"),
+        (("predict", "x.jpg", "--model", "van_b7"), "van_b7"),
+        (("predict", "x.jpg", "--model", "./nowhere/"), "unknown model './nowhere/'"),
+        (("predict", "x.jpg", "--model", "van_b0.cifar10", "--resume"), "resume continues an output"),
+        (("predict", "x.jpg", "--address", "auto"), "add --workers ray"),
+        (("predict", "x.jpg", "--workers", "ray"), "name a folder or URL with --output"),
+        (("export", "van_b0.cifar10", "--int8"), "int8 and calibrate go together"),
+        (("explain", "x.jpg", "--model", "van_b0.cifar10", "--target", "kat"), "such as cat"),
+        (("explain", "--model", "van_b0.cifar10"), "grad-cam looks at images"),
+        (("bench", "van_b7"), "unknown model 'van_b7'"),
+        (("convert", "nowhere.pth", "x.pth"), "no checkpoint at nowhere.pth"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    run: Run, words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("vankit: ")
+    assert says in error
+    assert "Traceback" not in error
+
+
+def test_former_names_of_options_still_work(
+    run: Run, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    photo.rename(tmp_path / "data" / "cat" / "0.png")
+    words = ("validate", tmp_path / "data", "--model", "van_b0.cifar10", "--workers", "0")
+    assert run(*words, f"--picture={tmp_path / 'c.png'}") == 0
+    assert (tmp_path / "c.png").is_file()
+    (tmp_path / "full").write_text("a file")
+    assert run("export", "van_b0.cifar10", "--out", tmp_path / "full") == 1
+    assert f"{tmp_path / 'full'} is a file" in capsys.readouterr().err
+    for command in ("train", "export", "demo", "validate"):
+        run(command, "--help")
+        page = capsys.readouterr().out
+        assert "--out " not in page and "--picture" not in page

@@ -1,0 +1,68 @@
+"""`vankit predict` as a user types it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., int]
+TORCH = ("--engine", "torch")  # quick to start
+
+
+def test_predict_prints_labels(run: Run, checkpoint: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict", photo, "--checkpoint", checkpoint, *TORCH) == 0
+    page = capsys.readouterr().out
+    assert str(photo) in page
+    assert "cat" in page
+    assert "%" in page
+
+
+def test_predict_reports_failures_and_goes_on(
+    run: Run, checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"hello")
+    words = ("predict", tmp_path / "broken.jpg", photo, "--checkpoint", checkpoint, *TORCH)
+    assert run(*words, "--output", tmp_path / "o.jsonl") == 1
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [bool(row["error"]) for row in rows] == [True, False]
+    page = capsys.readouterr()
+    assert "broken.jpg is not an image" in page.err
+    assert "2 images, 1 failed" in page.out
+
+
+def test_a_killed_run_is_resumed(run: Run, checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    photos = [tmp_path / f"{i}.png" for i in range(4)]
+    for path in photos:
+        path.write_bytes(photo.read_bytes())
+    words = ("--checkpoint", checkpoint, *TORCH, "--batch-size", "1")  # a batch's size is seen in the last digits
+    whole, killed = tmp_path / "whole.csv", tmp_path / "killed.csv"
+    assert run("predict", *photos, *words, "--output", whole) == 0
+    killed.write_bytes(whole.read_bytes()[:-40])  # in the midst of the last row
+    before = killed.read_bytes().rpartition(b"\n")[0]
+    assert run("predict", *photos, *words, "--output", killed, "--resume") == 0
+    assert killed.read_bytes() == whole.read_bytes()
+    assert killed.read_bytes().startswith(before)
+
+
+def test_other_images_are_not_resumed(
+    run: Run, checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--checkpoint", checkpoint, *TORCH)
+    assert run("predict", photo, *words, "--output", tmp_path / "out.csv") == 0
+    other = photo.rename(tmp_path / "other.png")
+    assert run("predict", other, *words, "--output", tmp_path / "out.csv", "--resume") == 1
+    assert "its row 1 is of" in capsys.readouterr().err
+
+
+def test_predict_segments(
+    run: Run, segmenter: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing.png"
+    words = ("predict", photo, missing, "--checkpoint", segmenter, *TORCH)
+    assert run(*words, "--output", tmp_path / "found") == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].startswith(f"{photo}: ") and "%" in out
+    assert str(missing) in err
+    assert (tmp_path / "found" / "photo.png").is_file()
+    assert json.loads((tmp_path / "found" / "predictions.json").read_text())

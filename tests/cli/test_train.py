@@ -1,0 +1,69 @@
+"""`vankit train` as a user types it, and `vankit validate` on what it leaves."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vankit.training.recipes import RECIPES
+
+Run = Callable[..., int]
+
+
+def test_train_and_validate(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        for name, level in (("a", 30), ("b", 220)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (32, 32), (level + i,) * 3).save(tmp_path / split / name / f"{i}.png")
+    options = ("--recipe", "short", "--epochs", "1", "--warmup-epochs", "0", "--img-size", "32", "--batch-size", "2")
+    assert run("train", tmp_path, *options, "--workers", "0", "--output", tmp_path / "run") == 0
+    page = capsys.readouterr()
+    assert "best top-1" in page.out
+    assert "GPU available" not in page.out + page.err
+    best = tmp_path / "run" / "best.safetensors"
+    words = ("--checkpoint", best, "--output", tmp_path / "r.json", "--workers", "0", "--engine", "torch")
+    assert run("validate", tmp_path, *words) == 0
+    assert "top-1" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r.json").read_text())["images"] == 4
+
+
+def test_a_setting_of_another_task_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "shapes", "--task", "detect", "--mixup", "0.5", "--output", tmp_path / "run") == 1
+    error = capsys.readouterr().err
+    assert "--mixup" in error and "leave it out" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_reads_well(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("train", "--help")
+    page = capsys.readouterr().out
+    headings = [
+        "Arguments",
+        "Parameters",
+        "Settings for every task",
+        "Settings to classify",
+        "Settings to detect or segment",
+    ]
+    assert re.findall(r"╭─ (.+?) ─", page) == headings
+    for clutter in ("--data", "--no-resume", "--no-compile", "--empty-", "default: False", "`"):
+        assert clutter not in page
+    assert "--pretrained --no-pretrained" in page and "--color --no-color" in page  # some recipe switches them on
+    settings = page.partition("Settings for every task")[2]
+    assert (
+        settings.index("--epochs ") < settings.index("--lr ") < settings.index("--mixup ") < settings.index("--flip ")
+    )
+    # paragraphs fill the lines
+    words = next(line for line in page.splitlines() if line.startswith("Writes best.safetensors"))
+    assert len(words) > 70
+
+
+def test_help_names_every_recipe(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("train", "--help")
+    page = capsys.readouterr().out
+    for known in RECIPES.values():
+        for recipe in known:
+            assert re.search(rf"^    {recipe}  ", page, re.M), recipe

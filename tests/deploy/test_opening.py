@@ -1,0 +1,111 @@
+"""Whatever a network comes as is opened, and described, in one place."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+from torch import nn
+
+import vankit
+from vankit.data.preprocessing import Preprocessing
+from vankit.deploy.folder import Exported
+from vankit.deploy.opening import open_network
+from vankit.models.description import Description
+
+PREPROCESSING = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, 1.0, "bicubic")
+CLASSES = ("cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "pets.safetensors"
+    metadata = Description(model="van_b0", classes=CLASSES, preprocessing=PREPROCESSING).to_metadata()
+    vankit.save_checkpoint(timm.create_model("van_b0", num_classes=2), path, metadata=metadata)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported folder; opening it does not run its model, which is empty."""
+    folder = tmp_path_factory.mktemp("exported")
+    exported = Exported(folder, "onnx", "float32", False, Description(classes=CLASSES, preprocessing=PREPROCESSING), {})
+    exported.path.write_bytes(b"")
+    exported.write_description()
+    return folder
+
+
+def test_a_name() -> None:
+    found = open_network("van_b0.cifar10")
+    assert isinstance(found.module, vankit.VAN) and not found.module.training
+    assert (found.source, found.description.model, found.dense) == ("van_b0.cifar10", "van_b0.cifar10", False)
+    assert found.description.classes[:2] == ("airplane", "automobile")
+    assert open_network(pretrained=False).description.model == "van_b0"
+    assert open_network("van-small_3rdparty_in1k", pretrained=False).description.model == "van_b1.in1k"
+
+
+def test_a_classifiers_checkpoint(checkpoint: Path) -> None:
+    for found in (open_network(checkpoint=checkpoint), open_network("van_b0", checkpoint)):
+        assert (found.source, found.description.model) == (str(checkpoint), "van_b0")
+        assert (found.description.classes, found.description.preprocessing) == (CLASSES, PREPROCESSING)
+    assert open_network(checkpoint=checkpoint, classes=["x", "y"]).description.classes == ("x", "y")
+
+
+@pytest.mark.parametrize(("head", "task"), [("retinanet", "detect"), ("semantic_fpn", "segment")])
+def test_a_detector_or_segmenter(dense_checkpoint: Callable[[str, str], Path], head: str, task: str) -> None:
+    path = dense_checkpoint(head, task)
+    found = open_network(checkpoint=path)
+    assert found.dense and not found.module.training
+    assert (found.source, found.description.head, found.description.task) == (str(path), head, task)
+    for options in ({"model": "van_b0"}, {"classes": ["a"]}):
+        with pytest.raises(ValueError, match="knows its model and classes: leave them out"):
+            open_network(checkpoint=path, **options)
+
+
+def test_a_network(checkpoint: Path) -> None:
+    network = timm.create_model("van_b0", num_classes=2)
+    found = open_network(network, classes=["a", "b"])
+    assert found.module is network and found.source == "VAN"
+    assert (found.description.model, found.description.classes) == (None, ("a", "b"))
+    loaded = open_network(network, checkpoint)
+    assert (loaded.description.classes, loaded.description.preprocessing) == (CLASSES, PREPROCESSING)
+
+
+def test_other_networks_say_their_outputs_or_are_told_their_classes() -> None:
+    assert open_network(nn.Flatten(), classes=["a", "b"]).description.classes == ("a", "b")
+    with pytest.raises(ValueError, match="0 outputs and there are 0 class names"):
+        open_network(nn.Flatten())
+
+
+def test_what_is_open_stays_as_it_is(folder: Path) -> None:
+    found = open_network(folder)
+    assert open_network(found) is found
+
+
+def test_an_exported_folder(folder: Path, checkpoint: Path) -> None:
+    found = open_network(folder)
+    assert (found.module, found.exported.format, found.source, found.dense) == (None, "onnx", str(folder), False)
+    assert (found.description.classes, found.description.preprocessing) == (CLASSES, PREPROCESSING)
+    assert open_network(folder, classes=["x", "y"]).description.classes == ("x", "y")
+    with pytest.raises(ValueError, match="classes has 3 names, and .* 2 outputs"):
+        open_network(folder, classes=["x", "y", "z"])
+    with pytest.raises(ValueError, match="is an exported folder and holds its weights: leave out checkpoint"):
+        open_network(folder, checkpoint)
+
+
+def test_an_exported_folder_is_opened_without_torch(folder: Path) -> None:
+    code = (
+        "import sys; from vankit.deploy.opening import open_network; "
+        "print(open_network(sys.argv[1]).description.classes, {'torch', 'timm'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "('cat', 'dog') set()"
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        open_network(checkpoint=tmp_path / "nowhere.pth")
+    with pytest.raises(ValueError, match="unknown model 'van_b9'"):
+        open_network("van_b9")
