@@ -1,9 +1,43 @@
-"""Files that vankit writes."""
+"""Files that vankit writes: whole, or not at all."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 from vankit.errors import UserError
+
+
+@contextmanager
+def replacing(path: str | PathLike[str]) -> Iterator[Path]:
+    """A name to write a file under, which takes the place of `path` when the block ends well.
+
+    It is in the same folder, which is made if need be, and no other process or thread has it. If anything is raised it
+    is removed, and `path` stays as it was. A device or a pipe, such as /dev/stdout, is written to directly.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = path.resolve()  # a link stays, and what it points to is replaced
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{uuid4().hex}.partial")  # without the old name, which may be as long as names can be
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | PathLike[str], text: str) -> None:
+    """Write a whole text file in UTF-8, see `replacing`."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def check_picture(path: str | PathLike[str] | None) -> None:
@@ -20,5 +54,25 @@ def check_picture(path: str | PathLike[str] | None) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.filetypes
-    if Path(path).suffix.lower().removeprefix(".") not in known:
+    if _suffix(path) not in known:
         raise UserError(f"{path} is not the name of a picture: expected one that ends in .{', .'.join(sorted(known))}")
+
+
+def save_figure(figure: Any, path: str | PathLike[str], **options: Any) -> None:
+    """Write a matplotlib figure, see `replacing`; the suffix decides the format.
+
+    Args:
+        figure: of matplotlib.
+        path: picture to write.
+        options: of the figure's `savefig`.
+
+    Raises:
+        ValueError: see `check_picture`.
+    """
+    check_picture(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format=_suffix(path), **options)
+
+
+def _suffix(path: str | PathLike[str]) -> str:
+    return Path(path).suffix.lower().removeprefix(".")

@@ -4,7 +4,6 @@ import json
 import logging
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from vankit.data.images import ImageError
 from vankit.data.scenes import open_scenes
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
-from vankit.files import check_picture
+from vankit.files import check_picture, save_figure, write_text
 from vankit.heads.build import HEADS
 from vankit.prediction.labels import Predictor
 from vankit.prediction.scenes import DensePredictor
@@ -106,8 +105,7 @@ class ClassificationReport:
             for i, j in np.ndindex(n, n):
                 colour = "white" if share[i, j] > 0.5 else "black"
                 axes.text(j, i, f"{rows[i, j]}", ha="center", va="center", color=colour, fontsize=8)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        save_figure(figure, path, dpi=120)
 
 
 @dataclass(frozen=True)
@@ -239,8 +237,7 @@ def _validate_classifier(
 
 def _write(report: "ClassificationReport | DenseReport", output: str | PathLike[str] | None) -> None:
     if output is not None:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        Path(output).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        write_text(output, json.dumps(report.to_dict(), indent=2) + "\n")
 
 
 def _measure_scenes(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from vankit.cli.terminal import quieten_lightning
+from vankit.files import save_figure
 
 if TYPE_CHECKING:
     from vankit.validation import ClassificationReport
@@ -94,7 +95,7 @@ def draw_grid(path: str | PathLike[str], pictures: list[tuple[Image.Image, str, 
     for axes, (image, caption, right) in zip(grid.flat, pictures, strict=False):
         axes.imshow(image)
         axes.set_title(caption, fontsize=9, color="tab:green" if right else "tab:red")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def command(*, output: Path = Path("runs/demo")) -> None:

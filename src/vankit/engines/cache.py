@@ -4,13 +4,14 @@ import hashlib
 import logging
 import os
 import platform
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
+
+from vankit.files import replacing
 
 T = TypeVar("T")
 
@@ -43,15 +44,11 @@ def cached(key: bytes, parts: tuple[str, ...], load: Callable[[bytes], T], make:
     except Exception as error:  # engines raise whatever they trip over
         logger.warning("%s cannot be used and will be rebuilt: %s", path, error)
     made, blob = make()
-    partial = path.with_name(f"{digest}.{os.getpid()}.{threading.get_ident()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(hashlib.sha256(blob).digest() + blob)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_bytes(hashlib.sha256(blob).digest() + blob)
     except OSError as error:
         logger.warning("cannot keep the compiled model for the next start: %s", error)
-        with suppress(OSError):
-            partial.unlink()
     return made
 
 

@@ -17,6 +17,7 @@ from vankit.errors import UserError
 from vankit.explanation import methods
 from vankit.explanation.methods import Explanation
 from vankit.explanation.subjects import compared, open_subject
+from vankit.files import replacing
 from vankit.tasks.results import Failure
 
 Method = Literal["grad-cam", "attention", "receptive-field", "statistics"]
@@ -179,8 +180,13 @@ def _written(found: Iterable[Explanation | Failure], folder: Path, method: str) 
         path = folder / f"{name}.png"
         explanation.save(path)
         if method in _OF_ALL:
-            with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-                table = csv.DictWriter(file, list(explanation.rows[0]))
-                table.writeheader()
-                table.writerows(explanation.rows)
+            with replacing(path.with_suffix(".csv")) as partial:
+                _write_table(partial, explanation.rows)
         yield replace(explanation, path=path)
+
+
+def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)

@@ -16,6 +16,7 @@ from torch import Tensor
 from vankit.errors import UserError
 from vankit.explanation import figures, maps
 from vankit.explanation.subjects import Subject
+from vankit.files import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ class Explanation:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the figure; the suffix decides the format, as matplotlib knows them."""
-        self.figure.savefig(path, dpi=_DPI, bbox_inches="tight")
+        save_figure(self.figure, path, dpi=_DPI, bbox_inches="tight")
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

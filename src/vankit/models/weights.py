@@ -12,7 +12,6 @@ import pickle
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -27,6 +26,7 @@ from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor
 
 from vankit.errors import MissingFileError, UserError
+from vankit.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -366,7 +366,7 @@ def write_checkpoint(
         write_tensors(tensors, path, (metadata or {}) if to == "vankit" else {})
         return
     content = {"state_dict": _stored(tensors)} if to != "hf" else _stored(tensors)
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         torch.save({"meta": {}, **content} if to == "mmpretrain" else content, partial)
 
 
@@ -379,7 +379,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | PathLike[str], meta
         metadata: JSON-able values by name.
     """
     header = {key: json.dumps(value) for key, value in metadata.items()}
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         safetensors.torch.save_file(_stored(tensors), partial, metadata={**header, "format": "pt"})
 
 
@@ -392,18 +392,6 @@ def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stored[name] = tensor.clone() if place in seen else tensor  # safetensors refuses shared memory
         seen.add(place)
     return stored
-
-
-@contextmanager
-def _replacing(path: str | PathLike[str]) -> Iterator[Path]:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def convert(source: str | PathLike[str], target: str | PathLike[str], to: str = "vankit") -> str:

@@ -19,6 +19,7 @@ from vankit.engines.base import Engine, check_options
 from vankit.engines.choose import device_for, engine_for
 from vankit.engines.torch import TorchEngine
 from vankit.errors import UserError
+from vankit.files import replacing
 from vankit.tasks.dense import EVALUATORS, infer
 from vankit.tasks.results import Detections, Failure, PanopticMap, SemanticMap
 from vankit.tasks.segment import Test
@@ -222,9 +223,9 @@ class _Folder:
         while name in self.names:
             name = f"{name}-{place}"
         self.names.add(name)
-        result.draw(image).save(self.folder / f"{name}.png")
+        _save(result.draw(image), self.folder / f"{name}.png")
         if isinstance(result, PanopticMap):
-            result.to_png().save(self.folder / "panoptic" / f"{name}.png")
+            _save(result.to_png(), self.folder / "panoptic" / f"{name}.png")
             rows = [result.to_coco(image_id, self.category_ids, f"{name}.png")]
         else:
             file_name = Path(result.source).name.encode("utf-8", "backslashreplace").decode()
@@ -232,3 +233,8 @@ class _Folder:
         for row in rows:
             self.file.write(f"{self.separator}\n{json.dumps(row)}")
             self.separator = ","
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with replacing(path) as partial:
+        image.save(partial, "PNG")

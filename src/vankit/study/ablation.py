@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vankit.errors import UserError
+from vankit.files import save_figure, write_text
 from vankit.models.lka_settings import LkaSettings
 from vankit.models.van import VARIANTS
 from vankit.models.weights import read_metadata
@@ -137,8 +138,7 @@ def _check_budget(path: Path, budget: dict[str, Any]) -> None:
         del budget[free]
     budget = json.loads(json.dumps(budget))
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(budget, indent=2) + "\n")
+        write_text(path, json.dumps(budget, indent=2) + "\n")
     before = json.loads(path.read_text())
     for name, value in budget.items():
         if before.get(name) != value:
@@ -202,4 +202,4 @@ def plot(runs: Sequence[Run], path: str | PathLike[str], title: str) -> None:
     published.set(title="published, ImageNet-1k at 224 px", xlabel="top-1 %")
     for axes in (ours, published):
         axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vankit.errors import UserError
+from vankit.files import save_figure
 from vankit.models.van import VARIANTS, create_model
 from vankit.study.complexity import ACCURACY, complexity
 from vankit.study.timing import Contender, compare, eager, input_size, own, pictures, random_network, save_weights
@@ -143,4 +144,4 @@ def plot(rows: Sequence[Comparison], path: str | PathLike[str]) -> None:
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("ImageNet-1k top-1 %, published")
     figure.axes[0].legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

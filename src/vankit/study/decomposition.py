@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from os import PathLike
 
 from vankit.errors import UserError
+from vankit.files import save_figure
 
 
 @dataclass(frozen=True)
@@ -86,4 +87,4 @@ def plot_decomposition(kernel_size: int, rows: Sequence[Decomposition], path: st
     right.set_yticks([25, 50, 100, 200, 400, 800], ["25", "50", "100", "200", "400", "800"])
     right.minorticks_off()
     right.legend(title="★ fewest")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

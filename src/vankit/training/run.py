@@ -20,6 +20,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from vankit.errors import MissingFileError, UserError
+from vankit.files import write_text
 from vankit.models import weights
 from vankit.models.description import Description
 from vankit.models.van import VARIANTS
@@ -182,10 +183,7 @@ def _check_same_run(out: Path, model: str, description: Description) -> int:
 
 def _prepare(out: Path, record: dict[str, Any]) -> None:
     """Write down the settings; keep the log of a run that is resumed, which Lightning would overwrite."""
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / "config.json.partial"  # the other processes of a resumed run may be reading
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(out / "config.json")
+    write_text(out / "config.json", json.dumps(record, indent=2) + "\n")
     if (log := out / "metrics.csv").exists():
         log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
 

@@ -1,0 +1,91 @@
+"""Files are written whole or not at all."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vankit.errors import UserError
+from vankit.files import check_picture, replacing, save_figure, write_text
+
+
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "x.txt"
+    with replacing(path) as partial:
+        partial.write_text("new")
+        assert partial.parent == path.parent and not path.exists()
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_leaves_the_old_file_and_nothing_else(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_do_not_share_a_partial_file(tmp_path: Path) -> None:
+    path, meet = tmp_path / "x.txt", Barrier(2, timeout=20)
+
+    def write(text: str) -> None:
+        with replacing(path) as partial:
+            meet.wait()
+            partial.write_text(text)
+            meet.wait()
+            assert partial.read_text() == text
+
+    texts = ["a" * 10_000, "b" * 10_000]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, texts))
+    assert path.read_text() in texts
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_links_stay(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "x.txt")
+    (tmp_path / "x.txt").write_text("old")
+    write_text(tmp_path / "link", "new \N{SNOWMAN}")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "x.txt").read_text(encoding="utf-8") == "new \N{SNOWMAN}"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_pipes_are_written_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        write_text(tmp_path / "pipe", "through")
+        assert read.result(20) == "through"
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_names_as_long_as_they_can_be(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 250 + ".txt")
+    write_text(path, "")
+    assert path.is_file()
+
+
+def test_the_suffix_decides_a_figures_format(tmp_path: Path) -> None:
+    save_figure(Figure(), tmp_path / "new" / "x.PNG", dpi=20)
+    with Image.open(tmp_path / "new" / "x.PNG") as image:
+        assert image.format == "PNG"
+    save_figure(Figure(), tmp_path / "x.svg")
+    assert "<svg" in (tmp_path / "x.svg").read_text()
+    check_picture(None)
+    for name in ("x", "x.doc", "png"):
+        with pytest.raises(UserError, match=f"{name} is not the name of a picture: expected .*[.]jpg, .*[.]svg"):
+            save_figure(Figure(), tmp_path / name)
