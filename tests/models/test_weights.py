@@ -108,7 +108,9 @@ def test_other_attentions_keep_their_names_and_settings(tmp_path: Path) -> None:
     again = timm.create_model("van_b0", pretrained_cfg_overlay={"file": str(tmp_path / "lska.safetensors")},
                               pretrained=True, lka=found.metadata["lka"])  # fmt: skip
     assert_equal(again.state_dict(), model.state_dict())
-    with pytest.raises(ValueError, match=r"do not fit.*it is of lka=\{'form': 'lska'\} and the model of lka=\{\}"):
+    with pytest.raises(
+        ValueError, match=r"do not fit.*it was trained with lka=\{'form': 'lska'\}, the model has lka=\{\}"
+    ):
         vankit.load_checkpoint(timm.create_model("van_b0"), tmp_path / "lska.safetensors")
 
 
@@ -126,7 +128,7 @@ def test_public_formats_take_no_other_attention(
     assert not (tmp_path / "public").exists()
     if "gate" in lka:  # the tensors fit
         vankit.load_checkpoint(timm.create_model("van_b0"), tmp_path / "own.safetensors")
-        assert "is of an attention with lka={'gate': 'add'}, the model's is lka={}" in caplog.text
+        assert "was trained with lka={'gate': 'add'}, the model has lka={}" in caplog.text
 
 
 def test_half_a_head_is_missing_the_other(small: dict[str, Tensor]) -> None:
@@ -338,7 +340,7 @@ def test_pickles_of_something_else_are_refused(content: Any, tmp_path: Path) -> 
 
 def test_other_network_is_refused(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
-    with pytest.raises(ValueError, match=r"linear\.pth: this is no VAN checkpoint.*found bias, weight"):
+    with pytest.raises(ValueError, match=r"linear\.pth: this is not a VAN checkpoint.*found bias, weight"):
         weights.read_checkpoint(tmp_path / "linear.pth")
 
 

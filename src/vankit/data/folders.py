@@ -42,7 +42,7 @@ def open_dataset(
         data: an ImageFolder directory (`DATA/train/CLASS/*.jpg`, `DATA/val/CLASS/*.jpg`; or `DATA/CLASS/*.jpg`
             without any split), the word `shapes`, or a name for timm's create_dataset: `hfds/NAME` (Hugging
             Face), `wds/FOLDER` (WebDataset shards with integer `cls`, timm's `_info.json`, and the class names in
-            `classes.txt`, one a line; one process only).
+            `classes.txt`, one per line; one process only).
         split: 'train', 'val', or the name of a folder such as 'test'.
         transform: PIL RGB image → sample.
         size: side in pixels of generated `shapes`.
@@ -174,7 +174,7 @@ def _shard_classes(folder: Path) -> list[str]:
         return (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise MissingFileError(
-            f"no classes.txt in {folder}: expected the class names, one a line, in label order"
+            f"no classes.txt in {folder}: expected the class names, one per line, in label order"
         ) from None
 
 
