@@ -161,7 +161,7 @@ def test_ways_to_segment(segmenter: Path, photograph: Path, test: Any) -> None:
 
 
 def test_ways_to_segment_are_for_segmenters(segmenter: Path, detector: Path) -> None:
-    with pytest.raises(ValueError, match="test is 'slide', but .* is for detect: only segment has it"):
+    with pytest.raises(ValueError, match="test is 'slide', which is only for segmentation: .* is a retinanet"):
         vankit.DensePredictor(detector, test="slide")
     with pytest.raises(ValueError, match="test is 'whole', expected one of single, multiscale, slide"):
         vankit.DensePredictor(segmenter, test="whole")  # type: ignore[arg-type]
