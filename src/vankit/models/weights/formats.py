@@ -1,0 +1,188 @@
+"""The public formats as name tables: what every tensor of a VAN is called in each."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from vankit.errors import UserError
+
+FORMATS = ("vankit", "official", "mmpretrain", "hf")
+
+# Modules that hold tensors, in the order of the published files. Columns as in FORMATS; {s} is the stage from 1,
+# {i} the stage from 0, {b} the block from 0. `_leaves` says which tensors each holds.
+_EMBED = (
+    ("stage{s}.patch_embed.proj", "patch_embed{s}.proj", "backbone.patch_embed{s}.projection",
+     "van.encoder.stages.{i}.embeddings.convolution"),
+    ("stage{s}.patch_embed.norm", "patch_embed{s}.norm", "backbone.patch_embed{s}.norm",
+     "van.encoder.stages.{i}.embeddings.normalization"),
+)  # fmt: skip
+
+_BLOCK = (
+    ("layer_scale_1", "layer_scale_1", "layer_scale_1", "attention_scaling.weight"),
+    ("layer_scale_2", "layer_scale_2", "layer_scale_2", "mlp_scaling.weight"),
+    ("norm1", "norm1", "norm1", "pre_normomalization"),  # the typing error is in the published files
+    ("attn.proj_1", "attn.proj_1", "attn.proj_1", "attention.pre_projection.conv"),
+    ("attn.lka.dw", "attn.spatial_gating_unit.conv0", "attn.spatial_gating_unit.DW_conv",
+     "attention.attention_layer.attention.depth_wise"),
+    ("attn.lka.dw_d", "attn.spatial_gating_unit.conv_spatial", "attn.spatial_gating_unit.DW_D_conv",
+     "attention.attention_layer.attention.depth_wise_dilated"),
+    ("attn.lka.pw", "attn.spatial_gating_unit.conv1", "attn.spatial_gating_unit.conv1",
+     "attention.attention_layer.attention.point_wise"),
+    ("attn.proj_2", "attn.proj_2", "attn.proj_2", "attention.post_projection"),
+    ("norm2", "norm2", "norm2", "post_normalization"),
+    ("mlp.fc1", "mlp.fc1", "mlp.fc1", "mlp.in_dense"),
+    ("mlp.dw", "mlp.dwconv.dwconv", "mlp.dwconv", "mlp.depth_wise"),
+    ("mlp.fc2", "mlp.fc2", "mlp.fc2", "mlp.out_dense"),
+)  # fmt: skip
+
+_BLOCK_PREFIX = (
+    "stage{s}.blocks.{b}", "block{s}.{b}", "backbone.blocks{s}.{b}", "van.encoder.stages.{i}.layers.{b}"
+)  # fmt: skip
+
+_LKA = ".attn.lka."
+
+_NORM = ("stage{s}.norm", "norm{s}", "backbone.norm{s}", "van.encoder.stages.{i}.normalization")
+
+_HEAD = ("head.fc", "head", "head.fc", "classifier")
+
+# transformers' released files carry a final LayerNorm that its model never uses
+_HF_UNUSED = ("van.layernorm.weight", "van.layernorm.bias")
+
+
+def name_table(depths: tuple[int, ...], head: bool = True) -> Iterator[tuple[str, str, str, str]]:
+    """Names of every tensor of a VAN in each format, as rows in the order of `FORMATS`.
+
+    Args:
+        depths: blocks per stage.
+        head: with the linear head.
+    """
+    for i, depth in enumerate(depths):
+        rows: list[tuple[str, ...]] = list(_EMBED)
+        for b in range(depth):
+            rows += [
+                tuple(f"{p}.{m}".replace("{b}", str(b)) for p, m in zip(_BLOCK_PREFIX, row, strict=True))
+                for row in _BLOCK
+            ]
+        rows.append(_NORM)
+        for row in rows:
+            names = [name.format(s=i + 1, i=i) for name in row]
+            for leaf in _leaves(row[0]):
+                yield tuple(name + leaf if leaf else name for name in names)  # type: ignore[misc]
+    if head:
+        for leaf in (".weight", ".bias"):
+            yield tuple(name + leaf for name in _HEAD)  # type: ignore[misc]
+
+
+def _leaves(module: str) -> tuple[str, ...]:
+    if module.endswith(("layer_scale_1", "layer_scale_2")):
+        return ("",)
+    if re.search(r"(patch_embed\.norm|blocks\.\d+\.norm\d)$", module):
+        return (".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked")
+    return (".weight", ".bias")
+
+
+def identify(names: Mapping[str, Any]) -> str:
+    """The format (one of `FORMATS`) whose stem these tensor names hold.
+
+    Raises:
+        ValueError: they are of no VAN format.
+    """
+    for fmt, stem in zip(FORMATS, _EMBED[0], strict=True):
+        if f"{stem.format(s=1, i=0)}.weight" in names:
+            return fmt
+    shown = ", ".join(sorted(names)[:3]) or "nothing"
+    raise UserError(
+        f"this is not a VAN checkpoint: expected tensors named as in {', '.join(FORMATS)}, found {shown}, … "
+        "(a dense-task checkpoint holds more than the classifier; other networks are not converted)"
+    )
+
+
+def block_counts(names: Mapping[str, Any], fmt: str) -> tuple[int, ...]:
+    """Blocks per stage, counted from the names."""
+    column = FORMATS.index(fmt)
+    pattern = re.escape(_BLOCK_PREFIX[column]).replace(r"\{b\}", r"(?P<b>\d+)")
+    pattern = pattern.replace(r"\{s\}", r"(?P<s>\d)").replace(r"\{i\}", r"(?P<i>\d)")
+    blocks: list[set[str]] = [set(), set(), set(), set()]  # counted, for a hostile file may number one 10**9
+    for name in names:
+        if match := re.match(pattern + r"\.", name):
+            groups = match.groupdict()
+            stage = int(groups["s"]) - 1 if "s" in groups else int(groups["i"])
+            if 0 <= stage < 4:
+                blocks[stage].add(groups["b"])
+    return tuple(len(found) for found in blocks)
+
+
+def rename(
+    state_dict: Mapping[str, Tensor], source: str, target: str, lka: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
+    """Tensors of one format under the names of another; values are untouched.
+
+    Args:
+        state_dict: tensors under `source`'s names.
+        source, target: one of `FORMATS`.
+        lka: settings of the attention, if they are not VAN's: vankit files then hold any tensors of it.
+
+    Raises:
+        ValueError: a tensor is missing or left over (named), a format is unknown or has no place for `lka`.
+    """
+    for fmt in (source, target):
+        if fmt not in FORMATS:
+            raise UserError(f"unknown checkpoint format {fmt!r}: expected one of {', '.join(FORMATS)}")
+    a, b = FORMATS.index(source), FORMATS.index(target)
+    head = any(f"{_HEAD[a]}{leaf}" in state_dict for leaf in (".weight", ".bias"))
+    table = {row[a]: row[b] for row in name_table(block_counts(state_dict, source), head)}
+    if lka:
+        if (source, target) != ("vankit", "vankit"):
+            raise UserError(f"only vankit files have a place for lka={dict(lka)}, not those of {target}")
+        table = {old: new for old, new in table.items() if _LKA not in old}
+        table |= {name: name for name in state_dict if _LKA in name}
+    unused = set(_HF_UNUSED) if source == "hf" else set()
+    check_names(set(table), set(state_dict) - unused)
+    out = {new: state_dict[old] for old, new in table.items()}
+    if target == "hf" and source != "hf":
+        width = out[_NORM[3].format(i=3) + ".weight"]
+        out[_HF_UNUSED[0]], out[_HF_UNUSED[1]] = torch.ones_like(width), torch.zeros_like(width)
+    return out
+
+
+def van_inside(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The VAN inside a dense task's network, under vankit's or the official names; empty if there is none.
+
+    Under the official names it is of VAN-Segmentation, whose images are normalised by ImageNet's mean and standard
+    deviation: its first convolution is adapted to vankit's.
+    """
+    for stem, parts in ((_EMBED[0][0], r"stage\d\."), (_EMBED[0][1], r"(?:patch_embed|block|norm)\d\.")):
+        stem = stem.format(s=1)
+        prefix = next(
+            (name.removesuffix(f"{stem}.weight") for name in tensors if name.endswith(f".{stem}.weight")), None
+        )
+        if not prefix or any(name.startswith(f"{prefix}head.") for name in tensors):  # a classifier, perhaps wrapped
+            continue
+        pattern = re.compile(re.escape(prefix) + f"({parts}.*)")
+        inside = {match[1]: tensor for name, tensor in tensors.items() if (match := pattern.fullmatch(name))}
+        if stem == _EMBED[0][1].format(s=1):
+            inside |= _from_imagenet_normalisation(inside, stem)
+        return inside
+    return {}
+
+
+def _from_imagenet_normalisation(tensors: Mapping[str, Tensor], stem: str) -> dict[str, Tensor]:
+    """The first convolution, for images normalised by 0.5. Exact but at the padding, which is another grey."""
+    weight, bias = tensors[f"{stem}.weight"], tensors[f"{stem}.bias"]
+    mean, std = (weight.new_tensor(v)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    shift = (weight * ((0.5 - mean) / std)).sum((1, 2, 3))
+    return {f"{stem}.weight": weight * (0.5 / std), f"{stem}.bias": bias + shift}
+
+
+def check_names(expected: set[str], found: set[str]) -> None:
+    problems = []
+    for word, names in (("missing", sorted(expected - found)), ("left over", sorted(found - expected))):
+        if names:
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            problems.append(f"{word}: {', '.join(names[:8])}{more}")
+    if problems:
+        raise UserError(f"the checkpoint's tensors do not fit: {'; '.join(problems)}")
