@@ -294,7 +294,7 @@ def test_namespace_stays_disallowed_outside(files: dict[str, Path]) -> None:
 def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"other\.pth.*(not a readable|no VAN) checkpoint"):
+    with pytest.raises(ValueError, match=r"other\.pth.*(not a readable|not a VAN) checkpoint"):
         weights.read_checkpoint(path)
 
 
@@ -334,7 +334,7 @@ def test_damaged_bytes_never_raise_anything_else(
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"a": 1}}, {"epoch": 3}, {}], ids=str)
 def test_pickles_of_something_else_are_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"x\.pth.*(no state dict|no VAN checkpoint)"):
+    with pytest.raises(ValueError, match=r"x\.pth.*(no state dict|not a VAN checkpoint)"):
         weights.read_checkpoint(tmp_path / "x.pth")
 
 

@@ -83,7 +83,7 @@ def open_network(
     if "head" not in file.metadata:
         module, description = classifier_in_file(file, name, classes)
     elif model is not None or classes is not None:
-        raise UserError(f"{checkpoint} is a detector or segmenter with its own model and classes: leave both out")
+        raise UserError(f"{checkpoint} is a detector or segmenter with its own classes: leave out model and classes")
     else:
         module, description = network_in_file(file)
     return Network(description, str(checkpoint), module)

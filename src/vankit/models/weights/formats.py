@@ -89,7 +89,7 @@ def identify(names: Mapping[str, Any]) -> str:
     """The format (one of `FORMATS`) whose stem these tensor names hold.
 
     Raises:
-        ValueError: they are of no VAN format.
+        ValueError: they are not in any VAN format.
     """
     for fmt, stem in zip(FORMATS, _EMBED[0], strict=True):
         if f"{stem.format(s=1, i=0)}.weight" in names:
