@@ -189,13 +189,13 @@ def validate(
     opened = open_network(model, checkpoint)
     if opened.dense:
         if picture is not None:
-            raise UserError(f"{opened.source} has no confusion matrix: leave out picture")
+            raise UserError(f"{opened.source} has no confusion matrix: leave out picture (--plot)")
         dense = DensePredictor(opened, test=test, engine=engine, precision=precision, device=device)
         report = _measure_scenes(data, dense, split, workers, seed, skip_bad)
         _write(report, output)
         return report
     if test != "single" or skip_bad:
-        raise UserError("test and skip_bad are of detectors and segmenters: pass the checkpoint of one")
+        raise UserError("test and skip_bad are only for detectors and segmenters: pass the checkpoint of one")
     predictor = Predictor(opened, engine=engine, precision=precision, batch_size=batch_size, device=device)
     return _validate_classifier(data, predictor, output, picture, split, batch_size, workers, seed)
 

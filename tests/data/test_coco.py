@@ -251,14 +251,17 @@ BAD_ANNOTATIONS = {
     "iscrowd": (annotation(iscrowd=2), "annotation 1: has iscrowd 2, expected 0 or 1"),
     "area": (annotation(area="big"), "annotation 1: area is 'big'"),
     "nan_area": (annotation(area=float("nan")), "annotation 1: area is nan"),
-    "no_segmentation": (annotation(segmentation=None), "annotation 1: no segmentation, but masks are wanted"),
+    "no_segmentation": (annotation(segmentation=None), "annotation 1: no segmentation, but the head needs masks"),
     "no_polygon": (annotation(segmentation=[]), "annotation 1: no segmentation"),
     "two_points": (annotation(segmentation=[*SQUARE, [1, 1, 2, 2]]), "annotation 1: a polygon has 2 points"),
-    "odd": (annotation(segmentation=[[1, 1, 2, 2, 3, 3, 4]]), "annotation 1: a polygon is no list of numbers x, y"),
-    "flat": (annotation(segmentation=SQUARE[0]), "annotation 1: a polygon is no list .* must be a list of such lists"),
+    "odd": (annotation(segmentation=[[1, 1, 2, 2, 3, 3, 4]]), "annotation 1: a polygon is not a list of numbers x, y"),
+    "flat": (
+        annotation(segmentation=SQUARE[0]),
+        "annotation 1: a polygon is not a list .* must be a list of such lists",
+    ),
     # the rasteriser never returns from these two
-    "nan_polygon": (annotation(segmentation=[[float("nan"), 1, 2, 2, 3, 3]]), "a polygon is no list of numbers"),
-    "infinite": (annotation(segmentation=[[float("inf"), 1, 2, 2, 3, 3]]), "a polygon is no list of numbers"),
+    "nan_polygon": (annotation(segmentation=[[float("nan"), 1, 2, 2, 3, 3]]), "a polygon is not a list of numbers"),
+    "infinite": (annotation(segmentation=[[float("inf"), 1, 2, 2, 3, 3]]), "a polygon is not a list of numbers"),
     "far": (annotation(segmentation=[[1, 1, 20, 1, 1, 5]]), "annotation 1: a polygon reaches 8 pixels past"),
     "rle_size": (
         annotation(segmentation={"size": [WIDTH, HEIGHT], "counts": [96]}),
@@ -352,9 +355,9 @@ def test_a_set_of_bad_images_only_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", r"instances\.json is no JSON: Expecting"),
-        ("[" * 100_000, "is no JSON"),
-        ("[]", "is no COCO JSON: expected lists images, annotations and categories"),
+        ("{", r"instances\.json is not JSON: Expecting"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "is not a COCO JSON: expected lists images, annotations and categories"),
         ({"images": [], "annotations": []}, "no categories"),
         ({"images": {}, "annotations": [], "categories": []}, "no images"),
         (content(categories=[]), "0 categories"),

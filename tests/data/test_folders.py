@@ -55,7 +55,7 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no val split in .*: expected one of val, validation"):
         open_dataset(tmp_path, "val", np.asarray)
-    with pytest.raises(ValueError, match=r"is no ImageFolder: expected .*train/CLASS/\*\.jpg"):
+    with pytest.raises(ValueError, match=r"is not an ImageFolder: expected .*train/CLASS/\*\.jpg"):
         open_dataset(tmp_path, "train", np.asarray)
 
 

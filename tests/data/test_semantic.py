@@ -208,8 +208,8 @@ def broken_image(root: Path) -> None:
 BAD: list[tuple[Callable[[Path], None], str]] = [
     (other_size, r"0\.png is 2x1 pixels and .*0\.jpg 3x2: expected the same size"),
     (in_colour, r"0\.png is in colour \(RGB\): expected one class index per pixel"),
-    (broken_png, r"0\.png is no readable PNG: "),
-    (jpeg_as_png, r"0\.png is no readable PNG: "),
+    (broken_png, r"0\.png is not a readable PNG: "),
+    (jpeg_as_png, r"0\.png is not a readable PNG: "),
     (beyond_classes, r"0\.png has label 2 and there are 2 classes: name it in classes\.txt, or pass --ignore-label"),
     (broken_image, r"0\.jpg is not an image"),
 ]
@@ -239,7 +239,7 @@ def test_what_cannot_be_used_is_named_or_left_out(
 def test_a_broken_png_does_not_hinder_the_count_of_classes(tmp_path: Path) -> None:
     write(tmp_path, "train", "a", [[1, 0]])
     write(tmp_path, "train", "b", [[1, 0]]).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"b\.png is no readable PNG"):
+    with pytest.raises(ValueError, match=r"b\.png is not a readable PNG"):
         opened(tmp_path)
     assert opened(tmp_path, skip_bad=True).classes == ["0", "1"]
 
@@ -269,7 +269,7 @@ def test_missing_folders_and_images_are_named(tmp_path: Path) -> None:
 
 
 def test_more_classes_than_numbers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="256 classes: expected at most 255, for 255 means unlabelled"):
+    with pytest.raises(ValueError, match="256 classes: expected at most 255, because 255 means unlabelled"):
         SemanticFolder(tmp_path, tmp_path, ["a"] * 256)
 
 

@@ -126,7 +126,7 @@ def test_class_names_come_back_or_are_refused(made: Callable[[Format, bool], Pat
     shutil.copytree(made("onnx"), folder, dirs_exist_ok=True)
     exported = Exported(folder, "onnx", "float32", False, Description(classes=names, preprocessing=PREPROCESSING))
     if any(char in BREAKS for name in names for char in name):
-        with pytest.raises(ValueError, match="holds a line break, and labels.txt has a name a line: rename it"):
+        with pytest.raises(ValueError, match="contains a line break; labels.txt has one name per line: rename it"):
             exported.write_description()
         return
     exported.write_description()
@@ -139,7 +139,7 @@ def test_missing_files(copied: Callable[[Format], Path], kind: Format) -> None:
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         path.unlink()
-        with pytest.raises(FileNotFoundError, match=f"no whole exported folder: {path.name} is missing"):
+        with pytest.raises(FileNotFoundError, match=f"not a complete exported folder: {path.name} is missing"):
             read_exported(folder)
         path.write_bytes(content)
     read_exported(folder)
@@ -151,7 +151,7 @@ def test_damaged_models(copied: Callable[[Format], Path], kind: Format, name: st
     content = path.read_bytes()
     for damaged in (content[:-1], content + b"\0", bytes([content[0] ^ 1]) + content[1:] if content else b"x"):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{name} is damaged, or not the file exported: export the model again"):
+        with pytest.raises(ValueError, match=f"{name} is damaged or was changed: export the model again"):
             read_exported(path.parent).engine()
     path.write_bytes(content)
     read_exported(path.parent).engine()

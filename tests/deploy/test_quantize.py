@@ -290,7 +290,7 @@ def test_calibration_images_are_drawn_evenly(monkeypatch: pytest.MonkeyPatch) ->
 def test_nothing_readable(float32: Callable[[Format], Exported], tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     pictures = open_pictures(tmp_path, Description(classes=CLASSES, preprocessing=PREPROCESSING))
-    with pytest.raises(ValueError, match="no image to calibrate or to measure int8 with can be read"):
+    with pytest.raises(ValueError, match="none of the images to calibrate or measure int8 can be read"):
         quantize(float32("onnx"), pictures, 0.01)
 
 

@@ -58,9 +58,9 @@ def test_grad_cam_finds_what_was_put_there() -> None:
     heat = red.maps["Colours 0"]
     assert heat.shape == (8, 8) and heat[1, 5] == heat.max() > 0 and (heat > 0).sum() == 1
     assert (both.maps["Colours 2"] > 0).sum() == 4
-    assert not both.maps["Colours 1"].any()  # no green: nothing speaks for it
+    assert not both.maps["Colours 1"].any()  # no green
     titles = [axes.get_title() for axes in both.figure.axes]
-    assert "nothing speaks for it" in titles[2] and "nothing" not in titles[1]
+    assert "no positive evidence" in titles[2] and "evidence" not in titles[1]
     assert red.source == "image 64x64" and predicted.source == "array (64, 64, 3)"
     assert predicted.rows[0]["score"] == pytest.approx(torch.tensor([1 / 64, 0, 1 / 16]).softmax(0)[2].item())
 
@@ -250,7 +250,7 @@ def test_attention_and_field_of_a_detector(photo: Path, tmp_path: Path) -> None:
     assert found.figure.axes[0].images[0].get_array().shape == (64, 96, 3)
     (field,) = vankit.explain((), checkpoint=checkpoint, method="receptive-field", img_size=64, stage=1)
     assert field.maps["retinanet van_b0 stage 1"].shape == (64, 64)
-    with pytest.raises(ValueError, match="retinanet van_b0 sees pictures of many sizes"):
+    with pytest.raises(ValueError, match="retinanet van_b0 takes pictures of all sizes"):
         vankit.explain(photo, checkpoint=checkpoint, method="receptive-field")
     with pytest.raises(ValueError, match="leave out model"):
         vankit.explain(photo, "van_b0", checkpoint)

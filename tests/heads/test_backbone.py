@@ -111,7 +111,7 @@ def test_checkpointing_recomputes_with_the_same_gradients_and_statistics() -> No
 
 
 def test_other_models_are_refused() -> None:
-    with pytest.raises(ValueError, match="resnet18 is no VAN: expected van_b0 to van_b6"):
+    with pytest.raises(ValueError, match="resnet18 is not a VAN: expected van_b0 to van_b6"):
         van_features("resnet18")
     with pytest.raises(ValueError, match="unknown model 'van_b7': expected one of van_b0"):
         van_features("van_b7")

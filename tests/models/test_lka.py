@@ -237,10 +237,10 @@ def test_every_initialisation_of_a_vision_network_reaches_it() -> None:
         ({"kernel_size": ()}, r"kernel_size is \(\), expected"),
         ({"kernel_size": 7.0}, "kernel_size"),
         ({"dilation": -1}, r"dilation is \(-1,\), expected"),
-        ({"kernel_size": (7, 21), "dilation": (2, 3, 4)}, "expected one dilation, or for lka and lska one a kernel"),
+        ({"kernel_size": (7, 21), "dilation": (2, 3, 4)}, "expected one dilation, or one per kernel for lka, lska"),
         ({"form": "strips", "kernel_size": (7, 21), "dilation": (2, 3)}, "expected one dilation"),
         ({"form": "dense", "kernel_size": (7, 21)}, "'dense' has one kernel"),
-        ({"kernel_size": (3, 5, 7, 9, 11)}, "for 4 channels: expected a channel a kernel at least"),
+        ({"kernel_size": (3, 5, 7, 9, 11)}, "for 4 channels: expected at least one channel per kernel"),
     ],
 )
 def test_wrong_settings(kwargs: dict[str, Any], message: str) -> None:

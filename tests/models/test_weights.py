@@ -108,7 +108,9 @@ def test_other_attentions_keep_their_names_and_settings(tmp_path: Path) -> None:
     again = timm.create_model("van_b0", pretrained_cfg_overlay={"file": str(tmp_path / "lska.safetensors")},
                               pretrained=True, lka=found.metadata["lka"])  # fmt: skip
     assert_equal(again.state_dict(), model.state_dict())
-    with pytest.raises(ValueError, match=r"do not fit.*it is of lka=\{'form': 'lska'\} and the model of lka=\{\}"):
+    with pytest.raises(
+        ValueError, match=r"do not fit.*it was trained with lka=\{'form': 'lska'\}, the model has lka=\{\}"
+    ):
         vankit.load_checkpoint(timm.create_model("van_b0"), tmp_path / "lska.safetensors")
 
 
@@ -126,7 +128,7 @@ def test_public_formats_take_no_other_attention(
     assert not (tmp_path / "public").exists()
     if "gate" in lka:  # the tensors fit
         vankit.load_checkpoint(timm.create_model("van_b0"), tmp_path / "own.safetensors")
-        assert "is of an attention with lka={'gate': 'add'}, the model's is lka={}" in caplog.text
+        assert "was trained with lka={'gate': 'add'}, the model has lka={}" in caplog.text
 
 
 def test_half_a_head_is_missing_the_other(small: dict[str, Tensor]) -> None:
@@ -292,7 +294,7 @@ def test_namespace_stays_disallowed_outside(files: dict[str, Path]) -> None:
 def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"other\.pth.*(not a readable|no VAN) checkpoint"):
+    with pytest.raises(ValueError, match=r"other\.pth.*(not a readable|not a VAN) checkpoint"):
         weights.read_checkpoint(path)
 
 
@@ -332,13 +334,13 @@ def test_damaged_bytes_never_raise_anything_else(
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"a": 1}}, {"epoch": 3}, {}], ids=str)
 def test_pickles_of_something_else_are_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"x\.pth.*(no state dict|no VAN checkpoint)"):
+    with pytest.raises(ValueError, match=r"x\.pth.*(no state dict|not a VAN checkpoint)"):
         weights.read_checkpoint(tmp_path / "x.pth")
 
 
 def test_other_network_is_refused(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
-    with pytest.raises(ValueError, match=r"linear\.pth: this is no VAN checkpoint.*found bias, weight"):
+    with pytest.raises(ValueError, match=r"linear\.pth: this is not a VAN checkpoint.*found bias, weight"):
         weights.read_checkpoint(tmp_path / "linear.pth")
 
 

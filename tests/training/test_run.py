@@ -132,7 +132,7 @@ def test_fewer_images_than_a_batch(data: Path, tmp_path: Path) -> None:
 
 
 def test_other_networks_are_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="resnet18 is no VAN"):
+    with pytest.raises(ValueError, match="resnet18 is not a VAN"):
         train(data, "resnet18", TINY, tmp_path)
 
 

@@ -31,7 +31,7 @@ def training_transform(
         long_side: upper limit of the longer side before scaling; 0 is none.
         crop: side of the square cut out, in pixels; smaller images are padded. 0 is none.
         flip: probability of a horizontal flip, 0 to 1.
-        color: random brightness, contrast, saturation and hue, each for half of the images.
+        color: randomly vary brightness, contrast, saturation and hue, each for half of the images.
         padding_label: of masks in the padding: 255 for label maps.
 
     Returns:

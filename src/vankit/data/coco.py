@@ -421,10 +421,12 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"{path} is no COCO JSON: expected lists images, annotations and categories, no {key}")
+            raise UserError(
+                f"{path} is not a COCO JSON: expected lists images, annotations and categories, found no {key}"
+            )
     return dict(content)
 
 
@@ -434,7 +436,9 @@ def _sorted_categories(entries: list[Any], path: Path) -> list[dict[str, Any]]:
     except ValueError as problem:
         raise UserError(f"{path}: a category {problem}") from None
     if not 0 < len(names) == len(entries):
-        raise UserError(f"{path}: {len(entries)} categories with {len(names)} ids, expected one id each, and some")
+        raise UserError(
+            f"{path}: {len(entries)} categories with {len(names)} ids, expected one id for each, and at least 1"
+        )
     return sorted(entries, key=lambda entry: entry["id"])
 
 
@@ -468,7 +472,7 @@ def _check_inside(what: str, xs: Sequence[float], ys: Sequence[float], picture: 
 
 def _segmentation(value: Any, picture: _Picture) -> list[NDArray[np.float64]] | dict[str, Any]:
     if not value:
-        raise UserError("no segmentation, but masks are wanted; add it, or train a head without, such as retinanet")
+        raise UserError("no segmentation, but the head needs masks; add it, or train a head without, such as retinanet")
     if isinstance(value, list):
         return [_polygon(polygon, picture) for polygon in value]
     counts = value.get("counts") if isinstance(value, dict) else None
@@ -481,7 +485,7 @@ def _segmentation(value: Any, picture: _Picture) -> list[NDArray[np.float64]] | 
 
 def _polygon(value: Any, picture: _Picture) -> NDArray[np.float64]:
     if not isinstance(value, list) or not _finite(value) or len(value) % 2:
-        raise UserError("a polygon is no list of numbers x, y, x, y…; segmentation must be a list of such lists")
+        raise UserError("a polygon is not a list of numbers x, y, x, y…; segmentation must be a list of such lists")
     if len(value) < 6:
         raise UserError(f"a polygon has {len(value) // 2} points, expected at least 3")
     _check_inside("a polygon", value[::2], value[1::2], picture)

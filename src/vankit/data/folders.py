@@ -37,7 +37,7 @@ def open_dataset(
         data: an ImageFolder directory (`DATA/train/CLASS/*.jpg`, `DATA/val/CLASS/*.jpg`; for `val` also
             `DATA/CLASS/*.jpg`), the word `shapes`, or a name for timm's create_dataset: `hfds/NAME` (Hugging
             Face), `wds/FOLDER` (WebDataset shards with integer `cls`, timm's `_info.json`, and the class names in
-            `classes.txt`, one a line; one process only).
+            `classes.txt`, one per line; one process only).
         split: 'train', 'val', or the name of a folder such as 'test'.
         transform: PIL RGB image → sample.
         size: side in pixels of generated `shapes`.
@@ -49,7 +49,7 @@ def open_dataset(
 
     Raises:
         FileNotFoundError: there is no such directory or split.
-        ValueError: the directory is no ImageFolder.
+        ValueError: the directory is not an ImageFolder.
     """
     name = str(data)
     if name == "shapes":
@@ -78,7 +78,7 @@ def _folder_dataset(root: Path, split: str, transform: Transform) -> ImageFolder
             str(folder), transform, loader=load_image, is_valid_file=lambda p: Path(p).suffix.lower() in IMAGE_SUFFIXES
         )
     except FileNotFoundError as error:
-        raise UserError(f"{folder} is no ImageFolder: expected {folder}/CLASS/*.jpg; {error}") from None
+        raise UserError(f"{folder} is not an ImageFolder: expected {folder}/CLASS/*.jpg; {error}") from None
 
 
 def _reader_dataset(name: str, split: str, transform: Transform, batch_size: int) -> Any:
@@ -102,7 +102,7 @@ def _shard_classes(folder: Path) -> list[str]:
         return (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise MissingFileError(
-            f"no classes.txt in {folder}: expected the class names, one a line, in label order"
+            f"no classes.txt in {folder}: expected the class names, one per line, in label order"
         ) from None
 
 

@@ -73,7 +73,7 @@ class ImageError(UserError):
 def load_image(
     source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS, min_side: int | None = None
 ) -> Image.Image:
-    """Decode one image file to upright RGB, 8 bits a channel.
+    """Decode one image file to upright RGB, 8 bits per channel.
 
     The first frame of an animation or multi-page file is taken, EXIF orientation is applied, transparency is laid over
     white, and CMYK, YCbCr, LAB and HSV become RGB. Grey levels outside 8 bits are scaled, never wrapped: 16-bit by
@@ -315,7 +315,7 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 def find_inputs(
     paths: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
 ) -> Iterator[Path]:
-    """`find_images` for a run that writes into a folder: what the folder holds is no input.
+    """`find_images` for a run that writes into a folder: what the folder holds is not an input.
 
     Args:
         paths: several, see `find_images`.

@@ -48,7 +48,7 @@ def open_scenes(
         masks: read the masks of detect's objects.
         size: side in pixels of generated `shapes`.
         seed: of generated `shapes`.
-        ignore_label: value in label PNGs that counts as unlabelled, beside 255.
+        ignore_label: value in label PNGs that counts as unlabelled, in addition to 255.
         skip_bad: leave out, with a warning, what is broken or contradicts itself, instead of raising.
 
     Returns:

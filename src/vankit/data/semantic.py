@@ -33,7 +33,7 @@ class SemanticFolder(Dataset[Any]):
         labels: folder of single-channel PNGs with a class index per pixel.
         classes: names by index.
         transform: (image, target) → (image, target).
-        ignore_label: index that counts as unlabelled, beside 255.
+        ignore_label: index that counts as unlabelled, in addition to 255.
         zero_is_unlabelled: indices start at 1, and 0 is unlabelled, as in ADE20K.
         skip_bad: leave out what cannot be used and list it in `skipped`, instead of raising.
 
@@ -58,7 +58,7 @@ class SemanticFolder(Dataset[Any]):
         skip_bad: bool = False,
     ) -> None:
         if len(classes) > IGNORE:
-            raise UserError(f"{len(classes)} classes: expected at most {IGNORE}, for 255 means unlabelled")
+            raise UserError(f"{len(classes)} classes: expected at most {IGNORE}, because 255 means unlabelled")
         for folder in (images, labels):
             if not folder.is_dir():
                 raise MissingFileError(f"no folder {folder}: expected images and label PNGs in two folders")
@@ -142,7 +142,7 @@ def read_labels(path: Path) -> NDArray[np.int64]:
         with Image.open(path, formats=("PNG",)) as image:
             mode, labels = image.mode, np.asarray(image)
     except Exception as error:  # a damaged file makes the decoder raise whatever it trips over
-        raise UserError(f"{path} is no readable PNG: {error}") from error
+        raise UserError(f"{path} is not a readable PNG: {error}") from error
     if mode not in ("L", "P", "1", "I;16", "I"):
         raise UserError(f"{path} is in colour ({mode}): expected one class index per pixel")
     return labels.astype(np.int64)
@@ -151,8 +151,8 @@ def read_labels(path: Path) -> NDArray[np.int64]:
 def open_semantic(root: Path, split: str, transform: Any, ignore_label: int, skip_bad: bool) -> SemanticFolder:
     """A split of `root`: `images/SPLIT` with `annotations/SPLIT` (also labels/ or masks/).
 
-    Class names come from `objectInfo150.txt` (ADE20K, whose label 0 is unlabelled) or from `classes.txt`, a name a line
-    in label order; without either they are the numbers found in the training labels.
+    Class names come from `objectInfo150.txt` (ADE20K, whose label 0 is unlabelled) or from `classes.txt`, one name per
+    line in label order; without either they are the numbers found in the training labels.
 
     Raises:
         FileNotFoundError: there is no such split.

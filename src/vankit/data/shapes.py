@@ -70,7 +70,7 @@ def render_scene(
     height, width = (size, size) if isinstance(size, int) else size
     low, high = (objects, objects) if isinstance(objects, int) else objects
     if min(height, width) < _SMALLEST:
-        raise UserError(f"size {size} is too small: expected at least {_SMALLEST} pixels a side")
+        raise UserError(f"size {size} is too small: expected at least {_SMALLEST} pixels per side")
     if not 1 <= low <= high:
         raise UserError(f"objects {objects} is not a count: expected a number from 1, or (low, high) with low <= high")
     rng = _generator(seed, split, index)
@@ -230,7 +230,7 @@ def _oklch(light: NDArray[Any], chroma: NDArray[Any], hue: NDArray[Any]) -> Floa
 
 @functools.cache
 def _outlines() -> dict[str, NDArray[np.float64]]:
-    """One polygon a class, (P, 2) as x, y with y down: bounding box centred on 0, farthest point at distance 1."""
+    """One polygon per class, (P, 2) as x, y with y down: bounding box centred on 0, farthest point at distance 1."""
     circle = _arc(1, 0, 2 * np.pi)
     star = np.stack([_arc(1, 0, 1.6 * np.pi, 5), _arc(0.45, 0.2 * np.pi, 1.8 * np.pi, 5)], axis=1).reshape(-1, 2)
     t = np.linspace(0, 2 * np.pi, 64)

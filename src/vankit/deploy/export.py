@@ -121,12 +121,12 @@ def _check_target(target: Path) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise UserError(f"{target} is a file: pass a folder to write to (--out)")
+        raise UserError(f"{target} is a file: pass a folder to write to (--output)")
     present = {path.name for path in target.iterdir()}
     ours = {*DESCRIPTION, _CARD, *(name for names in FILES.values() for name in names)}
     if present and not {DESCRIPTION[0]} <= present <= ours:
         others = sorted(present - ours) or sorted(present)
-        raise UserError(f"{target} holds other files, such as {others[0]}: pass another folder (--out)")
+        raise UserError(f"{target} holds other files, such as {others[0]}: pass another folder (--output)")
 
 
 def _command(
@@ -208,8 +208,9 @@ def _largest_difference(exported: Exported, network: nn.Module) -> float:
         others = int((found.argmax(1) != expected.argmax(1)).sum())
         if not difference <= TOLERANCE or others:
             raise UserError(
-                f"the exported network is not PyTorch's: a logit differs by {difference:.1e}, where {TOLERANCE:.0e} is "
-                f"allowed, and top-1 on {others} of {len(x)} inputs {x.shape[1:]}; nothing was written"
+                f"the exported network differs from PyTorch's: a logit differs by {difference:.1e}, where "
+                f"{TOLERANCE:.0e} is allowed, and top-1 on {others} of {len(x)} inputs {x.shape[1:]}; "
+                "nothing was written"
             )
         worst = max(worst, difference)
     return worst

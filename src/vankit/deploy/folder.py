@@ -66,7 +66,9 @@ class Exported:
             ValueError: a class name holds a line break.
         """
         if broken := [name for name in self.description.classes if name and name.splitlines() != [name]]:
-            raise UserError(f"class name {broken[0]!r} holds a line break, and labels.txt has a name a line: rename it")
+            raise UserError(
+                f"class name {broken[0]!r} contains a line break; labels.txt has one name per line: rename it"
+            )
         description, preprocessing, labels = (self.folder / name for name in DESCRIPTION)
         labels.write_text("".join(f"{name}\n" for name in self.description.classes), encoding="utf-8")
         facts = {
@@ -119,7 +121,7 @@ class Exported:
         found = {name: _checksum(self.folder / name) for name in FILES[self.format]}
         for name, checksum in found.items():
             if checksum != self.checksums.get(name, checksum):
-                raise UserError(f"{self.folder / name} is damaged, or not the file exported: export the model again")
+                raise UserError(f"{self.folder / name} is damaged or was changed: export the model again")
         return repr((found, self.preprocessing.input_size)).encode()
 
     def _openvino_model(self) -> Any:
@@ -176,12 +178,12 @@ def read_exported(path: str | PathLike[str]) -> Exported:
         files = [folder / name for name in FILES[kind]]
     except FileNotFoundError as error:
         raise MissingFileError(
-            f"{folder} is no whole exported folder: {Path(error.filename).name} is missing"
+            f"{folder} is not a complete exported folder: {Path(error.filename).name} is missing"
         ) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is damaged ({error}): export the model again") from None
     if missing := [path.name for path in files if not path.is_file()]:
-        raise MissingFileError(f"{folder} is no whole exported folder: {missing[0]} is missing")
+        raise MissingFileError(f"{folder} is not a complete exported folder: {missing[0]} is missing")
     if len(classes) != count:
         raise UserError(f"{folder} is damaged: labels.txt has {len(classes)} names, and the model has {count} classes")
     network = Description(model=facts.pop("model", None), classes=classes, named=named, preprocessing=preprocessing)

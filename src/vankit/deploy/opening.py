@@ -1,4 +1,4 @@
-"""The one place that finds out what a name, a file or a folder is, and opens the network in it."""
+"""The one place that detects what a name, a file or a folder is, and opens the network in it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +61,7 @@ def open_network(
         return model
     if is_exported(model):
         if checkpoint is not None:
-            raise UserError(f"{model} is an exported folder and holds its weights: leave out checkpoint")
+            raise UserError(f"{model} is an exported folder, which contains its weights: leave out checkpoint")
         return _folder(model, classes)
     from torch import nn
 
@@ -81,7 +81,7 @@ def open_network(
     if "head" not in file.metadata:
         module, description = classifier_in_file(file, name, classes)
     elif model is not None or classes is not None:
-        raise UserError(f"{checkpoint} is a detector or segmenter, which knows its model and classes: leave them out")
+        raise UserError(f"{checkpoint} is a detector or segmenter with its own classes: leave out model and classes")
     else:
         module, description = network_in_file(file)
     return Network(description, str(checkpoint), module)

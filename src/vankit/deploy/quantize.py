@@ -167,7 +167,7 @@ def quantize(exported: Exported, pictures: Pictures, max_drop: float) -> Int8Rep
     engine = exported.engine(cached=False)
     best, labels = _answers(engine, pictures.measured, "float32")
     if not inputs or not len(best):
-        raise UserError("no image to calibrate or to measure int8 with can be read: pass others (--calibrate)")
+        raise UserError("none of the images to calibrate or measure int8 can be read: pass others (--calibrate)")
     truth = best if pictures.classes is None else pictures.classes[labels]
 
     def attempt(engine: Engine, left_out: list[str]) -> Attempt:

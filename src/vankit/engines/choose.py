@@ -37,7 +37,7 @@ def engine_for(
         network: in eval mode, (B, C, H, W) → (B, …).
         input_size: (C, H, W) of all that it will be given, or of an example where `dynamic`.
         engine, precision, device, batch_size: see `vankit.Predictor`.
-        cached: keep the compiled model on disk; only for networks that their weights and type tell apart.
+        cached: keep the compiled model on disk; only for networks that their weights and type distinguish.
         dynamic: take every batch and size, which is 2 to 12 % slower.
 
     Raises:
@@ -48,7 +48,7 @@ def engine_for(
         raise UserError(f"engine {engine} runs on the CPU and device is {device!r}: use engine='torch'")
     if precision == "int8":
         raise UserError(
-            "int8 needs photographs to calibrate with: vankit export MODEL --int8 --calibrate DATA --out FOLDER, "
+            "int8 needs photographs to calibrate with: vankit export MODEL --int8 --calibrate DATA --output FOLDER, "
             "and then predict with --model FOLDER"
         )
     precision = "float32" if precision == "auto" else precision

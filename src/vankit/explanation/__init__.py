@@ -34,10 +34,10 @@ def explain(
     """Show what a network looks at.
 
     Methods:
-        grad-cam: where the evidence for a class lies (arXiv 1610.02391): ReLU of the layer's channels, weighted by the
+        grad-cam: where the evidence for a class is (arXiv 1610.02391): ReLU of the layer's channels, weighted by the
             mean gradient of the class's logit; of a detector the score of its best object, of a semantic segmenter the
             mean logit over the class's pixels.
-        attention: of every LKA what it multiplies its input with, before sigmoid and gate, as the mean absolute value
+        attention: of every LKA what it multiplies its input by, before sigmoid and gate, as the mean absolute value
             over channels.
         receptive-field: the gradient of the middle unit of a stage with respect to the pixels (arXiv 1701.04128), over
             20 generated inputs or the given images.
@@ -50,13 +50,13 @@ def explain(
         model, checkpoint: see `vankit.Predictor`; any timm model for grad-cam and receptive-field. The checkpoint alone
             of a detector or segmenter, whose VAN is looked at.
         output: folder for a PNG per image, or one named after the method with a CSV of its rows. What the folder holds
-            is no input.
+            is not an input.
         method: see above.
         target: class that grad-cam explains, by name or index, or several; the predicted one of each image if None.
         stage: 1 to 4; the last for grad-cam and all for the others if None. Of other networks than VAN the levels of
             timm's `feature_info`, of which the last is 4.
         layer: name of a module instead of a stage, for grad-cam and receptive-field.
-        compare: a further timm model, classifier's checkpoint or network to put beside, or several, for grad-cam and
+        compare: a further timm model, classifier's checkpoint or network to compare with, or several, for grad-cam and
             receptive-field; each sees its own input size.
         img_size: side in pixels of what `model` sees, instead of its own; VAN takes any.
         pretrained: load public weights (else they are random).
@@ -121,14 +121,14 @@ def _check(
     if method not in get_args(Method):
         raise UserError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
     if not inputs and method != "receptive-field":
-        raise UserError(f"method {method} looks at images: name files, folders or patterns")
+        raise UserError(f"method {method} looks at images: pass files, folders or patterns")
     if target is not None and method != "grad-cam":
-        raise UserError(f"target (--target) is the class of method grad-cam: leave it out with {method}")
+        raise UserError(f"target (--target) is only for method grad-cam: leave it out with {method}")
     if (layer is not None or compare) and method in ("attention", "statistics"):
         option = "compare (--compare)" if compare else "layer (--layer)"
-        raise UserError(f"{option} is for grad-cam and receptive-field: leave it out with {method}")
+        raise UserError(f"{option} is only for grad-cam and receptive-field: leave it out with {method}")
     if layer is not None and stage is not None:
-        raise UserError("layer and stage say the same: leave out one (--layer, --stage)")
+        raise UserError("layer and stage both say where to look: leave out one (--layer, --stage)")
     if layer is not None and compare:
         raise UserError("layer names a module of one network: compare by stage (--layer, --compare)")
 

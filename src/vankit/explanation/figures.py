@@ -37,7 +37,7 @@ def draw_heat(lines: Sequence[Sequence[Panel]]) -> Any:
 
 
 def draw_blocks(picture: Picture, heats: Mapping[tuple[int, int], Heat], title: str) -> Any:
-    """The picture, and a row a stage of maps over it, each from its smallest to its largest value.
+    """The picture, and a row of maps over it per stage, each from its smallest to its largest value.
 
     Args:
         picture: that the network saw.
@@ -62,7 +62,7 @@ def draw_blocks(picture: Picture, heats: Mapping[tuple[int, int], Heat], title: 
 
 
 def draw_fields(fields: Mapping[str, Mapping[str, tuple[Heat, str]]]) -> Any:
-    """Receptive fields on one logarithmic scale, a row a network and a column a place in it.
+    """Receptive fields on one logarithmic scale, a row per network and a column per place in it.
 
     Args:
         fields: by network, then by place: the field, 0 or more, and what is written over it.

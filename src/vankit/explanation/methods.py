@@ -84,7 +84,7 @@ class GradCam:
                 heat, picture, shown, index = _explained(subject, layer, image, target)
                 if not line:
                     line.append((picture, None, f"{subject.name}\npredicted: {subject.verdict(shown)}"))
-                verdict = subject.verdict(shown, index) + ("" if heat.any() else ": nothing speaks for it")
+                verdict = subject.verdict(shown, index) + ("" if heat.any() else ": no positive evidence")
                 line.append((picture, heat, f"{subject.name}, {place}\n{verdict}"))
                 heats[f"{subject.name} {subject.classes[index]}"] = heat
                 chosen = {"class": subject.classes[index], "index": index, "score": float(shown[index])}
@@ -153,7 +153,7 @@ class ReceptiveField:
         self.totals: list[Any] = [0.0] * len(subjects)
         self.count = 0
         if not generate and (loose := [subject.name for subject in subjects if not subject.fixed_size]):
-            raise UserError(f"{loose[0]} sees pictures of many sizes, which have no mean: leave out the images")
+            raise UserError(f"{loose[0]} takes pictures of all sizes, which have no average: leave out the images")
 
     def one(self, source: str, image: Image.Image) -> None:
         self._add([subject.prepare(image) for subject in self.subjects])

@@ -1,4 +1,4 @@
-"""A network to be explained, whether classifier, detector or segmenter: pictures in, a score a class out."""
+"""A network to be explained, whether classifier, detector or segmenter: pictures in, a score per class out."""
 
 import difflib
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from vankit.tasks.dense import infer
 
 Scores = tuple[Tensor, NDArray[np.float64]]
 
-_GENERATED_SIZE = 224  # pixels a side of the input generated for a detector or segmenter
+_GENERATED_SIZE = 224  # pixels per side of the input generated for a detector or segmenter
 
 
 class Subject:

@@ -35,12 +35,12 @@ def van_features(
         `feature_info.channels()`.
 
     Raises:
-        ValueError, vankit.DownloadError: the model is no VAN, or its weights cannot be had.
+        ValueError, vankit.DownloadError: the model is not a VAN, or its weights cannot be had.
     """
     options: dict[str, Any] = {"drop_path_rate": drop_path_rate, "lka": lka}
     network: Any = create_model(model, pretrained=pretrained, num_classes=0, **options)
     if not isinstance(network, VAN):
-        raise UserError(f"{model} is no VAN: expected van_b0 to van_b6")
+        raise UserError(f"{model} is not a VAN: expected van_b0 to van_b6")
     features: Any = create_model(model, features_only=True, **options)
     features.load_state_dict(network.state_dict())
     for stage in features.children():

@@ -115,7 +115,7 @@ def from_mmseg(tensors: Mapping[str, Tensor], head: str, prefix: str) -> dict[st
         else:
             renamed[new] = tensor
     if left:
-        raise UserError(f"the checkpoint is no {head} of mmseg: {', '.join(left[:4])} have no place in it")
+        raise UserError(f"the checkpoint is not a {head} of mmseg: it also has {', '.join(left[:4])}")
     return renamed
 
 

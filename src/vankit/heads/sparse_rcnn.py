@@ -208,7 +208,7 @@ def losses(
         sizes: height and width of every image, the unit of the L1 distance.
 
     Raises:
-        ValueError: a label is no class.
+        ValueError: a label is not a class.
     """
     _check_labels(targets, logits.shape[-1])
     units = [boxes.new_tensor([w, h, w, h]) for h, w in sizes]

@@ -58,7 +58,7 @@ def classifier_in_file(
     found = weights.checkpoint_of(file)
     wanted = model or found.metadata.get("model") or variant_of(found.state_dict)
     if wanted is None:
-        raise UserError(f"{file.path} is none of {', '.join(VARIANTS)}: pass the network itself as model")
+        raise UserError(f"{file.path} is not one of {', '.join(VARIANTS)}: pass the network itself as model")
     if not found.num_classes:
         raise UserError(f"{file.path} holds no classification head, only a backbone")
     name = ALIASES.get(wanted, wanted)

@@ -34,8 +34,8 @@ class Description:
             `vankit.heads.backbone.input_transform`; detectors and panoptic networks resize by themselves, semantic ones
             take images as they come.
         crop: side in pixels of the squares that a semantic network was trained on.
-        queries: object queries or proposals, for heads that have them.
-        ignore_label: value in label images that counts as unlabelled, beside 255.
+        queries: number of object queries or proposals, for heads that have them.
+        ignore_label: value in label images that counts as unlabelled, in addition to 255.
 
     Raises:
         ValueError: there is another number of things or category_ids than of classes.
@@ -78,7 +78,7 @@ class Description:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], default: "Description | None" = None) -> "Description":
-        """The description that a checkpoint's metadata gives; what it says beside is passed over.
+        """The description that a checkpoint's metadata gives; anything else in it is passed over.
 
         Args:
             metadata: see `vankit.Checkpoint`.

@@ -83,7 +83,7 @@ def fetch(
         path = Path(hf_hub_download(repo_id, filename, revision=revision, cache_dir=cache, endpoint=endpoint))
     except ValueError:  # a malformed repo_id or endpoint
         raise
-    except Exception as error:  # huggingface_hub lets its HTTP client's errors through, which are no OSErrors
+    except Exception as error:  # huggingface_hub lets its HTTP client's errors through, which are not OSErrors
         raise DownloadError(_advice(repo_id, filename, endpoint, error)) from error
     return path
 

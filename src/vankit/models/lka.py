@@ -59,7 +59,7 @@ class LargeKernelAttention(nn.Module):
         form: lka, lska, strips or dense.
         without: convolutions to leave out: dw, dw_d, pw.
         gate: how the attention meets the input: multiply, add, or none (the output is the attention).
-        sigmoid: put the attention through a sigmoid before the gate.
+        sigmoid: apply a sigmoid to the attention before the gate.
         ndim: spatial axes: 1 for (B, C, L), 2, or 3 for (B, C, D, H, W), where a row and a column become one kernel an
             axis.
         stride_dilation: factor on every dilation, above 1 where a stage's stride was traded for dilation
@@ -210,10 +210,10 @@ def _scales(
         raise UserError(f"kernel_size is {sizes}, but form 'dense' has one kernel: expected one number")
     if len(dilations) > 1 and (form in ("strips", "dense") or len(dilations) != len(sizes)):
         raise UserError(
-            f"dilation is {dilations} and kernel_size {sizes}: expected one dilation, or for lka and lska one a kernel"
+            f"dilation is {dilations} and kernel_size {sizes}: expected one dilation, or one per kernel for lka, lska"
         )
     if form in ("lka", "lska") and len(sizes) > dim:
-        raise UserError(f"kernel_size is {sizes} for {dim} channels: expected a channel a kernel at least")
+        raise UserError(f"kernel_size is {sizes} for {dim} channels: expected at least one channel per kernel")
     return list(zip(sizes, dilations * len(sizes) if len(dilations) == 1 else dilations, strict=True))
 
 

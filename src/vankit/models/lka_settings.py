@@ -11,12 +11,12 @@ class LkaSettings(TypedDict, total=False):
     """Settings of `vankit.LargeKernelAttention`; what is left out is as in VAN.
 
     Attributes:
-        kernel_size: K; or several, each for a share of the channels (lka, lska) or as parallel branches (strips).
-        dilation: d; for lka and lska with several K as many d.
+        kernel_size: K; of several, each has a share of the channels (lka, lska) or is a parallel branch (strips).
+        dilation: d; for lka and lska one per kernel.
         form: lka (VAN), lska (rows and columns), strips (StripNet, SegNeXt) or dense (one undivided convolution).
         without: convolutions to leave out: dw, dw_d, pw.
-        gate: how the attention meets its input: multiply, add, or none.
-        sigmoid: put the attention through a sigmoid before the gate.
+        gate: how the attention is combined with its input: multiply, add, or none.
+        sigmoid: apply a sigmoid to the attention before the gate.
     """
 
     kernel_size: tuple[int, ...]

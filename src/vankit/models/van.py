@@ -235,7 +235,7 @@ class VAN(nn.Module):
         """Patterns that order the parameters from input to output, for layer-wise learning-rate decay.
 
         Args:
-            coarse: one group a stage instead of one a block.
+            coarse: one group per stage instead of one per block.
         """
         if coarse:
             return {"stem": r"^stage1\.patch_embed", "blocks": r"^stage(\d+)"}

@@ -2,7 +2,7 @@
 
 Formats: `vankit` (this package, safetensors), `official` (Visual-Attention-Network/VAN-Classification, `.pth.tar`),
 `mmpretrain` (OpenMMLab MMPretrain, `.pth`) and `hf` (transformers' VanForImageClassification up to 4.57, `.bin` or
-safetensors). Which one a file holds is found out from its content.
+safetensors). Which one a file holds is detected from its content.
 """
 
 import argparse
@@ -131,14 +131,14 @@ def identify(names: Mapping[str, Any]) -> str:
     """The format (one of `FORMATS`) whose stem these tensor names hold.
 
     Raises:
-        ValueError: they are of no VAN format.
+        ValueError: they are not in any VAN format.
     """
     for fmt, stem in zip(FORMATS, _EMBED[0], strict=True):
         if f"{stem.format(s=1, i=0)}.weight" in names:
             return fmt
     shown = ", ".join(sorted(names)[:3]) or "nothing"
     raise UserError(
-        f"this is no VAN checkpoint: expected tensors named as in {', '.join(FORMATS)}, found {shown}, … "
+        f"this is not a VAN checkpoint: expected tensors named as in {', '.join(FORMATS)}, found {shown}, … "
         "(a dense-task checkpoint holds more than the classifier; other networks are not converted)"
     )
 
@@ -192,7 +192,7 @@ def rename(
 
 
 def van_inside(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The VAN inside a dense task's network, under vankit's or the official names; empty if this is none.
+    """The VAN inside a dense task's network, under vankit's or the official names; empty if there is none.
 
     Under the official names it is of VAN-Segmentation, whose images are normalised by ImageNet's mean and standard
     deviation: its first convolution is adapted to vankit's.
@@ -268,7 +268,7 @@ def checkpoint_of(file: TensorFile) -> Checkpoint:
     path, tensors, metadata = file.path, file.tensors, file.metadata
     if backbone := van_inside(tensors):
         logger.warning(
-            "%s holds a VAN and a head of %s: took the VAN alone", path, metadata.get("head", "another task")
+            "%s holds a VAN and a head of %s: loaded only the VAN", path, metadata.get("head", "another task")
         )
         tensors, metadata = backbone, {key: metadata[key] for key in ("model", "lka") if key in metadata}
     try:
@@ -297,7 +297,7 @@ def read_tensors(path: str | PathLike[str]) -> TensorFile:
         if not unsafe:
             raise UserError(f"{path} is not a readable checkpoint: neither safetensors nor a PyTorch file") from None
         raise UserError(
-            f"{path} was refused: it holds pickled objects beside tensors, which could run code when loaded. "
+            f"{path} was refused: it holds pickled objects in addition to tensors, which could run code when loaded. "
             f"Expected tensors and plain values; ask its author for a safetensors file. Found: {unsafe[1]}"
         ) from None
     except Exception as error:
@@ -448,7 +448,7 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) 
     if rows != checkpoint.num_classes:
         logger.log(
             logging.WARNING if rows else logging.INFO,  # a model without a head was asked for
-            "%s has %d classes and the model %d: loaded the backbone only, the model's head is as it was",
+            "%s has %d classes and the model %d: loaded the backbone only, the model's head is unchanged",
             path, checkpoint.num_classes, rows,
         )  # fmt: skip
         for name in (head, "head.fc.bias"):
@@ -469,9 +469,9 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) 
             k = wrong[0]
             raise UserError(f"{k} is {tuple(tensors[k].shape)}, the model's is {tuple(own[k].shape)}; another variant?")
     except ValueError as error:
-        hint = f"; it is of lka={theirs} and the model of lka={settings}: make them the same, or train from scratch"
+        hint = f"; it was trained with lka={theirs}, the model has lka={settings}: make them equal or train anew"
         raise UserError(f"{path}: {error}{hint if other else ''}") from None
     if other:
-        logger.warning("%s is of an attention with lka=%s, the model's is lka=%s", path, theirs, settings)
+        logger.warning("%s was trained with lka=%s, the model has lka=%s", path, theirs, settings)
     model.load_state_dict(tensors)
     return checkpoint

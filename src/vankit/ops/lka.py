@@ -41,7 +41,7 @@ def large_kernel_attention(
             (`output_stride`).
         dw_d_dilation: d, of the second.
         gate: multiply, add (x + attention) or none (the attention alone).
-        sigmoid: put the attention through a sigmoid before the gate.
+        sigmoid: apply a sigmoid to the attention before the gate.
         backend: of the two depth-wise convolutions: torch, triton (our kernels, on CUDA) or auto, see
             `vankit.ops.backend.takes_kernels`.
 

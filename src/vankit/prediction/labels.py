@@ -57,7 +57,8 @@ class Predictor:
         engine: what runs the network: torch, openvino or onnxruntime; 'auto' is compiled torch on CUDA devices,
             OpenVINO on CPUs (or torch for a network that OpenVINO cannot take), and for an exported folder what it was
             made for.
-        precision: float32, bf16 or int8 (for a folder exported so); 'auto' is float32, and int8 for such a folder.
+        precision: float32, bf16 or int8 (for a folder that was exported in int8); 'auto' is int8 for such a
+            folder, else float32.
         top_k: labels per prediction, at most the number of classes.
         batch_size: images per forward pass of engine torch; the others are fastest with one at a time, on all cores.
         device: torch's name, or 'auto' for CUDA where there is one.
@@ -366,5 +367,5 @@ def row_of(prediction: Prediction) -> dict[str, Any]:
 
 
 def _text(value: Any) -> Any:
-    """File names may hold bytes that are no text."""
+    """File names may hold bytes that are not text."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""The job of `vankit predict` on a Ray cluster: the images in shards, a Parquet file a shard."""
+"""The job of `vankit predict` on a Ray cluster: the images in shards, one Parquet file per shard."""
 
 import hashlib
 import json
@@ -172,7 +172,7 @@ def _run(
     for block in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
         for done in block.to_pylist():
             if done["error"] is not None:
-                raise RuntimeError(f"{_file(done['shard'])} cannot be done: {done['error']}")
+                raise RuntimeError(f"{_file(done['shard'])} cannot be processed: {done['error']}")
             yield done["rows"], done["failed"]
 
 

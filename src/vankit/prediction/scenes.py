@@ -173,7 +173,7 @@ def iter_scenes(
         output: folder for a picture per image (`NAME.png`, drawn on) and predictions.json in COCO's results format of
             the task, to which `file_name` is added; for panoptic also the PNGs that belong to it, in `panoptic/`.
             `image_id` is the number in a file name of COCO's kind (twelve digits), else the image's place in the list,
-            from 1. What the folder holds is no input.
+            from 1. What the folder holds is not an input.
         options: further arguments of `DensePredictor`.
 
     Yields:

@@ -113,7 +113,7 @@ class CsvTable(_TextTable):
 
 
 class JsonLinesTable(_TextTable):
-    """One object a line, with the keys of `Row`."""
+    """One object per line, with the keys of `Row`."""
 
     def _complete(self, lines: Iterable[bytes]) -> tuple[int, int]:
         start = b'{"image": "'

@@ -80,13 +80,13 @@ def ablate(
 ) -> Iterator[Run]:
     """Train rows of the ablation with one budget, all of them with one seed before the next.
 
-    What is done is in `out`/ablation.csv and is not done again; a run that was stopped goes on after its last epoch.
+    What is done is in `out`/ablation.csv and is not done again; a run that was stopped continues after its last epoch.
 
     Args:
         data: see `vankit.train`.
         config: the budget; the recipe `short` if None. Its seed and lka are not used.
         seeds: runs of each row, with seeds from 0.
-        out: folder for ablation.csv, budget.json and a folder a run, with its weights and log.
+        out: folder for ablation.csv, budget.json and a folder per run, with its weights and log.
         rows: names of `ABLATIONS`; all if empty. Rows that are the same network are trained once.
         model: van_b0 to van_b6.
 
@@ -141,7 +141,8 @@ def _check_budget(path: Path, budget: dict[str, Any]) -> None:
     for name, value in budget.items():
         if before.get(name) != value:
             raise UserError(
-                f"{path.parent} holds runs with {name} {before.get(name)}, not {value}: choose another folder (--out)"
+                f"{path.parent} holds runs with {name} {before.get(name)}, not {value}: "
+                "choose another folder (--output)"
             )
 
 

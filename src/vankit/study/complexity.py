@@ -23,7 +23,7 @@ class Complexity:
     Attributes:
         params: parameters.
         macs: multiply-accumulates of convolutions and matrix products for one image.
-        macs_all: with bias additions, norms (two operations an element) and the gate's products too, as the paper's
+        macs_all: with bias additions, norms (two operations per element) and the gate's products too, as the paper's
             table 2 counts.
     """
 

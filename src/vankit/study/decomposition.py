@@ -46,7 +46,7 @@ def decomposition(
 
 
 def depthwise_params(kernel_size: int, dilation: int) -> int:
-    """Parameters a channel of the two depth-wise kernels: (2d-1)² + ⌈K/d⌉²."""
+    """Parameters per channel of the two depth-wise kernels: (2d-1)² + ⌈K/d⌉²."""
     return (2 * dilation - 1) ** 2 + (-(-kernel_size // dilation)) ** 2
 
 
@@ -82,7 +82,7 @@ def plot_decomposition(kernel_size: int, rows: Sequence[Decomposition], path: st
     for k in dict.fromkeys((7, 14, 21, 28, kernel_size)):
         right.plot(dilations, [depthwise_params(k, d) for d in dilations], "o-", markersize=4, label=f"K = {k}")
         right.plot(best_dilation(k), depthwise_params(k, best_dilation(k)), "*", color="black", zorder=3)
-    right.set(xlabel="dilation d", ylabel="depth-wise parameters a channel", yscale="log", xticks=list(dilations))
+    right.set(xlabel="dilation d", ylabel="depth-wise parameters per channel", yscale="log", xticks=list(dilations))
     right.set_yticks([25, 50, 100, 200, 400, 800], ["25", "50", "100", "200", "400", "800"])
     right.minorticks_off()
     right.legend(title="★ fewest")

@@ -48,7 +48,7 @@ class DetectionMeasure:
             result: `boxes` (M, 4), `labels` (M,), `scores` (M,) float, `masks` (M, H, W) bool where masks are measured.
 
         Raises:
-            ValueError: an entry is missing, of the wrong shape, not finite, or a label is no class.
+            ValueError: an entry is missing, of the wrong shape, not finite, or a label is not a class.
         """
         masks = ("masks",) if "mask" in self.kinds else ()
         optional = tuple(name for name in ("iscrowd", "area") if truth.get(name) is not None)
@@ -90,7 +90,7 @@ class DetectionMeasure:
         return measures
 
     def per_class(self) -> list[dict[str, Any]]:
-        """A row per class: `class`, `objects` (that are no crowds), `box AP` and `mask AP` (NaN without objects)."""
+        """A row per class: `class`, `objects` (that are not crowds), `box AP` and `mask AP` (NaN without objects)."""
         objects = np.zeros(len(self.classes), np.int64)
         for image in self._images:
             truth = image["truth"]
@@ -177,7 +177,7 @@ class SegmentationMeasure:
             predicted: (H, W) int, class from 0.
 
         Raises:
-            ValueError: the shapes differ, or a label is no class.
+            ValueError: the shapes differ, or a label is not a class.
         """
         if truth.shape != predicted.shape:
             raise UserError(f"truth is {truth.shape}, prediction {predicted.shape}: expected one (H, W) for both")
@@ -252,7 +252,7 @@ class PanopticMeasure:
             result: `segments` (H, W) and `labels` (R,) likewise.
 
         Raises:
-            ValueError: the maps differ in shape, show a segment without a label, or a label is no class.
+            ValueError: the maps differ in shape, show a segment without a label, or a label is not a class.
         """
         true_labels, found_labels = np.asarray(truth["labels"], int), np.asarray(result["labels"], int)
         crowd = truth.get("iscrowd")

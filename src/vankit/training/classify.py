@@ -114,7 +114,7 @@ def build_classifier(model: str, num_classes: int, config: TrainConfig, **overla
         overlay: entries of timm's pretrained_cfg, such as `file`.
 
     Raises:
-        ValueError: the model is no VAN.
+        ValueError: the model is not a VAN.
     """
     network: Any = create_model(
         model,
@@ -126,7 +126,7 @@ def build_classifier(model: str, num_classes: int, config: TrainConfig, **overla
         pretrained_cfg_overlay=overlay or None,
     )
     if not isinstance(network, VAN):
-        raise UserError(f"{model} is no VAN: expected van_b0 to van_b6")
+        raise UserError(f"{model} is not a VAN: expected van_b0 to van_b6")
     network.set_grad_checkpointing(config.grad_checkpointing)
     if config.channels_last:
         network = to_channels_last(network)

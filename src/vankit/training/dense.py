@@ -114,7 +114,7 @@ class DenseTask(LightningModule):
 
 
 def _without_crowds(target: dict[str, Any]) -> dict[str, Any]:
-    """Crowd regions are no single object, so no head is trained on them."""
+    """Crowd regions are not single objects, so no head is trained on them."""
     if "iscrowd" not in target or not target["iscrowd"].any():
         return target
     keep = ~target["iscrowd"]
@@ -178,7 +178,7 @@ def _datasets(data: str | PathLike[str], task: str, head: str, config: DenseConf
     if segment and not config.crop:
         raise UserError("crop is 0: segmentation trains on squares of one size, pass --crop in pixels")
     if config.scale_range != (1.0, 1.0) and not config.crop:
-        raise UserError(f"scale_range is {config.scale_range} and crop 0: a network undoes it, pass --crop in pixels")
+        raise UserError(f"scale_range is {config.scale_range} and crop 0: scaling needs a crop, pass --crop in pixels")
     augment = training_transform(
         config.scale_range,
         config.short_sides[-1] if segment else 0,

@@ -15,21 +15,21 @@ class Config:
     """Settings that every task has.
 
     Attributes:
-        epochs: passes over the training images; for classification those of the cosine schedule, warm-up included.
+        epochs: passes over the training images; for classification with warm-up, without cool-down.
         lr: peak learning rate at a total batch of `lr_batch`; it is scaled linearly to the total batch in use.
         lr_batch: total batch (batch size x processes x accumulation) that `lr` is meant for.
-        min_lr: learning rate at the end; the step schedule has none.
-        weight_decay: AdamW's.
-        clip_grad: largest norm of all gradients together; 0 is none.
+        min_lr: learning rate at the end; not used by the step schedule.
+        weight_decay: weight decay of AdamW.
+        clip_grad: largest norm of all gradients together; 0 for no limit.
         batch_size: images per process and step.
         accumulate: steps whose gradients are summed before an update.
         drop_path_rate: stochastic depth of the last block, 0 to 1.
         ema_decay: decay per update of the moving average of the weights that is validated and kept, warmed up as
-            min(ema_decay, (1 + updates) / (10 + updates)); 0 is none.
+            min(ema_decay, (1 + updates) / (10 + updates)); 0 for no average.
         pretrained: start from the model's public weights.
-        precision: Lightning's: 32-true, bf16-mixed or 16-mixed.
+        precision: 32-true, bf16-mixed or 16-mixed, as Lightning names them.
         grad_checkpointing: recompute activations in the backward pass, for memory.
-        channels_last: NHWC memory format.
+        channels_last: use the NHWC memory format.
         seed: of weights, order and augmentation.
         workers: processes that load images, per training process.
         lka: settings of the network's large kernel attention, see `vankit.LargeKernelAttention`; VAN's if left out.
@@ -74,17 +74,17 @@ class TrainConfig(Config):
         cooldown_epochs: epochs at `min_lr` after the schedule.
         warmup_epochs: epochs of linear warm-up from `warmup_lr`.
         warmup_lr: learning rate at the start.
-        layer_decay: factor on the learning rate per block from the head down to the stem, 0 to 1; 1 is none.
+        layer_decay: factor on the learning rate per block from the head down to the stem, 0 to 1; 1 for no decay.
         img_size: side in pixels of training and validation images.
         crop_pct: part of a validation image's short side that its centre crop keeps, 0 to 1.
         min_scale: smallest part of an image's area that a random crop keeps, 0 to 1.
-        interpolation: of training crops: bicubic, bilinear, or random for either.
+        interpolation: of training crops: bicubic, bilinear, or random to draw one of the two.
         auto_augment: timm's policy string, such as rand-m9-mstd0.5-inc1, or none.
-        color_jitter: strength; timm leaves it out where auto_augment is on.
+        color_jitter: strength of colour jitter; timm does not use it together with `auto_augment`.
         random_erasing: probability of filling a rectangle with noise, 0 to 1.
-        mixup: alpha of mixup's Beta distribution; 0 is none.
-        cutmix: alpha of cutmix's Beta distribution; 0 is none.
-        mixup_switch_prob: probability of cutmix where both are on, 0 to 1.
+        mixup: alpha of mixup's Beta distribution; 0 for no mixup.
+        cutmix: alpha of cutmix's Beta distribution; 0 for no cutmix.
+        mixup_switch_prob: probability of cutmix instead of mixup if both are on, 0 to 1.
         smoothing: label smoothing, 0 to 1.
         drop_rate: dropout before the head, 0 to 1.
         compile: torch.compile the network.
@@ -137,22 +137,22 @@ class DenseConfig(Config):
     Attributes:
         iterations: updates in all, rounded up to whole epochs, instead of `epochs`; 0 leaves it to `epochs`.
         schedule: how the learning rate falls: step (x 0.1 at `steps`), poly (to the `power`) or cosine.
-        steps: epochs after which the step schedule falls.
-        power: of the poly schedule.
+        steps: epochs after which the step schedule lowers the learning rate.
+        power: exponent of the poly schedule.
         warmup_iterations: updates of linear warm-up from a thousandth of `lr`.
-        decay_norms: weight decay on norms, biases and layer scales too.
+        decay_norms: apply weight decay to norms, biases and layer scales, too.
         backbone_lr: factor on the backbone's learning rate.
-        batch_norm: of the backbone: train, frozen (running statistics, for small batches) or sync (statistics over all
-            processes, on GPUs).
-        short_sides: lengths of an image's shorter side in pixels. The last one is used to predict. To train without a
-            crop, one is drawn per image; to segment, the last one is what `scale_range` is relative to.
+        batch_norm: BatchNorm of the backbone: train, frozen (running statistics, for small batches) or sync (statistics
+            over all processes, on GPUs).
+        short_sides: lengths of an image's shorter side in pixels. Prediction uses the last one. Training without a crop
+            draws one per image; in segmentation, `scale_range` is relative to the last one.
         long_side: upper limit of the longer side in pixels.
         scale_range: random factor on a training image's size before the crop, low and high (large-scale jitter).
-        crop: side in pixels of the square cut from training images, padded where they are smaller; 0 is none.
+        crop: side in pixels of the square that is cut from training images (smaller ones are padded); 0 for no crop.
         flip: probability of a horizontal flip, 0 to 1.
-        color: random brightness, contrast, saturation and hue.
-        queries: object queries or proposals, for heads that have them.
-        ignore_label: value in label images that counts as unlabelled, beside 255.
+        color: randomly vary brightness, contrast, saturation and hue.
+        queries: number of object queries or proposals, for heads that have them.
+        ignore_label: value in label images that counts as unlabelled, in addition to 255.
         validate_every: epochs between validations; the run's epochs are rounded up to a multiple.
     """
 

@@ -80,15 +80,16 @@ def train(
         resume: continue the run in `out` from its last validated epoch.
         task: classify, detect, segment or panoptic.
         head: see `vankit.heads.build.HEADS`; mask_rcnn, semantic_fpn or mask2former if None.
-        skip_bad: leave out, with a warning, images and annotations that cannot be used (not for classify).
+        skip_bad: leave out, with a warning, images and annotations that cannot be used (only for detection and
+            segmentation).
 
     Returns:
         Best figure and the files.
 
     Raises:
         FileNotFoundError: data, checkpoint, or with `resume` the run is missing.
-        ValueError: the data is no labelled image set, the train and val classes differ, task, head and config do not go
-            together, or `out` already holds a run.
+        ValueError: the data is not a labelled image set, the train and val classes differ, task, head and config do not
+            go together, or `out` already holds a run.
     """
     head = head or _DEFAULT_HEADS.get(task)
     config = config or recipe(None, model, task, head)
@@ -134,8 +135,9 @@ def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state:
         trainer.fit(setup.task, setup.train_loader, setup.val_loader, ckpt_path=state, weights_only=True)
     if keep.best < 0:
         raise UserError(
-            f"{record['data']} gave no whole epoch: expected more images or shards for {config.workers} workers, "
-            "or a validation within the run (--validate-every)"
+            f"{record['data']} is too small for a whole epoch: use more images or shards, fewer --workers "
+            f"than {config.workers}, "
+            "or let a validation fall within the run (--validate-every)"
         )
     seconds = time.perf_counter() - start
     return TrainResult(keep.best, keep.measure, out / "best.safetensors", out / "last.safetensors", seconds)
@@ -146,7 +148,7 @@ def _resume_state(out: Path, resume: bool) -> Path | None:
     if resume and not state.is_file():
         raise MissingFileError(f"nothing to resume in {out}: expected {state}; leave out --resume to start a run")
     if not resume and state.is_file():
-        raise UserError(f"{out} already holds a run: choose another folder (--out), or continue it with train --resume")
+        raise UserError(f"{out} already holds a run: choose another folder (--output), or continue it with --resume")
     return state if resume else None
 
 
@@ -158,7 +160,7 @@ def _check_same_run(out: Path, model: str, description: Description) -> int:
         if name in ("model", "lka", "classes", "task", "head", "queries") and before.get(name) != value:
             same = "pass the same settings (--lka), or " if name == "lka" else ""
             raise UserError(
-                f"{out} holds a run with {name} {before.get(name)}, not {value}: {same}choose another folder (--out)"
+                f"{out} holds a run with {name} {before.get(name)}, not {value}: {same}choose another folder (--output)"
             )
     return int(weights.read_metadata(out / "last.safetensors")["epoch"])
 
