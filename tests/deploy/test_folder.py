@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from vankit.data.held_out import HeldOut
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import FILES, Exported, Format, is_exported, read_exported
 from vankit.models.description import Description
@@ -112,6 +114,16 @@ def test_what_is_read_is_what_was_written(made: Callable[[Format, bool], Path]) 
     assert found.preprocessing == PREPROCESSING
     assert found.facts == {"by": "hand"}
     assert set(found.checksums) == {"model.onnx"}
+
+
+@pytest.mark.parametrize("held_out", [None, HeldOut(0.3, 5, plain=True)])
+def test_the_images_held_out_are_remembered(made: Callable[[Format, bool], Path], held_out: HeldOut | None) -> None:
+    folder = made("onnx", True).parent / "held-out"
+    shutil.copytree(made("onnx", True), folder, dirs_exist_ok=True)
+    exported = read_exported(folder)
+    replace(exported, description=replace(exported.description, held_out=held_out)).write_description()
+    assert read_exported(folder).description.held_out == held_out
+    assert ("held_out" in json.loads((folder / "export.json").read_text())) == (held_out is not None)
 
 
 BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # what ends a line for str.splitlines

@@ -43,9 +43,9 @@ def engine_for(
     Raises:
         ValueError, ImportError: the engine, precision and device do not go together, or a package is missing.
     """
-    device = device_for(engine, device)
-    if engine not in ("auto", "torch") and device != "cpu":
+    if engine not in ("auto", "torch") and device not in ("auto", "cpu"):
         raise UserError(f"engine {engine} runs on the CPU and device is {device!r}: use engine='torch'")
+    device = device_for(engine, device)
     if precision == "int8":
         raise UserError(
             "int8 needs photographs to calibrate with: vankit export MODEL --int8 --calibrate DATA --output FOLDER, "

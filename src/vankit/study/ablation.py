@@ -141,7 +141,7 @@ def _check_budget(path: Path, budget: dict[str, Any]) -> None:
         write_text(path, json.dumps(budget, indent=2) + "\n")
     before = json.loads(path.read_text())
     for name, value in budget.items():
-        if before.get(name) != value:
+        if before.get(name, value) != value:  # what an earlier version wrote may lack a setting
             raise UserError(
                 f"{path.parent} holds runs with {name} {before.get(name)}, not {value}: "
                 "choose another folder (--output)"

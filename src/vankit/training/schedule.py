@@ -14,6 +14,9 @@ _STEP = 0.1
 def lr_factor(config: DenseConfig, update: int, total: int, per_epoch: float) -> float:
     """The learning rate of an update, as a factor on the peak.
 
+    Warm-up multiplies the schedule, as in mmdetection and mmsegmentation, and holds for every parameter group alike;
+    timm's schedulers warm up to the peak instead, all groups from the same rate.
+
     Args:
         config: names the schedule.
         update: from 0.
