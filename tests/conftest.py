@@ -33,6 +33,11 @@ GOLDEN = Path(__file__).parent / "golden"
 NameRow = tuple[str, str, str, list[int]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow pages of the docs start first, so that no process is left alone with them."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiled models of the tests are kept apart from the user's."""

@@ -240,7 +240,7 @@ def test_a_checkpoint(network: nn.Module, tmp_path: Path) -> None:
     np.testing.assert_allclose(Predictor(found.folder).logits(x), eager(model.eval(), x), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", ["openvino", "pt2", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_wrong_network_is_not_kept(
     network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Format
 ) -> None:

@@ -1,5 +1,6 @@
 """Cascade Mask R-CNN: the stages checked by hand, and the whole network on small pictures."""
 
+import copy
 from itertools import pairwise
 from math import log
 from typing import Any
@@ -18,8 +19,8 @@ LOSSES = {"loss_objectness", "loss_rpn_box_reg"} | {
 SIZES = [(64, 64)]
 
 
-@pytest.fixture
-def network() -> Any:
+@pytest.fixture(scope="module")
+def built() -> Any:
     """A cascade over VAN-B0 that samples 24 boxes per image, to be quick."""
     torch.manual_seed(0)
     network = cascade_mask_rcnn(van_features("van_b0"), CLASSES, short_sides=(64,), long_side=96)
@@ -27,6 +28,12 @@ def network() -> Any:
         stage.fg_bg_sampler.batch_size_per_image = 24
     network.detector.rpn._post_nms_top_n = {"training": 100, "testing": 20}
     return network
+
+
+@pytest.fixture
+def network(built: Any) -> Any:
+    torch.manual_seed(0)
+    return copy.deepcopy(built)
 
 
 def target(boxes: list[list[float]], labels: list[int], size: tuple[int, int] = (64, 64)) -> dict[str, Tensor]:

@@ -95,6 +95,7 @@ def test_training_without_objects(network: Any, batch: Any, empty: int) -> None:
     assert (losses["mask"] == 0) == (empty == 2)
 
 
+@pytest.mark.slow
 def test_training_under_autocast(network: Any, batch: Any) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         losses = network.train()(*batch)

@@ -330,7 +330,11 @@ def test_pooling_knows_its_strides_whatever_the_padding(side: int) -> None:
     torch.testing.assert_close(pooled.mean((1, 2, 3)), boxes[:, [0, 2]].mean(1), atol=0.5, rtol=0)
 
 
-# autocast
+# autocast, which is emulated on most CPUs: Mask R-CNN is slow
+
+slow_masks = pytest.mark.parametrize(
+    "name", ["retinanet", "faster_rcnn", pytest.param("mask_rcnn", marks=pytest.mark.slow)]
+)
 
 
 def precise(boxes: Tensor) -> bool:
@@ -342,6 +346,7 @@ def watch(module: nn.Module, kept: list[Tensor]) -> Any:
     return module.register_forward_hook(lambda _, inputs, outputs: kept.extend(outputs))
 
 
+@slow_masks
 def test_anchors_are_the_same_under_autocast(network: Any) -> None:
     network.detector.transform.min_size, network.detector.transform.max_size = (32,), 320
     generator = next(m for m in network.modules() if isinstance(m, AnchorGenerator))
@@ -357,7 +362,7 @@ def test_anchors_are_the_same_under_autocast(network: Any) -> None:
     assert not torch.equal(plain[0], plain[0].bfloat16().float())  # which it could not be in bfloat16
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
+@pytest.mark.parametrize("name", ["faster_rcnn", pytest.param("mask_rcnn", marks=pytest.mark.slow)])
 def test_proposals_are_exact_under_autocast(network: Any) -> None:
     given: list[Tensor] = []
     hook = network.detector.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _, inputs: given.extend(inputs[1]))
@@ -370,6 +375,7 @@ def test_proposals_are_exact_under_autocast(network: Any) -> None:
     assert len(given) == 2 and all(precise(boxes) for boxes in given)
 
 
+@slow_masks
 def test_detections_are_exact_under_autocast(network: Any, name: str) -> None:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         (result,) = network.eval()(images((75, 61)))
@@ -378,6 +384,7 @@ def test_detections_are_exact_under_autocast(network: Any, name: str) -> None:
         assert result["masks"].dtype == torch.bool
 
 
+@slow_masks
 def test_the_backbone_does_run_in_bfloat16(network: Any) -> None:
     seen: list[Tensor] = []
     hook = watch(network.detector.backbone.fpn.layer_blocks[0][0], seen)

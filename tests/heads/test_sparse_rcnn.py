@@ -236,6 +236,7 @@ def test_boxes_grow_back_with_the_image() -> None:
             torch.testing.assert_close(found["boxes"], torch.tensor([0.0, 0.0, size[1], size[0]]).expand(2, 4))
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_matching_losses_and_boxes_in_float32(network: nn.Module) -> None:
     images, targets = [torch.rand(3, 64, 64)], [target([[5.0, 5.0, 40.0, 50.0]], [2])]
     network.train().zero_grad()

@@ -33,7 +33,7 @@ def test_published_figures(costs: dict[str, Any], variant: str, params: int, gma
 
 
 @pytest.mark.parametrize("size", [(224, 224), (161, 227), (32, 64)])
-@pytest.mark.parametrize("variant", ["van_b0", "van_b6"])
+@pytest.mark.parametrize("variant", ["van_b0", pytest.param("van_b6", marks=pytest.mark.slow)])
 def test_pytorch_counts_the_same(variant: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     # the counter sees the trimmed kernels of small maps; the definition is counted
     monkeypatch.setattr(vankit.ops.convolution, "_sizes_are_known", lambda x: False)

@@ -116,6 +116,7 @@ def test_without_a_timed_baseline_there_is_no_speedup() -> None:
     assert row.speedup is None
 
 
+@pytest.mark.slow
 def test_engines_are_timed_against_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_ENGINES", (("openvino", "float32"),))
     monkeypatch.setattr(timing, "_PLAIN_PROCESSES", 1)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from vankit.training.classify import Classifier, build_classifier
 from vankit.training.recipes import TrainConfig, in1k, short
 
-STEPS = 10
+STEPS = 4
 
 
 def fit(config: TrainConfig, total_batch: int = 128, callback: object = None) -> Classifier:
