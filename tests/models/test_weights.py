@@ -381,7 +381,7 @@ def assert_backbone(model: torch.nn.Module, official: dict[str, Tensor]) -> None
 
 
 def levels(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    return [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "vankit.models.weights"]
+    return [(r.levelname, r.getMessage()) for r in caplog.records if r.name.startswith("vankit.models.weights")]
 
 
 @pytest.mark.parametrize("fmt", weights.FORMATS)

@@ -65,8 +65,8 @@ def evaluation_transform() -> v2.Transform:
 class DropEmpty(v2.Transform):
     """Leaves out the objects of which a crop left nothing.
 
-        torchvision's SanitizeBoundingBoxes goes by the boxes alone: it keeps an object whose mask a crop emptied, and does
-    not take label maps.
+    torchvision's SanitizeBoundingBoxes goes by the boxes alone: it keeps an object whose mask a crop emptied, and
+    does not take label maps.
     """
 
     def forward(self, *sample: Any) -> Any:
