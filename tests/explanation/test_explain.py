@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import vankit
+from vankit.data.preprocessing import Preprocessing
+from vankit.deploy.folder import Exported
 from vankit.explanation import iter_explanations, maps
 from vankit.explanation.subjects import Subject, open_subject
 from vankit.heads.backbone import backbone_of
@@ -254,7 +256,7 @@ def test_attention_and_field_of_a_detector(photo: Path, tmp_path: Path) -> None:
     assert field.maps["retinanet van_b0 stage 1"].shape == (64, 64)
     with pytest.raises(ValueError, match="retinanet van_b0 takes pictures of all sizes"):
         vankit.explain(photo, checkpoint=checkpoint, method="receptive-field")
-    with pytest.raises(ValueError, match="leave out model"):
+    with pytest.raises(ValueError, match="knows its model and classes: leave them out"):
         vankit.explain(photo, "van_b0", checkpoint)
 
 
@@ -317,8 +319,14 @@ def test_more_mistakes(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         vankit.explain((), CIFAR)
     with pytest.raises(ValueError, match="lies in the output folder"):
         vankit.explain(photo, CIFAR, output=tmp_path)
-    for name in ("empty", "exported"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "exported").mkdir()
+    preprocessing = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear")
+    exported = Exported(
+        tmp_path / "exported", "onnx", "float32", False, Description(classes=["a"], preprocessing=preprocessing), {}
+    )
+    exported.path.write_bytes(b"")
+    exported.write_description()
     with pytest.raises(FileNotFoundError, match="no images in"):
         list(iter_explanations(tmp_path / "empty", CIFAR))
     with pytest.raises(ValueError, match="is an exported folder, which has no gradients"):

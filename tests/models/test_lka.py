@@ -157,7 +157,7 @@ def test_torchscript(name: str) -> None:
 @pytest.mark.export
 @pytest.mark.parametrize("name", ["VAN", "K 10, d 3", "LSKA", "MSCA", "multi-scale", "dense, even"])
 def test_openvino_computes_the_same(name: str) -> None:
-    from vankit.deploy.export import engine_for
+    from vankit.engines.choose import engine_for
 
     lka = module(name, dtype=torch.float32).eval()
     x = maps(12, 10, dtype=torch.float32)
