@@ -60,7 +60,7 @@ def test_a_detector_or_segmenter(dense_checkpoint: Callable[[str, str], Path], h
     assert found.dense and not found.module.training
     assert (found.source, found.description.head, found.description.task) == (str(path), head, task)
     for options in ({"model": "van_b0"}, {"classes": ["a"]}):
-        with pytest.raises(ValueError, match="knows its model and classes: leave them out"):
+        with pytest.raises(ValueError, match="with its own classes: leave out model and classes"):
             open_network(checkpoint=path, **options)
 
 
@@ -91,7 +91,7 @@ def test_an_exported_folder(folder: Path, checkpoint: Path) -> None:
     assert open_network(folder, classes=["x", "y"]).description.classes == ("x", "y")
     with pytest.raises(ValueError, match="classes has 3 names, and .* 2 outputs"):
         open_network(folder, classes=["x", "y", "z"])
-    with pytest.raises(ValueError, match="is an exported folder and holds its weights: leave out checkpoint"):
+    with pytest.raises(ValueError, match="is an exported folder, which contains its weights: leave out checkpoint"):
         open_network(folder, checkpoint)
 
 

@@ -73,6 +73,19 @@ HEADS: dict[str, Head] = {
 }
 
 
+def check_head(task: str, head: str | None) -> None:
+    """Refuse a head that does not serve a task.
+
+    Raises:
+        ValueError: there is no such task, or no such head for it.
+    """
+    serving = [name for name, entry in HEADS.items() if task in entry.tasks]
+    if not serving:
+        raise UserError(f"unknown task {task!r}: expected detect, segment or panoptic")
+    if head not in serving:
+        raise UserError(f"unknown head {head!r} for {task}: expected one of {', '.join(serving)}")
+
+
 def build_network(
     description: Description,
     pretrained: bool = False,
@@ -89,16 +102,10 @@ def build_network(
         FileNotFoundError, ValueError, vankit.DownloadError: there is no such head for the task, or see `van_features`.
         ImportError: the head needs transformers.
     """
-    serving = [name for name, head in HEADS.items() if description.task in head.tasks]
-    if not serving:
-        raise UserError(f"unknown task {description.task!r}: expected detect, segment or panoptic")
-    if description.head not in serving:
-        raise UserError(
-            f"unknown head {description.head!r} for {description.task}: expected one of {', '.join(serving)}"
-        )
+    check_head(description.task, description.head)
     features = van_features(_model(description), pretrained, drop_path_rate, grad_checkpointing, description.lka)
     try:
-        return HEADS[description.head].build(features, len(description.classes), description)
+        return HEADS[description.head or ""].build(features, len(description.classes), description)
     except ImportError as error:
         if error.name != "transformers":
             raise

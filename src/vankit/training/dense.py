@@ -17,7 +17,7 @@ from vankit.data.scenes import open_scenes
 from vankit.data.semantic import IGNORE
 from vankit.errors import UserError
 from vankit.heads.backbone import keep_training_size
-from vankit.heads.build import HEADS, build_network
+from vankit.heads.build import HEADS, build_network, check_head
 from vankit.heads.checkpoints import start_from
 from vankit.models.description import Description
 from vankit.models.van import Stage
@@ -143,6 +143,7 @@ def setup_dense(
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the data or the weights cannot be used.
     """
+    check_head(task, head)
     train_set, val_set = _datasets(data, task, head, config, skip_bad)
     # validated one by one, as they are predicted: the padding of a batch changes the figures
     train_loader, val_loader = loaders(train_set, val_set, config, processes, collate, val_batch=1)
@@ -192,7 +193,7 @@ def _datasets(data: str | PathLike[str], task: str, head: str, config: DenseConf
         padding_label=IGNORE if segment else 0,
     )
     shared: dict[str, Any] = {
-        "masks": HEADS[head].masks if head in HEADS else True,
+        "masks": HEADS[head].masks,
         "size": config.short_sides[-1],
         "seed": config.seed,
         "ignore_label": config.ignore_label,
