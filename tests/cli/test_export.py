@@ -35,7 +35,7 @@ def test_options_arrive_and_the_outcome_is_told(
     }  # fmt: skip
     assert capsys.readouterr().out.splitlines() == [
         "int8 onnx, logits within 3e-05 of PyTorch's",
-        "int8 top-1 89.10%, before 90.00%; left in float: depth-wise convolutions, stage 1",
+        "int8 top-1 89.10%, float32 top-1 90.00%; not quantised: depth-wise convolutions, stage 1",
         "next: vankit predict photo.jpg --model exported",
     ]
 
