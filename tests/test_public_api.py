@@ -24,7 +24,13 @@ def test_unknown_name() -> None:
         _ = vankit.nothing
 
 
-@pytest.mark.parametrize("order", ["import timm, vankit", "import vankit; from timm.models import create_model"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param("import timm, vankit", marks=pytest.mark.slow),
+        "import vankit; from timm.models import create_model",
+    ],
+)
 def test_the_models_are_registered_whatever_is_imported_first(order: str) -> None:
     code = f"{order}; import timm; print(type(timm.create_model('van_b0')).__name__)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

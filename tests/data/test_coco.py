@@ -631,8 +631,9 @@ def test_polygons_and_crowds_of_real_images(shared_data: Callable[[str], Path]) 
     assert (count, crowds, data.skipped) == (900, 13, [])
 
 
+@pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize(("split", "things"), [("val", 712), pytest.param("train", 746, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("split", "things"), [("val", 712), ("train", 746)])
 def test_things_and_stuff_of_real_images(shared_data: Callable[[str], Path], split: str, things: int) -> None:
     root = shared_data("coco_panoptic_200")
     instances = CocoInstances(*find_coco(root, split, "instances"), masks=False)

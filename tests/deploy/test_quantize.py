@@ -161,6 +161,7 @@ def test_what_is_quantised(
         )
 
 
+@pytest.mark.slow
 def test_photographs_measure_agreement(
     float32: Callable[[Format], Exported], photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -259,6 +259,7 @@ def test_images_without_proposals_survive(network: Any) -> None:
     assert result["masks"].dtype == torch.bool
 
 
+@pytest.mark.slow
 def test_boxes_stay_exact_under_autocast(network: Any) -> None:
     pooled: list[Tensor] = []
     for stage in network.detector.roi_heads.stages:

@@ -55,7 +55,9 @@ def test_any_size(height: int, width: int, seed: int) -> None:
     assert largest_difference(model, images(2, 3, height, width)) <= 1e-12
 
 
-@pytest.mark.parametrize("name", ["van_b0", "van_b1", "van_b2"])
+@pytest.mark.parametrize(
+    "name", ["van_b0", *(pytest.param(name, marks=pytest.mark.slow) for name in ("van_b1", "van_b2"))]
+)
 def test_the_papers_networks(name: str) -> None:
     torch.manual_seed(0)
     assert largest_difference(trained_like(timm.create_model(name, num_classes=10)), images(1, 3, 64, 96)) <= 1e-12

@@ -836,8 +836,9 @@ def test_compile(dynamic):
         torch.testing.assert_close(compiled(images(*size)), model(images(*size)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_training(checkpointing):
     model, plain = (small(dtype=torch.float64, depths=(1, 1, 1, 1)).train() for _ in range(2))
     model.set_grad_checkpointing(checkpointing)
@@ -856,8 +857,9 @@ def test_compile_inductor():
         torch.testing.assert_close(compiled(images()), model(images()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.export
-@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strict", [False, True])
 def test_export_with_dynamic_batch_and_size(strict):
     model = small(depths=(1, 1, 1, 1))
     # from 33 up: on 32 pixels the last map is 1 wide, and torch.export compiles size 1 for itself

@@ -158,7 +158,7 @@ EDITS = st.lists(
 
 
 @given(fmt=st.sampled_from(weights.FORMATS), edits=EDITS)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_perturbed_names_are_exact_or_refused(
     fmt: str, edits: list[tuple[int, str, str]], small: dict[str, Tensor]
 ) -> None:
@@ -310,7 +310,7 @@ def test_truncated_files_are_refused(fmt: str, share: float, files: dict[str, Pa
 
 @given(edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4), cut=st.integers(0, 10**6),
        kind=st.sampled_from(["zip", "legacy", "safetensors"]))  # fmt: skip
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_bytes_never_raise_anything_else(
     edits: list[tuple[int, int]], cut: int, kind: str, small: dict[str, Tensor], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vankit
@@ -185,7 +186,7 @@ def test_urls_are_listed_like_folders(tmp_path: Path, memory: Any) -> None:
 
 
 def test_images_of_urls_and_files_are_labelled_alike(
-    predictor: vankit.Predictor, photos: list[Path], memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: list[Path], memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "fetched").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "fetched"))
@@ -194,6 +195,7 @@ def test_images_of_urls_and_files_are_labelled_alike(
         names.append(str(path) if i % 3 == 2 else f"memory:///set/{path.name}")
         memory.pipe_file(f"/set/{path.name}", path.read_bytes())
     memory.rm_file("/set/04.png")
+    predictor = vankit.Predictor(MODEL, engine="torch")
     answers = list(cluster._label(predictor, [*names, "nothing://set/1.png"]))
     assert list((tmp_path / "fetched").iterdir()) == []
     assert [answer.source for answer in answers] == [*names, "nothing://set/1.png"]
@@ -228,7 +230,7 @@ def test_fetching_stays_a_little_ahead(memory: Any, tmp_path: Path) -> None:
 
 def worker(output: Path) -> cluster._Worker:
     fs, root = fsspec.url_to_fs(str(output))
-    return cluster._Worker(fs, root, os.getcwd(), {"model": MODEL})
+    return cluster._Worker(fs, root, os.getcwd(), {"model": MODEL, "engine": "torch"})
 
 
 def test_a_shard_that_kills_its_workers_is_given_up(photos: list[Path], tmp_path: Path) -> None:
@@ -298,11 +300,11 @@ def test_the_manifest_knows_the_weights(tmp_path: Path, option: str) -> None:
 
 
 def test_mistakes_are_told_before_a_cluster_starts(
-    photos: list[Path], predictor: vankit.Predictor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    photos: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray")
     for options, message in (
-        ({"model": predictor.network}, "names, numbers and paths"),
+        ({"model": torch.nn.Identity()}, "names, numbers and paths"),
         ({"model": "van_b0.cifar10", "top_k": 0}, "top_k is 0"),
         ({"shard_size": 0}, "shard_size is 0"),
         ({"workers": 0}, "workers 0"),

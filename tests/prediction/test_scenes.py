@@ -214,7 +214,7 @@ def test_another_head_is_not_resumed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("head", "task", "engine"),
     [
-        ("semantic_fpn", "segment", "auto"),
+        pytest.param("semantic_fpn", "segment", "auto", marks=pytest.mark.slow),
         pytest.param("sparse_rcnn", "detect", "auto", marks=pytest.mark.slow),
         pytest.param("sparse_rcnn", "detect", "onnxruntime", marks=pytest.mark.slow),
         pytest.param("upernet", "segment", "auto", marks=pytest.mark.slow),

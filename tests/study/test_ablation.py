@@ -13,7 +13,7 @@ from vankit.models.weights import read_checkpoint
 from vankit.study.ablation import Run, ablate, summary
 from vankit.training.recipes import short
 
-TINY = replace(short("van_b0"), epochs=2, warmup_epochs=0, batch_size=4, img_size=32, workers=0)
+TINY = replace(short("van_b0"), epochs=1, warmup_epochs=0, batch_size=4, img_size=32, workers=0)
 ROWS = ["without DW", "K 7, d 2"]
 
 
