@@ -101,16 +101,16 @@ def test_hand_counted_report() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize("per_class", [10, pytest.param(50, marks=pytest.mark.slow)])
-def test_the_shipped_checkpoint_on_cifar10(shared_data: Callable[[str], Path], tmp_path: Path, per_class: int) -> None:
-    """On some of the validation images: the accuracy it was published with, within four standard errors."""
+def test_the_shipped_checkpoint_on_cifar10(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    """On a twentieth of the validation images: the accuracy it was published with, within four standard errors."""
     for folder in (shared_data("cifar10") / "val").iterdir():
         (tmp_path / "val" / folder.name).mkdir(parents=True)
-        for image in sorted(folder.iterdir())[:per_class]:
+        for image in sorted(folder.iterdir())[:50]:
             (tmp_path / "val" / folder.name / image.name).symlink_to(image)
     file = timm.create_model("van_b0.cifar10").pretrained_cfg["file"]
     stated = vankit.read_checkpoint(file).metadata["top1"]
     report = validate(tmp_path, "van_b0.cifar10", **QUICK)
-    assert report.count == 10 * per_class
+    assert report.count == 500
     assert abs(report.top1 - stated) < 4 * (stated * (1 - stated) / report.count) ** 0.5

@@ -140,7 +140,8 @@ def test_dynamic_int8_takes_other_sizes(int8: Exported, network: nn.Module) -> N
     assert 1e-4 < difference < 0.2 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", ["openvino", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["openvino", "onnx"])
 def test_what_is_quantised(
     float32: Callable[[Format], Exported], photographs: Path, tmp_path: Path, kind: Format
 ) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -48,6 +49,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
 }
 every_setting = pytest.mark.parametrize("name", SETTINGS)
 jit = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+
+
+def two_fast(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=() if name in ("VAN", "LSKA") else pytest.mark.slow) for name in names]
 
 
 def module(name: str = "VAN", **kwargs: Any) -> LargeKernelAttention:
@@ -134,7 +139,7 @@ def test_gradcheck(name: str) -> None:
     assert gradcheck(function, (x, *lka.parameters()), fast_mode=True)
 
 
-@every_setting
+@pytest.mark.parametrize("name", two_fast(SETTINGS))
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_compile_and_export(name: str) -> None:
     lka = module(name, dtype=torch.float32).eval()
@@ -155,7 +160,7 @@ def test_torchscript(name: str) -> None:
 
 
 @pytest.mark.export
-@pytest.mark.parametrize("name", ["VAN", "K 10, d 3", "LSKA", "MSCA", "multi-scale", "dense, even"])
+@pytest.mark.parametrize("name", two_fast(["VAN", "K 10, d 3", "LSKA", "MSCA", "multi-scale", "dense, even"]))
 def test_openvino_computes_the_same(name: str) -> None:
     from vankit.engines.choose import engine_for
 

@@ -337,7 +337,7 @@ def test_pretrained_cfg_names_real_modules(name):
     assert data["mean"] == data["std"] == (0.5, 0.5, 0.5)
 
 
-@every_variant
+@pytest.mark.parametrize("name", ["van_b0", *(pytest.param(f"van_b{i}", marks=pytest.mark.slow) for i in range(1, 7))])
 def test_features_of_every_variant(name):
     model = meta(name, features_only=True, out_indices=(1, 3))
     assert model.feature_info.channels() == [WIDTHS[name][1], WIDTHS[name][3]]

@@ -239,6 +239,7 @@ def test_precision_is_the_backbones(detector: Path) -> None:
         vankit.DensePredictor(detector, engine="torch", precision="bf16")
 
 
+@pytest.mark.slow
 def test_the_backbone_exports(segmenter: Path) -> None:
     backbone = backbone_of(open_network(checkpoint=segmenter).module)
     x = torch.randn(1, 3, 64, 64)

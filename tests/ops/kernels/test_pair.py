@@ -18,6 +18,7 @@ from vankit.ops.lka import depthwise_pair
 
 Run = Callable[..., Any]
 Args = list[Tensor | None]
+slow = pytest.mark.slow
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
@@ -70,14 +71,14 @@ def assert_near(actual: list[Tensor], expected: list[Tensor], tolerance: float) 
     [
         ((1, 5, 7, 7), (5, 7), (1, 3)),  # VAN's, on its smallest map: 5x5 taps of the 7x7 can meet it
         ((1, 3, 1, 1), (5, 7), (1, 3)),
-        ((3, 3, 5, 6), (3, 3), (1, 3)),
-        ((1, 70, 3, 19), (3, 3), (1, 2)),  # three blocks of channels, two strips of columns
+        pytest.param((3, 3, 5, 6), (3, 3), (1, 3), marks=slow),
+        pytest.param((1, 70, 3, 19), (3, 3), (1, 2), marks=slow),  # three blocks of channels, two strips of columns
         ((2, 33, 2, 8), (3, 3), (1, 3)),  # narrow maps have blocks of 64 channels
-        ((1, 2, 14, 3), (3, 3), (1, 1)),
+        pytest.param((1, 2, 14, 3), (3, 3), (1, 1), marks=slow),
         ((1, 2, 9, 5), (3, 3), (2, 6)),  # the dilated kernel's taps are 6 pixels apart
         ((1, 2, 2, 3), (3, 5), (4, 12)),  # and here further than the map
         ((1, 2, 5, 7), (4, 4), (1, 3)),  # even kernels
-        ((1, 2, 6, 4), (2, 6), (1, 2)),
+        pytest.param((1, 2, 6, 4), (2, 6), (1, 2), marks=slow),
         ((2, 2, 1, 2), (4, 2), (1, 5)),
         ((1, 2, 4, 1), (1, 3), (1, 3)),
     ],
@@ -116,7 +117,7 @@ def test_sums_are_not_rounded_to_the_maps_dtype(run: Run) -> None:
         torch.testing.assert_close(found.double().sum(), exact, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scratch", [1, 2 * 4 * 5 * 2 * 4])  # an image, two images at a time
+@pytest.mark.parametrize("scratch", [pytest.param(1, marks=slow), 2 * 4 * 5 * 2 * 4])  # an image, two images at a time
 def test_chunks_of_the_batch_change_nothing(run: Run, scratch: int) -> None:
     args = arguments(3, 2, 4, 5)
     actual = run("outputs_and_gradients", "pair", args, {}, "eager", scratch)
