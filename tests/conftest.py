@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import gzip
 import json
 import math
@@ -36,6 +37,11 @@ NameRow = tuple[str, str, str, list[int]]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow pages of the docs start first, so that no process is left alone with them."""
     items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look through it, a tenth of the time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
