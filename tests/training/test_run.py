@@ -241,7 +241,7 @@ def test_what_is_held_out_is_what_is_validated(place: str, tmp_path: Path, caplo
     result = train(root, "van_b0", config, tmp_path / "run")
     assert caplog.text.count("6 of its 20 training images are held out to validate (--val-share 0.3, seed 5)") == 1
     metadata = read_checkpoint(result.best).metadata
-    assert metadata["held_out"] == {"share": 0.3, "seed": 5, "plain": place == "."}
+    assert metadata["held_out"] == {"share": 0.3, "seed": 5, "plain": place == ".", "total": 20}
     report = vankit.validate(root, checkpoint=result.best, workers=0)
     assert report.count == 6
     assert report.top1 == pytest.approx(result.score, abs=1e-6)
@@ -252,6 +252,8 @@ def test_what_is_held_out_is_what_is_validated(place: str, tmp_path: Path, caplo
             UserError, match=r"holds a run with held_out .*pass the same settings \(--val-share, --seed"
         ):
             train(root, "van_b0", replace(config, **changes), tmp_path / "run", resume=True)
+    squares(tmp_path / "other", 4)
+    assert vankit.validate(tmp_path / "other", checkpoint=result.best, workers=0).count == 8
     squares(root / "val", 2)
     if place == "train":
         assert vankit.validate(root, checkpoint=result.best, workers=0).count == 4

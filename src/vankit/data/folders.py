@@ -115,7 +115,9 @@ def _folder_dataset(root: Path, split: str, transform: Transform, held_out: Held
         names = SPLITS.get(split, (split,))
         raise MissingFileError(f"no {split} split in {root}: expected one of {', '.join(names)} in it")
     dataset = _class_folder(folder, transform)
-    if held_out is not None and divided:
+    # another folder without splits than the one that was divided is measured whole
+    other = plain and held_out is not None and held_out.total not in (0, len(dataset.samples))
+    if held_out is not None and divided and not other:
         dataset.divide(held_out, split, plain)
     return dataset
 

@@ -21,6 +21,7 @@ class HeldOut:
         share: part of the images, between 0 and 1.
         seed: of the choice, 0 to 2**32 - 1.
         plain: hold images out of a folder without any split too.
+        total: images of the set that was divided, by which it is known again; 0 if none was yet.
 
     Raises:
         ValueError: a value is out of range.
@@ -29,6 +30,7 @@ class HeldOut:
     share: float = 0.1
     seed: int = 0
     plain: bool = False
+    total: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -86,7 +88,7 @@ class Division:
             chosen: see `HeldOut.choose`.
             plain: the folder has no splits.
         """
-        return cls(replace(held_out, plain=plain), sum(chosen), len(chosen))
+        return cls(replace(held_out, plain=plain, total=len(chosen)), sum(chosen), len(chosen))
 
 
 def announce(dataset: Any, data: object, log: bool = True) -> HeldOut | None:

@@ -1,7 +1,6 @@
 """Export: a network as a folder that runs elsewhere, checked against PyTorch."""
 
 import copy
-import logging
 import os
 import shlex
 import shutil
@@ -24,9 +23,6 @@ from vankit.engines.base import Array
 from vankit.engines.cache import versions
 from vankit.engines.convert import SMALLEST, to_onnx, to_openvino, to_program
 from vankit.errors import UserError
-
-logger = logging.getLogger(__name__)
-
 
 TOLERANCE = 1e-4  # on logits in float32
 _CARD = "README.md"
@@ -141,7 +137,7 @@ def _command(
 ) -> str:
     if isinstance(model, nn.Module):
         return "vankit.export(network, …)"
-    options = {"checkpoint": checkpoint, "format": format, "calibrate": calibrate, "out": out}
+    options = {"checkpoint": checkpoint, "format": format, "calibrate": calibrate, "output": out}
     if int8:
         options["max-drop"] = max_drop
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]

@@ -1,12 +1,11 @@
 """Engines: one call that runs a network on arrays, whatever runs it. PyTorch is imported by its own engine only."""
 
-import logging
 import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +15,9 @@ from vankit.errors import UserError
 EngineName = Literal["auto", "torch", "openvino", "onnxruntime"]
 Precision = Literal["auto", "float32", "bf16", "int8"]
 Array = NDArray[np.float32]
-T = TypeVar("T")
 
 # OpenVINO and NNCF would send usage data unless the user has said no; they do without the module
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
-logger = logging.getLogger(__name__)
 
 
 class Engine(ABC):

@@ -100,7 +100,13 @@ class Description:
             raise UserError(f"the checkpoint does not say its {missing[0]}: expected best.safetensors of vankit train")
         if isinstance(given := values.get("preprocessing"), Mapping):
             own = asdict(default.preprocessing) if default is not None and default.preprocessing is not None else {}
-            values["preprocessing"] = Preprocessing(**{**own, **given})
-        if isinstance(given := values.get("held_out"), Mapping):
-            values["held_out"] = HeldOut.from_metadata(given)
-        return cls(**values)
+            names = [f.name for f in fields(Preprocessing)]
+            values["preprocessing"] = {**own, **{name: given[name] for name in names if name in given}}
+        try:
+            if isinstance(given := values.get("preprocessing"), Mapping):
+                values["preprocessing"] = Preprocessing(**given)
+            if isinstance(given := values.get("held_out"), Mapping):
+                values["held_out"] = HeldOut.from_metadata(given)
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"what the checkpoint says of its network cannot be used: {error}") from None

@@ -81,8 +81,8 @@ def fetch(
             _download(url, metadata.etag, metadata.size, cache, repo_folder_name(repo_id=repo_id, repo_type="model"))
         # with the content in place this only files it under its revision and name
         path = Path(hf_hub_download(repo_id, filename, revision=revision, cache_dir=cache, endpoint=endpoint))
-    except ValueError:  # a malformed repo_id or endpoint
-        raise
+    except ValueError as error:  # a malformed repo_id or endpoint
+        raise UserError(str(error)) from None
     except Exception as error:  # huggingface_hub lets its HTTP client's errors through, which are not OSErrors
         raise DownloadError(_advice(repo_id, filename, endpoint, error)) from error
     return path
