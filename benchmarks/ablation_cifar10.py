@@ -39,14 +39,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=[row.name for row in ABLATIONS])
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation-cifar10"))
+    parser.add_argument("--output", type=Path, default=Path("runs/ablation-cifar10"))
     args = parser.parse_args()
-    data = subset(args.cifar10, args.out / "cifar10", args.per_class)
+    data = subset(args.cifar10, args.output / "cifar10", args.per_class)
     config = replace(
         short("van_b0"), epochs=args.epochs, img_size=args.size, batch_size=32, lr_batch=32, lr=1e-3, workers=0
     )
     runs = []
-    for run in ablate(data, config, args.seeds, args.out, args.rows):
+    for run in ablate(data, config, args.seeds, args.output, args.rows):
         runs.append(run)
         print(f"{run.row}, seed {run.seed}: {run.top1:.2%}", flush=True)
     images = len(list(data.glob("train/*/*")))

@@ -1,6 +1,6 @@
 """Can each head learn real scenes? Trains on four photographs of coco_panoptic_200 and measures on the same four.
 
-    python benchmarks/overfit_scenes.py COCO_FOLDER HEAD... [--out runs/overfit]
+    python benchmarks/overfit_scenes.py COCO_FOLDER HEAD... [--output runs/overfit]
 
 COCO_FOLDER is the unpacked coco_panoptic_200. Appends a line per head to benchmarks/results/overfit_scenes.csv.
 """
@@ -93,7 +93,7 @@ def overfit(data: Path, head: str, args: argparse.Namespace) -> dict[str, object
         **{"weight_decay": 0.0, "batch_size": BATCH, "lr_batch": BATCH, **further},
     )
     start = time.perf_counter()
-    result = vankit.train(data, args.model, config, args.out / head, task=task, head=head)
+    result = vankit.train(data, args.model, config, args.output / head, task=task, head=head)
     seconds = time.perf_counter() - start
     measures = vankit.validate(data, checkpoint=result.last).measures
     return {
@@ -113,10 +113,10 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.0, help="instead of the head's own")
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("runs/overfit"))
+    parser.add_argument("--output", type=Path, default=Path("runs/overfit"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    data = subset(args.data, args.out / "data")
+    data = subset(args.data, args.output / "data")
     for head in args.heads:
         row = overfit(data, head, args)
         print(row)

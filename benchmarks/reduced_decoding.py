@@ -10,8 +10,8 @@ margin "noise" gives the scale: every photograph decoded exactly, and its input 
 Of the networks in results/reduced_decoding.csv van_b0.cifar10 has never seen such photographs, and two were trained on
 a part of them, with --precision bf16-mixed:
 
-    vankit train HYMENOPTERA --model van_b0.cifar10 --recipe finetune --img-size 96 --epochs 16 --out hymenoptera_96
-    vankit train HYMENOPTERA --model van_b0.cifar10 --recipe finetune --img-size 224 --epochs 12 --out hymenoptera_224
+    vankit train HYMENOPTERA --model van_b0.cifar10 --recipe finetune --img-size 96 --epochs 16 --output runs/h96
+    vankit train HYMENOPTERA --model van_b0.cifar10 --recipe finetune --img-size 224 --epochs 12 --output runs/h224
 """
 
 import argparse

@@ -86,5 +86,9 @@ def test_what_importing_leaves_out(modules: str, absent: str) -> None:
     assert run.stdout.strip() == "[]"
 
 
-def test_no_public_name_is_a_module_too() -> None:
+def test_a_modules_name_says_what_is_in_it() -> None:
+    assert not {path.stem for path in MODULES} & {"common", "helpers", "misc", "tools", "utils"}
+
+
+def test_no_public_name_is_a_module_too() -> None:  # of vankit itself, where one would hide the other
     assert not {room(path) for path in MODULES} & set(vankit.__all__)

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and read as what they should be."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vankit.errors import UserError
-from vankit.files import check_picture, replacing, save_figure, write_text
+from vankit.files import check_picture, read_json, read_text, replacing, save_figure, write_text
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
@@ -89,3 +89,25 @@ def test_the_suffix_decides_a_figures_format(tmp_path: Path) -> None:
     for name in ("x", "x.doc", "png"):
         with pytest.raises(UserError, match=f"{name} is not the name of a picture: expected .*[.]jpg, .*[.]svg"):
             save_figure(Figure(), tmp_path / name)
+
+
+def test_text_is_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "classes.txt"
+    for codec in ("utf-8", "utf-8-sig"):
+        path.write_text("caf\u00e9\nbar\n", encoding=codec)
+        assert read_text(path) == "caf\u00e9\nbar\n"
+    path.write_bytes("caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"classes[.]txt is not text in UTF-8 \(byte 3\): save it in that encoding"):
+        read_text(path)
+    with pytest.raises(FileNotFoundError, match="no file .*missing"):
+        read_text(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
+def test_json_is_json(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": [1, null]}')
+    assert read_json(path) == {"a": [1, None]}
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"config[.]json is not JSON: "):
+        read_json(path)

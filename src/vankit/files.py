@@ -1,5 +1,6 @@
-"""Files that vankit writes: whole, or not at all."""
+"""Text that vankit reads, and files that it writes: whole, or not at all."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -7,7 +8,35 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from vankit.errors import UserError
+from vankit.errors import MissingFileError, UserError
+
+
+def read_text(path: str | PathLike[str]) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: its bytes are not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise MissingFileError(f"no file {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 (byte {error.start}): save it in that encoding") from None
+
+
+def read_json(path: str | PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
 
 
 @contextmanager

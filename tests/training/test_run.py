@@ -134,6 +134,16 @@ def test_another_run_is_not_resumed(run: TrainResult, data: Path) -> None:
         train(data, "van_b1", TINY, run.best.parent, resume=True)
 
 
+def test_a_damaged_run_is_not_resumed(run: TrainResult, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.best.parent, tmp_path / "run")
+    (tmp_path / "run" / "last.safetensors").unlink()
+    with pytest.raises(UserError, match="last.safetensors is missing or damaged: choose another folder"):
+        train(data, "van_b0", TINY, tmp_path / "run", resume=True)
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json is not JSON"):
+        train(data, "van_b0", TINY, tmp_path / "run", resume=True)
+
+
 def test_fewer_images_than_a_batch(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there are 16 images to train on and 6 to validate: expected at least"):
         train(data, "van_b0", replace(TINY, batch_size=32), tmp_path)

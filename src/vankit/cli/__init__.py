@@ -29,8 +29,9 @@ _FORMER_NAMES = {"--out": "--output", "--picture": "--plot"}
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
-    A user's mistake ends in one line, with status 2 if it is in the command itself, else 1; VANKIT_DEBUG=1 puts the
-    traceback above it. Anything else is a bug of ours and shows its traceback. Ctrl-C ends quietly with status 130.
+    A user's mistake, and an error of the system such as a full disk, ends in one line, with status 2 if the mistake is
+    in the command itself, else 1; VANKIT_DEBUG=1 puts the traceback above it. Anything else is a bug of ours and shows
+    its traceback. Ctrl-C ends quietly with status 130.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -120,7 +120,7 @@ def _progress() -> Any:
     from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
-    class Speed(ProgressColumn):
+    class Speed(ProgressColumn):  # rich's own, in TaskProgressColumn, says it/s
         def render(self, task: Any) -> Text:
             return Text(f"{task.speed or 0:.1f} images/s")
 
@@ -134,12 +134,9 @@ def _predict_on_ray(images: list[str], output: str, address: str | None, options
     rows = failures = 0
     with _progress() as progress:
         task = progress.add_task("predicting", total=None)
-        try:
-            for done, failed in predict_on_ray(images, output, address=address, **options):
-                rows, failures = rows + done, failures + failed
-                progress.update(task, completed=rows)
-        except RuntimeError as error:
-            raise UserError(str(error)) from error
+        for done, failed in predict_on_ray(images, output, address=address, **options):
+            rows, failures = rows + done, failures + failed
+            progress.update(task, completed=rows)
     print(f"{rows} images, {failures} failed: {output}")
     return int(failures > 0)
 

@@ -15,6 +15,7 @@ from vankit.data.held_out import Division, HeldOut
 from vankit.data.images import IMAGE_SUFFIXES, load_image
 from vankit.data.shapes import Shapes
 from vankit.errors import MissingFileError, UserError
+from vankit.files import read_text
 
 Transform = Callable[[Image.Image], Any]
 
@@ -173,8 +174,8 @@ def _divide_rows(dataset: Any, held_out: HeldOut, split: str) -> None:
 
 def _shard_classes(folder: Path) -> list[str]:
     try:
-        return (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        return read_text(folder / "classes.txt").splitlines()
+    except MissingFileError:
         raise MissingFileError(
             f"no classes.txt in {folder}: expected the class names, one per line, in label order"
         ) from None

@@ -16,6 +16,7 @@ from vankit.data.folders import SPLITS
 from vankit.data.held_out import Division, HeldOut
 from vankit.data.images import IMAGE_SUFFIXES, load_image
 from vankit.errors import MissingFileError, UserError
+from vankit.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -203,16 +204,16 @@ def _find_split(root: Path, split: str) -> tuple[Path, Path] | None:
 
 def _class_names(root: Path, labels: Path, ignore_label: int, skip_bad: bool) -> list[str]:
     if (table := root / "objectInfo150.txt").is_file():  # tab-separated, the name last, synonyms after commas
-        lines = table.read_text(encoding="utf-8").splitlines()[1:]
+        lines = read_text(table).splitlines()[1:]
         return [line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip()]
     if (table := root / "classes.txt").is_file():
-        return table.read_text(encoding="utf-8").rstrip().splitlines()
+        return read_text(table).rstrip().splitlines()
     folder = next((labels / name for name in SPLITS["train"] if (labels / name).is_dir()), labels)
     highest = -1
     for path in sorted(folder.rglob("*.png")):
         try:
             found = read_labels(path)
-        except ValueError:
+        except UserError:
             if not skip_bad:
                 raise
             continue

@@ -125,7 +125,7 @@ def open_pictures(data: str | PathLike[str], description: Description) -> Pictur
     try:
         measured = open_dataset(data, "val", preprocessing, size, held_out=held_out)
         index = class_index(list(measured.classes), list(description.classes), description.named)
-    except (FileNotFoundError, ValueError):
+    except UserError:
         if not _may_be_photographs(str(data)):
             raise
         paths = list(find_images(data))
@@ -135,7 +135,7 @@ def open_pictures(data: str | PathLike[str], description: Description) -> Pictur
     announce(measured, data)
     try:
         calibration = open_dataset(data, "train", preprocessing, size, held_out=held_out)
-    except (FileNotFoundError, ValueError):
+    except UserError:
         calibration = measured
     return Pictures(calibration, measured, index)
 

@@ -42,7 +42,7 @@ def network_in_file(file: weights.TensorFile) -> tuple[nn.Module, Description]:
     """
     try:
         description = Description.from_metadata(file.metadata)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{file.path}: {error}") from None
     network = build_network(description)
     _load(network, file.tensors, file.path, description.head or "")
@@ -72,7 +72,7 @@ def start_from(network: nn.Module, path: str | PathLike[str], head: str) -> None
     if "head" not in file.metadata:
         try:
             tensors = from_mmseg(tensors, head, _backbone_prefix(own))
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{path}: {error}") from None
     other = [name for name, tensor in tensors.items() if name in own and own[name].shape != tensor.shape]
     if other:

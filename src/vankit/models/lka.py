@@ -60,8 +60,8 @@ class LargeKernelAttention(nn.Module):
         without: convolutions to leave out: dw, dw_d, pw.
         gate: how the attention meets the input: multiply, add, or none (the output is the attention).
         sigmoid: apply a sigmoid to the attention before the gate.
-        ndim: spatial axes: 1 for (B, C, L), 2, or 3 for (B, C, D, H, W), where a row and a column become one kernel an
-            axis.
+        ndim: spatial axes: 1 for (B, C, L), 2, or 3 for (B, C, D, H, W), where a row and a column become one kernel
+            per axis.
         stride_dilation: factor on every dilation, above 1 where a stage's stride was traded for dilation
             (`output_stride`).
 

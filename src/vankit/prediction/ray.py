@@ -28,6 +28,10 @@ _ATTEMPTS = 4
 _FETCHES = 16
 
 
+class ShardError(UserError, RuntimeError):
+    """A shard cannot be done: its worker dies again and again, or its file cannot be written."""
+
+
 def predict_on_ray(
     inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
     output: str | PathLike[str],
@@ -50,8 +54,8 @@ def predict_on_ray(
         output: a folder or the URL of one; it is made.
         address: of a running cluster: auto or host:port. None starts one on this machine, for as long as the job takes,
             unless the program is connected to one already.
-        workers: processes, each with a `Predictor`, which uses all cores of its node or one GPU. None: one a node, or
-            one a GPU if the cluster has any and the options allow it.
+        workers: processes, each with a `Predictor`, which uses all cores of its node or one GPU. None: one per node, or
+            one per GPU if the cluster has any and the options allow it.
         shard_size: images per shard.
         predictor_options: arguments of `vankit.Predictor`; names, numbers and paths.
 
@@ -61,7 +65,7 @@ def predict_on_ray(
     Raises:
         FileNotFoundError: an input holds no image; nothing is labelled then.
         ValueError: the output is that of another job, of which the message says what differs; or see `Predictor`.
-        RuntimeError: a shard cannot be done.
+        ShardError: a shard cannot be done.
         ImportError: without ray, fsspec, pyarrow, or what fsspec needs for the kind of URL.
     """
     try:
@@ -154,7 +158,7 @@ def _resources(
         return workers or gpus, {"num_cpus": 1, "num_gpus": 1}
     cores = [each["CPU"] for each in resources if each.get("CPU", 0) >= 1]
     if not cores:
-        raise RuntimeError("no node of the Ray cluster offers a CPU")
+        raise UserError("no node of the Ray cluster offers a CPU")
     workers = workers or len(cores)
     share = min(cores) / math.ceil(workers / len(cores))
     return workers, {"num_cpus": math.floor(share) if share >= 1 else math.floor(1e4 * share) / 1e4}
@@ -172,7 +176,7 @@ def _run(
     for block in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
         for done in block.to_pylist():
             if done["error"] is not None:
-                raise RuntimeError(f"{_file(done['shard'])} cannot be processed: {done['error']}")
+                raise ShardError(f"{_file(done['shard'])} cannot be processed: {done['error']}")
             yield done["rows"], done["failed"]
 
 

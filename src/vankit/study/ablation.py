@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vankit.errors import UserError
-from vankit.files import save_figure, write_text
+from vankit.files import read_json, save_figure, write_text
 from vankit.models.lka_settings import LkaSettings
 from vankit.models.van import VARIANTS
 from vankit.models.weights import read_metadata
@@ -139,7 +139,7 @@ def _check_budget(path: Path, budget: dict[str, Any]) -> None:
     budget = json.loads(json.dumps(budget))
     if not path.exists():
         write_text(path, json.dumps(budget, indent=2) + "\n")
-    before = json.loads(path.read_text())
+    before = read_json(path)
     for name, value in budget.items():
         if before.get(name, value) != value:  # what an earlier version wrote may lack a setting
             raise UserError(

@@ -20,7 +20,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from vankit.errors import MissingFileError, UserError
-from vankit.files import write_text
+from vankit.files import read_json, write_text
 from vankit.models import weights
 from vankit.models.description import Description
 from vankit.models.van import VARIANTS
@@ -171,7 +171,7 @@ def _resume_state(out: Path, resume: bool) -> Path | None:
 def _check_same_run(out: Path, model: str, description: Description) -> int:
     """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
     before = {"lka": {}, "task": "classify"}  # which early runs do not say
-    before |= json.loads((out / "config.json").read_text())
+    before |= read_json(out / "config.json")
     now = {"held_out": None, **json.loads(json.dumps({**description.to_metadata(), "model": model}))}
     for name, value in now.items():
         if name in ("model", "lka", "classes", "task", "head", "queries", "held_out") and before.get(name) != value:
@@ -180,7 +180,11 @@ def _check_same_run(out: Path, model: str, description: Description) -> int:
             raise UserError(
                 f"{out} holds a run with {name} {before.get(name)}, not {value}: {same}choose another folder (--output)"
             )
-    return int(weights.read_metadata(out / "last.safetensors")["epoch"])
+    last = out / "last.safetensors"
+    epoch = weights.read_metadata(last).get("epoch")
+    if epoch is None:
+        raise UserError(f"{last} is missing or damaged: choose another folder (--output) to start anew")
+    return int(epoch)
 
 
 def _prepare(out: Path, record: dict[str, Any]) -> None:

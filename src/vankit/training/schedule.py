@@ -21,7 +21,7 @@ def lr_factor(config: DenseConfig, update: int, total: int, per_epoch: float) ->
         config: names the schedule.
         update: from 0.
         total: updates of the whole run.
-        per_epoch: updates an epoch.
+        per_epoch: updates per epoch.
     """
     low = config.min_lr / config.lr if config.lr else 0.0
     if config.schedule == "step":

@@ -76,7 +76,7 @@ def checkpoint_of(file: TensorFile) -> Checkpoint:
         return Checkpoint(
             rename(tensors, fmt, "vankit", metadata.get("lka")), fmt, path, metadata if fmt == "vankit" else {}
         )
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
@@ -173,7 +173,7 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) 
         if wrong:
             k = wrong[0]
             raise UserError(f"{k} is {tuple(tensors[k].shape)}, the model's is {tuple(own[k].shape)}; another variant?")
-    except ValueError as error:
+    except UserError as error:
         hint = f"; it was trained with lka={theirs}, the model has lka={settings}: make them equal or train anew"
         raise UserError(f"{path}: {error}{hint if other else ''}") from None
     if other:
