@@ -256,7 +256,7 @@ def test_attention_and_field_of_a_detector(photo: Path, tmp_path: Path) -> None:
     assert field.maps["retinanet van_b0 stage 1"].shape == (64, 64)
     with pytest.raises(ValueError, match="retinanet van_b0 takes pictures of all sizes"):
         vankit.explain(photo, checkpoint=checkpoint, method="receptive-field")
-    with pytest.raises(ValueError, match="knows its model and classes: leave them out"):
+    with pytest.raises(ValueError, match="with its own classes: leave out model and classes"):
         vankit.explain(photo, "van_b0", checkpoint)
 
 
