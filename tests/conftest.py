@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -151,16 +152,16 @@ def dense_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str,
 
 
 @pytest.fixture(scope="session")
-def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Factory: the folder of an image set of ../shared/data, unpacked; skips without it."""
+def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Factory: the folder of an image set of ../shared/data, the files whose names match unpacked; skips without it."""
 
-    def unpack(name: str) -> Path:
+    def unpack(name: str, pattern: str = "") -> Path:
         archive = Path(os.environ.get("VANKIT_DATA", Path(__file__).parents[2] / "shared" / "data")) / f"{name}.zip"
         if not archive.is_file():
             pytest.skip(f"no {archive}: set VANKIT_DATA to the folder of the image sets")
         folder = tmp_path_factory.mktemp(name)
         with zipfile.ZipFile(archive) as content:
-            content.extractall(folder)
+            content.extractall(folder, [each for each in content.namelist() if re.search(pattern, each)])
         return folder / name
 
     return unpack

@@ -27,8 +27,8 @@ from vankit.tasks.panoptic import segments_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-# run as they are elsewhere: installing by .ci/run, the demo by test_demo.py, two processes by test_train.py, int8 by
-# test_quantize.py, since noise cannot show what it loses; the bench by test_bench.py, in less time
+# run as they are elsewhere: installing by .ci/run, the demo by test_demo.py, two processes by test_run.py, int8 by
+# test_quantize.py, since noise cannot show what it loses; the bench by test_timing.py, in less time
 ELSEWHERE = ("pip install", "torchrun", "vankit export van_b0.cifar10 --int8", "vankit bench")
 
 

@@ -103,14 +103,11 @@ def test_hand_counted_report() -> None:
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_the_shipped_checkpoint_on_cifar10(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_shipped_checkpoint_on_cifar10(shared_data: Callable[..., Path]) -> None:
     """On a twentieth of the validation images: the accuracy it was published with, within four standard errors."""
-    for folder in (shared_data("cifar10") / "val").iterdir():
-        (tmp_path / "val" / folder.name).mkdir(parents=True)
-        for image in sorted(folder.iterdir())[:50]:
-            (tmp_path / "val" / folder.name / image.name).symlink_to(image)
+    data = shared_data("cifar10", r"val/\w+/00[0-4]\d")
     file = timm.create_model("van_b0.cifar10").pretrained_cfg["file"]
     stated = vankit.read_checkpoint(file).metadata["top1"]
-    report = validate(tmp_path, "van_b0.cifar10", **QUICK)
+    report = validate(data, "van_b0.cifar10", **QUICK)
     assert report.count == 500
     assert abs(report.top1 - stated) < 4 * (stated * (1 - stated) / report.count) ** 0.5
