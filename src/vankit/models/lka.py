@@ -70,8 +70,8 @@ class LargeKernelAttention(nn.Module):
     """
 
     ndim: Final[int]
-    dilation: Final[int]
-    stride_dilation: Final[int]
+    dw_dilation: Final[int]
+    dw_d_dilation: Final[int]
     gate: Final[str]
     sigmoid: Final[bool]
     undivided: Final[bool]
@@ -102,8 +102,8 @@ class LargeKernelAttention(nn.Module):
         scales = _scales(kernel_size, dilation, form, dim)
         kept = [part for part in _PARTS[form] if part not in without]
         self.ndim = ndim
-        self.dim, self.gate, self.sigmoid, self.stride_dilation = dim, gate, sigmoid, stride_dilation
-        self.dilation = scales[0][1]
+        self.dim, self.gate, self.sigmoid = dim, gate, sigmoid
+        self.dw_dilation, self.dw_d_dilation = stride_dilation, stride_dilation * scales[0][1]
         self.undivided = form == "lka" and len(scales) == 1  # which the operator computes in one call
         self.shown = f"form={form}, scales={scales}"  # by extra_repr
         conv = partial(_conv, ndim=ndim, factor=stride_dilation, device=device, dtype=dtype)
@@ -115,7 +115,7 @@ class LargeKernelAttention(nn.Module):
                 setattr(self, part, conv(dim, *kernel) if part in kept else None)
         elif form == "strips":
             if "dw" in kept:
-                self.dw = Chain(conv(dim, 2 * self.dilation - 1))
+                self.dw = Chain(conv(dim, _kernels(*scales[0])["dw"][0]))
             self.branches.extend(Chain(*_rows(conv, dim, size, 1, ndim)) for size, _ in scales)
         elif form == "dense":
             self.branches.append(Chain(conv(dim, scales[0][0], groups=1)))
@@ -164,8 +164,8 @@ class LargeKernelAttention(nn.Module):
             None if self.dw_d is None else self.dw_d.bias,
             None if self.pw is None else self.pw.weight,
             None if self.pw is None else self.pw.bias,
-            self.stride_dilation,
-            self.stride_dilation * self.dilation,
+            self.dw_dilation,
+            self.dw_d_dilation,
             gate,
             sigmoid,
         )
