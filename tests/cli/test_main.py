@@ -1,5 +1,6 @@
 """How the command line ends: one line for a user's mistake, a traceback for a bug, quietly on Ctrl-C."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vankit import cli
@@ -91,6 +93,24 @@ def test_a_mistake_that_a_worker_finds_is_one_line(
     assert ending(lambda: list(loader)) == (1, f"vankit: {line}\n")
 
 
+class Dying(Unreadable):
+    """Its process ends with every image."""
+
+    def __getitem__(self, i: int) -> int:
+        os._exit(9)
+
+
+def test_what_the_machine_cannot_give_is_no_bug(ending: Callable[..., tuple[Any, str]]) -> None:
+    line = "vankit: out of memory: use a smaller --batch-size, smaller images or a smaller model\n"
+    assert ending(throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0"))) == (1, line)
+    assert ending(lambda: torch.empty(2**50)) == (1, line)
+    assert ending(lambda: bytes(2**50)) == (1, line)
+    loader = DataLoader(Dying(UserError()), num_workers=1, multiprocessing_context="fork")
+    status, error = ending(lambda: list(loader))
+    assert (status, error.count("\n")) == (1, 1)
+    assert error.startswith("vankit: a process that loads images died") and "--workers" in error
+
+
 def test_an_errors_cause_in_a_worker_is_left_out() -> None:
     trace = (
         'Caught UserError in DataLoader worker process 3.\nOriginal Traceback (most recent call last):\n  File "a"\n'
@@ -117,9 +137,8 @@ def test_ctrl_c_ends_quietly(ending: Callable[..., tuple[Any, str]]) -> None:
 def test_ctrl_c_ends_training_quietly(tmp_path: Path) -> None:
     words = ["train", "shapes", "--recipe", "short", "--output", str(tmp_path / "run"), "--workers", "1"]
     with subprocess.Popen([sys.executable, "-m", "vankit", *words], stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "run" / "config.json").exists() and process.poll() is None:
+        while not any(tmp_path.glob("run/tensorboard/events*")) and process.poll() is None:  # Lightning has begun
             time.sleep(0.2)
-        time.sleep(2)  # Lightning begins
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=120)
     assert process.returncode == 130

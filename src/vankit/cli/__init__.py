@@ -40,10 +40,15 @@ def main(argv: list[str] | None = None) -> None:
     words = _with_present_names(sys.argv[1:] if argv is None else argv)
     try:
         status = app(words, result_action="return_value", exit_on_error=False, print_error=False)
-    except (CycloptsError, UserError, OSError) as error:
+    except Exception as error:
+        line = _answer(error)
+        if line is None:
+            traceback.print_exc()
+            print("vankit: this is a bug in vankit: please report it with the lines above", file=sys.stderr)
+            raise SystemExit(1) from None
         if os.environ.get("VANKIT_DEBUG") == "1":
             traceback.print_exc()
-        print(f"vankit: {one_line(str(error))}", file=sys.stderr)
+        print(f"vankit: {line}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, CycloptsError) else 1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -51,10 +56,6 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends with status 1
             raise SystemExit(130) from None
         raise
-    except Exception:
-        traceback.print_exc()
-        print("vankit: this is a bug in vankit: please report it with the lines above", file=sys.stderr)
-        raise SystemExit(1) from None
     raise SystemExit(status or 0)
 
 
@@ -63,6 +64,19 @@ def _with_present_names(words: list[str]) -> list[str]:
     end = words.index("--") if "--" in words else len(words)
     parts = (word.partition("=") for word in words[:end])
     return ["".join((_FORMER_NAMES.get(name, name), *value)) for name, *value in parts] + words[end:]
+
+
+def _answer(error: Exception) -> str | None:
+    """The line that an error ends in; None for a bug."""
+    message = one_line(str(error))
+    if isinstance(error, CycloptsError | UserError | OSError):
+        return message
+    # PyTorch, which need not be imported here, has a class for it on GPUs, and on CPUs none
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
+        return "out of memory: use a smaller --batch-size, smaller images or a smaller model"
+    if re.match(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)", message):
+        return "a process that loads images died, probably for lack of memory or shared memory: use fewer --workers"
+    return None
 
 
 def one_line(message: str) -> str:

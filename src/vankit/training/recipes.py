@@ -34,8 +34,8 @@ class Config:
         grad_checkpointing: recompute activations in the backward pass, for memory.
         channels_last: use the NHWC memory format.
         seed: of weights, order, augmentation and the images held out, 0 to 4294967295.
-        val_share: share of each class's training images that is held out for validation where a folder, a set of
-            hfds/ or one for segmentation has no split val, between 0 and 1; the other kinds of data need one.
+        val_share: share of each class's training images, between 0 and 1, that is held out for validation if the data
+            has no val split. COCO sets and wds/ need one.
         workers: processes that load images, per training process.
         lka: settings of the network's large kernel attention, see `vankit.LargeKernelAttention`; VAN's if left out.
     """
