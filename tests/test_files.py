@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vankit.errors import UserError
+from vankit.errors import MissingFileError, UserError
 from vankit.files import check_picture, read_json, read_text, replacing, save_figure, write_text
 
 
@@ -99,7 +99,7 @@ def test_text_is_utf8(tmp_path: Path) -> None:
     path.write_bytes("caf\u00e9\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"classes[.]txt is not text in UTF-8 \(byte 3\): save it in that encoding"):
         read_text(path)
-    with pytest.raises(FileNotFoundError, match="no file .*missing"):
+    with pytest.raises(MissingFileError, match="no file .*missing"):
         read_text(tmp_path / "missing")
 
 

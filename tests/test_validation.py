@@ -12,6 +12,7 @@ from PIL import Image
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 import vankit
+from vankit.errors import UserError
 from vankit.validation import ClassificationReport, validate
 
 QUICK = {"workers": 0, "engine": "torch"}
@@ -85,7 +86,7 @@ def test_a_plain_class_folder_is_its_own_val_split(data: Path, checkpoint: Path)
 def test_nothing_readable(data: Path, checkpoint: Path) -> None:
     for path in (data / "val").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="no image of .* could be read"):
+    with pytest.raises(UserError, match="no image of .* could be read"):
         validate(data, checkpoint=checkpoint, **QUICK)
 
 

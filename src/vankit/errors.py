@@ -1,5 +1,9 @@
 """Errors that are answers to the user: what was wrong, what was expected, what to do."""
 
+import logging
+
+logger = logging.getLogger(__name__)
+
 
 class UserError(ValueError):
     """What was given cannot be used. The message is one line; the command line prints it without a traceback."""
@@ -11,3 +15,21 @@ class MissingFileError(UserError, FileNotFoundError):
 
 class MissingPackageError(UserError, ImportError):
     """A library of an extra is not installed; the message names the extra."""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, the main one's or a GPU's."""
+    # PyTorch, which need not be imported here, has a class for it on GPUs, and on CPUs none
+    return type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in str(error)
+
+
+def reason_of(error: Exception, source: str) -> str:
+    """Why one picture of many failed. A bug is logged with its traceback, so that it is seen though the others go on.
+
+    Args:
+        error: that was raised.
+        source: the picture's name.
+    """
+    if not isinstance(error, UserError | OSError) and not out_of_memory(error):
+        logger.error("%s: this is a bug in vankit: please report it with these lines", source, exc_info=error)
+    return str(error) or type(error).__name__

@@ -1,5 +1,6 @@
-"""Text that vankit reads, and files that it writes: whole, or not at all."""
+"""Files as text, JSON and checksums; and files that vankit writes: whole, or not at all."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,17 +27,28 @@ def read_text(path: str | PathLike[str]) -> str:
         raise UserError(f"{path} is not text in UTF-8 (byte {error.start}): save it in that encoding") from None
 
 
-def read_json(path: str | PathLike[str]) -> Any:
-    """Read a JSON file.
+def read_json(path: str | PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or holds something else.
     """
     try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise MissingFileError(f"no file {path}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is JSON, but not an object: expected {{…}} at its top")
+    return content
+
+
+def sha256_of(path: str | PathLike[str]) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -188,6 +188,8 @@ def validate(
         FileNotFoundError, ValueError: data or weights cannot be used, or their classes do not match.
     """
     check_picture(picture)
+    if workers < 0:
+        raise UserError(f"workers is {workers}, expected 0 or more")
     opened = open_network(model, checkpoint)
     if opened.dense:
         if picture is not None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vankit.data.images import IMAGE_SUFFIXES, ImageError, find_images, find_inputs, load_image, to_image
+from vankit.errors import MissingFileError, UserError
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 9, 3), np.uint8)
@@ -289,7 +290,7 @@ def test_min_side_of_every_source(tmp_path: Path) -> None:
     assert load_image(path, min_side=48).size == to_image(path, min_side=48).size == (80, 48)
     with Image.open(path) as opened:
         assert to_image(opened, min_side=48).size == to_image(SLOPES, min_side=48).size == (160, 96)
-    with pytest.raises(ValueError, match="min_side is 0"):
+    with pytest.raises(UserError, match="min_side is 0"):
         load_image(path, min_side=0)
 
 
@@ -354,7 +355,7 @@ def test_broken_files_are_named_with_the_reason(content: bytes, reason: str, tmp
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no such image file: .*nowhere.png"):
+    with pytest.raises(MissingFileError, match=r"no such image file: .*nowhere.png"):
         load_image(tmp_path / "nowhere.png")
     with pytest.raises(ImageError, match="is a folder"):
         load_image(tmp_path)
@@ -459,7 +460,7 @@ def test_a_named_file_is_yielded_whatever_its_suffix_even_if_missing(photos: Pat
 def test_barren_arguments_raise_after_everything_else(photos: Path) -> None:
     found = find_images([photos / "empty", photos / "*.gif", photos / "a.webp"])
     assert next(found) == photos / "a.webp"
-    with pytest.raises(FileNotFoundError, match=r"no images in .*empty, .*\*\.gif: expected"):
+    with pytest.raises(MissingFileError, match=r"no images in .*empty, .*\*\.gif: expected"):
         next(found)
 
 
@@ -472,7 +473,7 @@ def test_what_the_output_holds_is_no_input(photos: Path) -> None:
     assert names(find_inputs([photos], photos / "b"), photos) == ["a.webp"]
     assert names(find_inputs([photos]), photos) == ["a.webp", "b/1.png", "b/2.JPG"]
     for inside in (photos / "b", photos / "b" / "1.png"):
-        with pytest.raises(ValueError, match="lies in the output folder"):
+        with pytest.raises(UserError, match="lies in the output folder"):
             find_inputs([photos / "a.webp", inside], photos / "b")
 
 

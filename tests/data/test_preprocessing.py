@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from vankit.data.preprocessing import INTERPOLATIONS, Preprocessing
+from vankit.errors import UserError
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (300, 300, 3), np.uint8)
@@ -105,13 +106,13 @@ def test_json_and_back() -> None:
     ],
 )
 def test_bad_settings_are_refused(change: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=f"{reason}.*expected"):
+    with pytest.raises(UserError, match=f"{reason}.*expected"):
         Preprocessing(**{**USUAL, **change})
 
 
 def test_pictures_that_cannot_be_prepared() -> None:
     preprocessing = Preprocessing(**USUAL)
-    with pytest.raises(ValueError, match="mode is L: expected RGB"):
+    with pytest.raises(UserError, match="mode is L: expected RGB"):
         preprocessing(Image.new("L", (40, 40)))
-    with pytest.raises(ValueError, match="1 x 90000 pixels would be resized to 35 x 3150000"):
+    with pytest.raises(UserError, match="1 x 90000 pixels would be resized to 35 x 3150000"):
         preprocessing(Image.new("RGB", (1, 90_000)))

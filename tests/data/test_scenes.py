@@ -17,6 +17,7 @@ from vankit.data.coco import CocoInstances, CocoPanoptic
 from vankit.data.scenes import ShapeScenes, open_scenes
 from vankit.data.semantic import SemanticFolder
 from vankit.data.shapes import CLASSES
+from vankit.errors import MissingFileError, UserError
 
 SIZE = (40, 56)
 
@@ -93,16 +94,16 @@ def test_shapes_by_their_word() -> None:
 
 
 def test_unusable_requests_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown task 'classify': expected one of detect, segment, panoptic"):
+    with pytest.raises(UserError, match="unknown task 'classify': expected one of detect, segment, panoptic"):
         open_scenes("shapes", "classify", "val")
-    with pytest.raises(FileNotFoundError, match="no dataset at .*nowhere: expected a folder, or the word 'shapes'"):
+    with pytest.raises(MissingFileError, match="no dataset at .*nowhere: expected a folder, or the word 'shapes'"):
         open_scenes(tmp_path / "nowhere", "detect", "val")
     for task, message in (("detect", "instances"), ("panoptic", "panoptic"), ("segment", "no val split")):
-        with pytest.raises(FileNotFoundError, match=message):
+        with pytest.raises(MissingFileError, match=message):
             open_scenes(tmp_path, task, "val")
-    with pytest.raises(ValueError, match="split 'evening' is unknown: expected one of train, val, test"):
+    with pytest.raises(UserError, match="split 'evening' is unknown: expected one of train, val, test"):
         open_scenes("shapes", "detect", "evening")
-    with pytest.raises(ValueError, match="length 0 is not a dataset"):
+    with pytest.raises(UserError, match="length 0 is not a dataset"):
         ShapeScenes("detect", length=0)
 
 
@@ -146,12 +147,12 @@ def test_coco_folders_by_task(coco: Path) -> None:
 
 
 def test_masks_are_not_read_where_nobody_wants_them(coco: Path) -> None:
-    with pytest.raises(ValueError, match="no segmentation, but the head needs masks"):
+    with pytest.raises(UserError, match="no segmentation, but the head needs masks"):
         open_scenes(coco, "detect", "train")
     _, target = open_scenes(coco, "detect", "train", masks=False)[0]
     assert "masks" not in target and target["boxes"].tolist() == [[1, 1, 4, 3]] and target["labels"].tolist() == [1]
     (coco / "train" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"names no picture .*a\.png"):
+    with pytest.raises(UserError, match=r"names no picture .*a\.png"):
         open_scenes(coco, "detect", "train", masks=False, skip_bad=True)
 
 

@@ -17,6 +17,7 @@ from torchvision import tv_tensors
 
 from vankit.data.held_out import HeldOut
 from vankit.data.semantic import SemanticFolder, open_semantic, read_labels
+from vankit.errors import MissingFileError, UserError
 
 HEADER = "Idx\tRatio\tTrain\tVal\tStuff\tName\n"
 
@@ -79,7 +80,7 @@ def test_ade20k_counts_from_1_and_0_is_unlabelled(tmp_path: Path) -> None:
     assert dataset.classes == ["wall", "building", "sky"]
     assert semantic(dataset) == [[255, 0, 1, 2, 255]]
     write(tmp_path, "training", "ADE_train_00000001", [[0, 4]])
-    with pytest.raises(ValueError, match=r"00000001\.png has label 4 and there are 3 classes"):
+    with pytest.raises(UserError, match=r"00000001\.png has label 4 and there are 3 classes"):
         opened(tmp_path)[0]
     assert semantic(opened(tmp_path, ignore_label=4)) == [[255, 255]]
 
@@ -93,13 +94,13 @@ def test_without_a_table_classes_are_the_numbers_in_the_training_labels(tmp_path
     assert semantic(opened(tmp_path, ignore_label=11), 1) == [[3, 255, 255]]
     assert len(opened(tmp_path).classes) == 12
     write(tmp_path, "val", "1", [[4, 1]])
-    with pytest.raises(ValueError, match=r"1\.png has label 4 and there are 4 classes: name it in classes\.txt, or"):
+    with pytest.raises(UserError, match=r"1\.png has label 4 and there are 4 classes: name it in classes\.txt, or"):
         opened(tmp_path, "val", ignore_label=11)[0]
 
 
 def test_training_labels_have_to_name_a_class(tmp_path: Path) -> None:
     write(tmp_path, "train", "1", [[255, 7]])
-    with pytest.raises(ValueError, match=r"no class indices from 0 to 254: highest is -1"):
+    with pytest.raises(UserError, match=r"no class indices from 0 to 254: highest is -1"):
         opened(tmp_path, ignore_label=7)
 
 
@@ -114,7 +115,7 @@ def test_splits_have_several_names(tmp_path: Path, split: str, folder: str) -> N
 
 def test_the_test_images_are_not_for_choosing_the_best_weights(tmp_path: Path) -> None:
     write(tmp_path, "test", "1", [[1, 0]])
-    with pytest.raises(FileNotFoundError, match="no val split"):
+    with pytest.raises(MissingFileError, match="no val split"):
         opened(tmp_path, "val")
 
 
@@ -234,7 +235,7 @@ def test_what_cannot_be_used_is_named_or_left_out(
 ) -> None:
     spoil(tmp_path)
     (tmp_path / "classes.txt").write_text("a\nb")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         opened(tmp_path)[0]
     alone = opened(tmp_path, skip_bad=True)
     assert alone[0] is None and re.search(message, alone.skipped[0][1])
@@ -252,7 +253,7 @@ def test_what_cannot_be_used_is_named_or_left_out(
 def test_a_broken_png_does_not_hinder_the_count_of_classes(tmp_path: Path) -> None:
     write(tmp_path, "train", "a", [[1, 0]])
     write(tmp_path, "train", "b", [[1, 0]]).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"b\.png is not a readable PNG"):
+    with pytest.raises(UserError, match=r"b\.png is not a readable PNG"):
         opened(tmp_path)
     assert opened(tmp_path, skip_bad=True).classes == ["0", "1"]
 
@@ -260,7 +261,7 @@ def test_a_broken_png_does_not_hinder_the_count_of_classes(tmp_path: Path) -> No
 def test_an_image_without_labels_is_named_or_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, "train", "0", [[1, 0]]).unlink()
     write(tmp_path, "train", "1", [[1, 0]])
-    with pytest.raises(FileNotFoundError, match=r"0\.jpg has no label PNG: expected .*/train/0\.png; --skip-bad"):
+    with pytest.raises(MissingFileError, match=r"0\.jpg has no label PNG: expected .*/train/0\.png; --skip-bad"):
         opened(tmp_path)
     with caplog.at_level(logging.WARNING):
         dataset = opened(tmp_path, skip_bad=True)
@@ -270,19 +271,19 @@ def test_an_image_without_labels_is_named_or_left_out(tmp_path: Path, caplog: py
 
 
 def test_missing_folders_and_images_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no train split in .*: expected images/NAME and annotations/NAME"):
+    with pytest.raises(MissingFileError, match=r"no train split in .*: expected images/NAME and annotations/NAME"):
         opened(tmp_path)
     (tmp_path / "images" / "train").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"NAME one of train, training"):
+    with pytest.raises(MissingFileError, match=r"NAME one of train, training"):
         opened(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere: expected images and label PNGs"):
+    with pytest.raises(MissingFileError, match=r"no folder .*nowhere: expected images and label PNGs"):
         SemanticFolder(tmp_path, tmp_path / "nowhere", ["a"])
-    with pytest.raises(FileNotFoundError, match=r"no images with label PNGs in"):
+    with pytest.raises(MissingFileError, match=r"no images with label PNGs in"):
         SemanticFolder(tmp_path, tmp_path, ["a"])
 
 
 def test_more_classes_than_numbers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="256 classes: expected at most 255, because 255 means unlabelled"):
+    with pytest.raises(UserError, match="256 classes: expected at most 255, because 255 means unlabelled"):
         SemanticFolder(tmp_path, tmp_path, ["a"] * 256)
 
 

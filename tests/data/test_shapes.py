@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vankit.data.shapes import CLASSES, SPLITS, Scene, Shapes, render_scene
+from vankit.errors import UserError
 
 SIZES = st.integers(16, 96) | st.tuples(st.integers(16, 96), st.integers(16, 96))
 
@@ -112,7 +113,7 @@ def test_the_number_of_objects_covers_its_range() -> None:
     ],
 )
 def test_wrong_arguments(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         render_scene(**options)
 
 
@@ -137,9 +138,9 @@ def test_dataset_index_out_of_range(index: int) -> None:
 
 
 def test_dataset_refuses_what_it_cannot_draw() -> None:
-    with pytest.raises(ValueError, match="at least 1 image"):
+    with pytest.raises(UserError, match="at least 1 image"):
         Shapes(length=0)
-    with pytest.raises(ValueError, match="expected one of train"):
+    with pytest.raises(UserError, match="expected one of train"):
         Shapes("traim")
 
 

@@ -27,6 +27,7 @@ from vankit.deploy import export
 from vankit.deploy.folder import Exported, Format, read_exported
 from vankit.engines import convert
 from vankit.engines.convert import UnsupportedNetworkError, to_openvino
+from vankit.errors import UserError
 from vankit.models.fold import fold
 from vankit.prediction.labels import Predictor
 
@@ -251,7 +252,7 @@ def test_a_wrong_network_is_not_kept(
 
     monkeypatch.setattr(convert, "fold", wrong)
     with pytest.raises(
-        ValueError, match=r"differs from PyTorch's: a logit differs by 3\.[0-9]e-04, where 1e-04 is allowed"
+        UserError, match=r"differs from PyTorch's: a logit differs by 3\.[0-9]e-04, where 1e-04 is allowed"
     ):
         vankit.export(network, out=tmp_path / "new", format=kind, classes=CLASSES)
     assert list(tmp_path.iterdir()) == []
@@ -268,7 +269,7 @@ def test_a_network_wrong_at_other_sizes_only_is_not_kept(
         return found
 
     monkeypatch.setattr(export, "to_openvino", cut)
-    with pytest.raises(ValueError, match=r"differs from PyTorch's: .* inputs \(3, 95, 48\)"):
+    with pytest.raises(UserError, match=r"differs from PyTorch's: .* inputs \(3, 95, 48\)"):
         vankit.export(network, out=tmp_path / "new", dynamic=True, classes=CLASSES)
     assert list(tmp_path.iterdir()) == []
 
@@ -281,7 +282,7 @@ def test_an_exported_folder_is_replaced_and_kept_if_it_fails(
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(export, "TOLERANCE", 0.0)
-        with pytest.raises(ValueError, match="differs from PyTorch's"):
+        with pytest.raises(UserError, match="differs from PyTorch's"):
             vankit.export(network, out=out, format="pt2", classes=CLASSES)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     found = vankit.export(network, out=out, format="pt2", classes=list("wxyz"))
@@ -291,13 +292,13 @@ def test_an_exported_folder_is_replaced_and_kept_if_it_fails(
 
 def test_other_peoples_files_are_left_alone(network: nn.Module, exports: Factory, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
-    with pytest.raises(ValueError, match="file is a file: pass a folder"):
+    with pytest.raises(UserError, match="file is a file: pass a folder"):
         vankit.export(network, out=tmp_path / "file", classes=CLASSES)
-    with pytest.raises(ValueError, match="holds other files, such as file: pass another folder"):
+    with pytest.raises(UserError, match="holds other files, such as file: pass another folder"):
         vankit.export(network, out=tmp_path, classes=CLASSES)
     folder = Path(shutil.copytree(exports("pt2").folder, tmp_path / "new"))
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds other files, such as notes\.txt: pass another folder"):
+    with pytest.raises(UserError, match=r"holds other files, such as notes\.txt: pass another folder"):
         vankit.export(network, out=folder, classes=CLASSES)
     assert (folder / "notes.txt").read_text() == "mine" and (tmp_path / "file").read_text() == "text"
 
@@ -314,7 +315,7 @@ def test_other_peoples_files_are_left_alone(network: nn.Module, exports: Factory
     ],
 )
 def test_options_that_do_not_fit(network: nn.Module, tmp_path: Path, options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         vankit.export(network, out=tmp_path / "new", **{"classes": CLASSES, **options})
     assert list(tmp_path.iterdir()) == []
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from vankit.data.held_out import HeldOut
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import FILES, Exported, Format, is_exported, read_exported
+from vankit.errors import MissingFileError, UserError
 from vankit.models.description import Description
 
 PREPROCESSING = Preprocessing((3, 8, 6), (0.4, 0.5, 0.6), (0.3, 0.25, 0.2), 0.9, "bilinear")
@@ -138,7 +139,7 @@ def test_class_names_come_back_or_are_refused(made: Callable[[Format, bool], Pat
     shutil.copytree(made("onnx"), folder, dirs_exist_ok=True)
     exported = Exported(folder, "onnx", "float32", False, Description(classes=names, preprocessing=PREPROCESSING))
     if any(char in BREAKS for name in names for char in name):
-        with pytest.raises(ValueError, match="contains a line break; labels.txt has one name per line: rename it"):
+        with pytest.raises(UserError, match="contains a line break; labels.txt has one name per line: rename it"):
             exported.write_description()
         return
     exported.write_description()
@@ -151,7 +152,7 @@ def test_missing_files(copied: Callable[[Format], Path], kind: Format) -> None:
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         path.unlink()
-        with pytest.raises(FileNotFoundError, match=f"not a complete exported folder: {path.name} is missing"):
+        with pytest.raises(MissingFileError, match=f"not a complete exported folder: {path.name} is missing"):
             read_exported(folder)
         path.write_bytes(content)
     read_exported(folder)
@@ -163,7 +164,7 @@ def test_damaged_models(copied: Callable[[Format], Path], kind: Format, name: st
     content = path.read_bytes()
     for damaged in (content[:-1], content + b"\0", bytes([content[0] ^ 1]) + content[1:] if content else b"x"):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{name} is damaged or was changed: export the model again"):
+        with pytest.raises(UserError, match=f"{name} is damaged or was changed: export the model again"):
             read_exported(path.parent).engine()
     path.write_bytes(content)
     read_exported(path.parent).engine()
@@ -188,19 +189,19 @@ def test_damaged_descriptions(copied: Callable[[Format], Path], name: str, conte
     if content is None:
         content = json.dumps({**json.loads(path.read_text()), "format": "tflite"})
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"onnx is damaged"):
+    with pytest.raises(UserError, match=r"onnx is damaged"):
         read_exported(path.parent)
 
 
 def test_options_that_do_not_fit(made: Callable[[Format, bool], Path]) -> None:
     openvino, onnx = (read_exported(made(kind)) for kind in ("openvino", "onnx"))
-    with pytest.raises(ValueError, match=r"format openvino, which engine onnxruntime cannot run: use openvino"):
+    with pytest.raises(UserError, match=r"format openvino, which engine onnxruntime cannot run: use openvino"):
         openvino.engine("onnxruntime")
-    with pytest.raises(ValueError, match=r"format onnx, which engine torch cannot run: use onnxruntime"):
+    with pytest.raises(UserError, match=r"format onnx, which engine torch cannot run: use onnxruntime"):
         onnx.engine("torch")
-    with pytest.raises(ValueError, match="device is 'cuda', but exported folders run on the CPU"):
+    with pytest.raises(UserError, match="device is 'cuda', but exported folders run on the CPU"):
         onnx.engine(device="cuda")
-    with pytest.raises(ValueError, match="was exported in float32, not int8: export it with that"):
+    with pytest.raises(UserError, match="was exported in float32, not int8: export it with that"):
         openvino.engine(precision="int8")
 
 

@@ -13,6 +13,7 @@ import vankit
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import Exported
 from vankit.deploy.opening import open_network
+from vankit.errors import MissingFileError, UserError
 from vankit.models.description import Description
 
 PREPROCESSING = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, 1.0, "bicubic")
@@ -60,7 +61,7 @@ def test_a_detector_or_segmenter(dense_checkpoint: Callable[[str, str], Path], h
     assert found.dense and not found.module.training
     assert (found.source, found.description.head, found.description.task) == (str(path), head, task)
     for options in ({"model": "van_b0"}, {"classes": ["a"]}):
-        with pytest.raises(ValueError, match="with its own classes: leave out model and classes"):
+        with pytest.raises(UserError, match="with its own classes: leave out model and classes"):
             open_network(checkpoint=path, **options)
 
 
@@ -75,7 +76,7 @@ def test_a_network(checkpoint: Path) -> None:
 
 def test_other_networks_say_their_outputs_or_are_told_their_classes() -> None:
     assert open_network(nn.Flatten(), classes=["a", "b"]).description.classes == ("a", "b")
-    with pytest.raises(ValueError, match="0 outputs and there are 0 class names"):
+    with pytest.raises(UserError, match="0 outputs and there are 0 class names"):
         open_network(nn.Flatten())
 
 
@@ -89,9 +90,9 @@ def test_an_exported_folder(folder: Path, checkpoint: Path) -> None:
     assert (found.module, found.exported.format, found.source, found.dense) == (None, "onnx", str(folder), False)
     assert (found.description.classes, found.description.preprocessing) == (CLASSES, PREPROCESSING)
     assert open_network(folder, classes=["x", "y"]).description.classes == ("x", "y")
-    with pytest.raises(ValueError, match="classes has 3 names, and .* 2 outputs"):
+    with pytest.raises(UserError, match="classes has 3 names, and .* 2 outputs"):
         open_network(folder, classes=["x", "y", "z"])
-    with pytest.raises(ValueError, match="is an exported folder, which contains its weights: leave out checkpoint"):
+    with pytest.raises(UserError, match="is an exported folder, which contains its weights: leave out checkpoint"):
         open_network(folder, checkpoint)
 
 
@@ -105,7 +106,7 @@ def test_an_exported_folder_is_opened_without_torch(folder: Path) -> None:
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+    with pytest.raises(MissingFileError, match="no checkpoint at"):
         open_network(checkpoint=tmp_path / "nowhere.pth")
-    with pytest.raises(ValueError, match="unknown model 'van_b9'"):
+    with pytest.raises(UserError, match="unknown model 'van_b9'"):
         open_network("van_b9")

@@ -21,6 +21,7 @@ from vankit.data.preprocessing import Preprocessing
 from vankit.deploy import quantize as module
 from vankit.deploy.folder import Exported, Format
 from vankit.deploy.quantize import Int8Report, open_pictures, quantize
+from vankit.errors import MissingFileError, UserError
 from vankit.models.description import Description
 from vankit.prediction.labels import Predictor
 
@@ -237,7 +238,7 @@ def test_which_layers_are_left_out(
 
 
 def test_too_much_is_lost(climb: Callable[..., Int8Report], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"loses more than 1\.00% of top-1, which is 100\.00% in float32") as error:
+    with pytest.raises(UserError, match=r"loses more than 1\.00% of top-1, which is 100\.00% in float32") as error:
         climb([(20 - i, 1.0) for i in range(6)], 0.01)
     for figure in (
         "nothing left in float: 80.00%",
@@ -253,7 +254,7 @@ def test_a_refused_int8_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(module, "_quantize_without", stays_float32)
     monkeypatch.setattr(module, "_best", lambda attempts, max_drop: None)
-    with pytest.raises(ValueError, match="int8 loses more than"):
+    with pytest.raises(UserError, match="int8 loses more than"):
         vankit.export(network, out=tmp_path / "new", int8=True, calibrate=photographs, classes=CLASSES)
     assert list(tmp_path.iterdir()) == []
 
@@ -273,11 +274,11 @@ def test_sets_and_photographs_are_told_apart(labelled: Path, photographs: Path, 
     assert (train, val) == (10, 61)
     assert indices == [3 - CLASSES.index(path.name) for path in sorted((labelled / "val").iterdir())]
     assert opened("shapes", [str(i) for i in range(len(vankit.data.shapes.CLASSES))], False)[:2] == (12_000, 1_000)
-    with pytest.raises(ValueError, match="does not know"):
+    with pytest.raises(UserError, match="does not know"):
         opened(labelled, ["x", "y"])
-    with pytest.raises(FileNotFoundError, match="no dataset at"):
+    with pytest.raises(MissingFileError, match="no dataset at"):
         opened(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="no images in"):
+    with pytest.raises(MissingFileError, match="no images in"):
         opened(str(tmp_path / "*.png"))
 
 
@@ -291,7 +292,7 @@ def test_calibration_images_are_drawn_evenly(monkeypatch: pytest.MonkeyPatch) ->
 def test_nothing_readable(float32: Callable[[Format], Exported], tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     pictures = open_pictures(tmp_path, Description(classes=CLASSES, preprocessing=PREPROCESSING))
-    with pytest.raises(ValueError, match="none of the images to calibrate or measure int8 can be read"):
+    with pytest.raises(UserError, match="none of the images to calibrate or measure int8 can be read"):
         quantize(float32("onnx"), pictures, 0.01)
 
 

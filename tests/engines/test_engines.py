@@ -22,6 +22,7 @@ from vankit.engines.convert import UnsupportedNetworkError, to_onnx, to_openvino
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine, openvino_core
 from vankit.engines.torch import TorchEngine
+from vankit.errors import UserError
 
 SIZE = (3, 64, 64)
 ENGINES = ["torch", "openvino", "onnxruntime"]
@@ -248,18 +249,18 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("engine", "precision"), [("tensorrt", "auto"), ("auto", "fp8")])
 def test_unknown_options(engine: str, precision: str) -> None:
-    with pytest.raises(ValueError, match=r"is '(tensorrt|fp8)', expected one of auto, "):
+    with pytest.raises(UserError, match=r"is '(tensorrt|fp8)', expected one of auto, "):
         check_options(engine, precision)
-    with pytest.raises(ValueError, match="expected one of"):
+    with pytest.raises(UserError, match="expected one of"):
         vankit.Predictor("van_b0.cifar10", engine=engine, precision=precision)
 
 
 def test_options_that_do_not_go_together(network: nn.Module) -> None:
-    with pytest.raises(ValueError, match="vankit export MODEL --int8"):
+    with pytest.raises(UserError, match="vankit export MODEL --int8"):
         engine_for(network, SIZE, precision="int8")
-    with pytest.raises(ValueError, match="ONNX Runtime has no bf16"):
+    with pytest.raises(UserError, match="ONNX Runtime has no bf16"):
         engine_for(network, SIZE, "onnxruntime", "bf16")
-    with pytest.raises(ValueError, match="runs on the CPU and device is 'cuda'"):
+    with pytest.raises(UserError, match="runs on the CPU and device is 'cuda'"):
         engine_for(network, SIZE, "openvino", device="cuda")
 
 

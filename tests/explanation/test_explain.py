@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import vankit
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import Exported
+from vankit.errors import MissingFileError, UserError
 from vankit.explanation import iter_explanations, maps
 from vankit.explanation.subjects import Subject, open_subject
 from vankit.heads.backbone import backbone_of
@@ -160,7 +161,7 @@ def test_the_receptive_field_over_images_is_their_mean(photo: Path, tmp_path: Pa
     (tmp_path / "empty").mkdir()
     explanations = iter_explanations([photo, tmp_path / "empty"], CIFAR, **options)
     assert next(explanations).source == "1 image"
-    with pytest.raises(FileNotFoundError, match="no images in"):
+    with pytest.raises(MissingFileError, match="no images in"):
         next(explanations)
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"")
@@ -254,9 +255,9 @@ def test_attention_and_field_of_a_detector(photo: Path, tmp_path: Path) -> None:
     assert found.figure.axes[0].images[0].get_array().shape == (64, 96, 3)
     (field,) = vankit.explain((), checkpoint=checkpoint, method="receptive-field", img_size=64, stage=1)
     assert field.maps["retinanet van_b0 stage 1"].shape == (64, 64)
-    with pytest.raises(ValueError, match="retinanet van_b0 takes pictures of all sizes"):
+    with pytest.raises(UserError, match="retinanet van_b0 takes pictures of all sizes"):
         vankit.explain(photo, checkpoint=checkpoint, method="receptive-field")
-    with pytest.raises(ValueError, match="with its own classes: leave out model and classes"):
+    with pytest.raises(UserError, match="with its own classes: leave out model and classes"):
         vankit.explain(photo, "van_b0", checkpoint)
 
 
@@ -285,11 +286,11 @@ def test_one_of_several_names() -> None:
     assert subject.class_number("tinca TINCA") == 0
     assert subject.class_number("maillot") == 3
     assert subject.class_number("4") == 4
-    with pytest.raises(ValueError, match="target 'crane' stands for 1 crane, 2 crane: pass the number"):
+    with pytest.raises(UserError, match="target 'crane' stands for 1 crane, 2 crane: pass the number"):
         subject.class_number("crane")
-    with pytest.raises(ValueError, match=r"net knows no class 'mailot' \(--target\).* such as maillot, .* or 0 to 4"):
+    with pytest.raises(UserError, match=r"net knows no class 'mailot' \(--target\).* such as maillot, .* or 0 to 4"):
         subject.class_number("mailot")
-    with pytest.raises(ValueError, match="knows no class -1"):
+    with pytest.raises(UserError, match="knows no class -1"):
         subject.class_number(-1)
 
 
@@ -310,14 +311,14 @@ def test_one_of_several_names() -> None:
     ],
 )
 def test_mistakes(options: dict[str, Any], says: str, photo: Path) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(UserError, match=says):
         vankit.explain(photo, **{"model": CIFAR, "pretrained": options.get("model") is None, **options})
 
 
 def test_more_mistakes(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="method grad-cam looks at images"):
+    with pytest.raises(UserError, match="method grad-cam looks at images"):
         vankit.explain((), CIFAR)
-    with pytest.raises(ValueError, match="lies in the output folder"):
+    with pytest.raises(UserError, match="lies in the output folder"):
         vankit.explain(photo, CIFAR, output=tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "exported").mkdir()
@@ -327,9 +328,9 @@ def test_more_mistakes(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     exported.path.write_bytes(b"")
     exported.write_description()
-    with pytest.raises(FileNotFoundError, match="no images in"):
+    with pytest.raises(MissingFileError, match="no images in"):
         list(iter_explanations(tmp_path / "empty", CIFAR))
-    with pytest.raises(ValueError, match="is an exported folder, which has no gradients"):
+    with pytest.raises(UserError, match="is an exported folder, which has no gradients"):
         vankit.explain(photo, tmp_path / "exported")
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(ImportError, match=r"pip install 'vankit\[explain\]'"):
@@ -338,7 +339,7 @@ def test_more_mistakes(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_class_that_was_not_found_is_said_to_be_so() -> None:
     subject = Named(["cat", "dog"])
-    with pytest.raises(ValueError, match="net found no dog here"):
+    with pytest.raises(UserError, match="net found no dog here"):
         subject.choose(np.array([0.5, np.nan]), 1)
     assert subject.choose(np.array([0.5, np.nan]), None) == 0
     assert subject.verdict(np.array([np.nan, np.nan])) == "nothing found"

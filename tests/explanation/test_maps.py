@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.signal import convolve2d
 from torch import Tensor, nn
 
+from vankit.errors import UserError
 from vankit.explanation import maps
 from vankit.models.lka import LargeKernelAttention
 from vankit.models.van import VAN
@@ -145,18 +146,18 @@ def test_maps_and_back(height: int, width: int, patch: int, prefix: int, form: s
     "y", [torch.zeros(1, 7), torch.zeros(1, 14, 5), torch.zeros(1, 1, 5), [torch.zeros(1, 2, 3, 3)]]
 )
 def test_what_is_no_map(y: object) -> None:
-    with pytest.raises(ValueError, match="pass another layer"):
+    with pytest.raises(UserError, match="pass another layer"):
         maps.to_maps(y, (32, 32), prefix=1)
 
 
 def test_layers_that_are_not_there(van: VAN) -> None:
     assert maps.layers_of(van) == {f"stage {i}": f"stage{i}" for i in range(1, 5)}
     assert maps.layers_of(van, layer="stage2.norm") == {"stage2.norm": "stage2.norm"}
-    with pytest.raises(ValueError, match=r"no module 'layer4' \(--layer\): expected a name in stage1, "):
+    with pytest.raises(UserError, match=r"no module 'layer4' \(--layer\): expected a name in stage1, "):
         maps.layers_of(van, layer="layer4")
-    with pytest.raises(ValueError, match="stage is 5"):
+    with pytest.raises(UserError, match="stage is 5"):
         maps.layers_of(van, 5)
-    with pytest.raises(ValueError, match="Sequential does not say where its stages are: pass layer"):
+    with pytest.raises(UserError, match="Sequential does not say where its stages are: pass layer"):
         maps.layers_of(nn.Sequential(nn.Conv2d(3, 3, 1)))
 
 
@@ -231,7 +232,7 @@ def test_luos_effective_size() -> None:
 
 
 def test_a_constant_has_no_receptive_field() -> None:
-    with pytest.raises(ValueError, match="depends on no pixel"):
+    with pytest.raises(UserError, match="depends on no pixel"):
         maps.receptive_fields(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Threshold(1e9, 0)), ["1"], torch.randn(1, 1, 9, 9))
 
 
@@ -248,9 +249,9 @@ def test_watching_a_network(van: VAN) -> None:
     torch.testing.assert_close(gate_input * found[2, 2], block.attn.lka(gate_input))
     assert len(inputs) == 1 and torch.equal(inputs[0], x)
     assert list(maps.blocks_of(van, 2)) == [(2, 1), (2, 2)]
-    with pytest.raises(ValueError, match=r"stage is 7 \(--stage\), expected 1 to 4"):
+    with pytest.raises(UserError, match=r"stage is 7 \(--stage\), expected 1 to 4"):
         maps.blocks_of(van, 7)
-    with pytest.raises(ValueError, match="Linear has no large kernel attention"):
+    with pytest.raises(UserError, match="Linear has no large kernel attention"):
         maps.blocks_of(nn.Linear(1, 1))
 
 

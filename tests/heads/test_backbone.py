@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from vankit.errors import UserError
 from vankit.heads.backbone import (
     VanFPN,
     backbone_of,
@@ -131,9 +132,9 @@ def test_the_attention_has_its_settings() -> None:
 
 
 def test_other_models_are_refused() -> None:
-    with pytest.raises(ValueError, match="resnet18 is not a VAN: expected van_b0 to van_b6"):
+    with pytest.raises(UserError, match="resnet18 is not a VAN: expected van_b0 to van_b6"):
         van_features("resnet18")
-    with pytest.raises(ValueError, match="unknown model 'van_b7': expected one of van_b0"):
+    with pytest.raises(UserError, match="unknown model 'van_b7': expected one of van_b0"):
         van_features("van_b7")
 
 

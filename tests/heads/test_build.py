@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import vankit  # noqa: F401  (registers the models)
+from vankit.errors import UserError
 from vankit.heads.backbone import AsTheyCome, backbone_of
 from vankit.heads.build import HEADS, build_network
 from vankit.models.description import Description
@@ -132,13 +133,13 @@ def test_transformers_heads_take_named_weights() -> None:
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown task 'classify': expected detect, segment or panoptic"):
+    with pytest.raises(UserError, match="unknown task 'classify': expected detect, segment or panoptic"):
         build_network(Description("classify", "retinanet"))
-    with pytest.raises(ValueError, match="unknown head 'yolo' for detect: expected one of retinanet, faster_rcnn"):
+    with pytest.raises(UserError, match="unknown head 'yolo' for detect: expected one of retinanet, faster_rcnn"):
         build_network(Description("detect", "yolo"))
-    with pytest.raises(ValueError, match="unknown head 'retinanet' for segment: expected one of semantic_fpn, upernet"):
+    with pytest.raises(UserError, match="unknown head 'retinanet' for segment: expected one of semantic_fpn, upernet"):
         build_network(Description("segment", "retinanet"))
-    with pytest.raises(ValueError, match="unknown head 'semantic_fpn' for panoptic: expected one of mask2former$"):
+    with pytest.raises(UserError, match="unknown head 'semantic_fpn' for panoptic: expected one of mask2former$"):
         build_network(Description("panoptic", "semantic_fpn"))
-    with pytest.raises(ValueError, match="unknown model 'van_b9'"):
+    with pytest.raises(UserError, match="unknown model 'van_b9'"):
         build_network(Description("detect", "retinanet", "van_b9"))

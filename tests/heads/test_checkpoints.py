@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vankit
+from vankit.errors import MissingFileError, UserError
 from vankit.heads.backbone import backbone_of
 from vankit.heads.build import HEADS, build_network
 from vankit.heads.checkpoints import from_mmseg, network_in_file, start_from
@@ -312,7 +313,7 @@ def test_an_mmseg_file_of_another_head_is_refused_by_name(head: str, other: str,
     path, _ = mmseg(other)
     network = build(head)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with pytest.raises(ValueError, match=rf"iter_40000\.pth: the checkpoint is not a {head} of mmseg: it also has "):
+    with pytest.raises(UserError, match=rf"iter_40000\.pth: the checkpoint is not a {head} of mmseg: it also has "):
         start_from(network, path, head)
     assert_same(network.state_dict(), before)
 
@@ -324,7 +325,7 @@ def test_an_mmseg_file_with_a_gap_is_refused(mmseg: Any, tmp_path: Path) -> None
         "backbone.block2.1.norm1.bias": r"gap\.pth: .*missing: block2\.1\.norm1\.bias",
     }.items():
         torch.save({"state_dict": {k: t for k, t in tensors.items() if k != name}}, tmp_path / "gap.pth")
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             start_from(build("semantic_fpn"), tmp_path / "gap.pth", "semantic_fpn")
 
 
@@ -375,24 +376,24 @@ def test_settings_come_back(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_dense_checkpoint_are_named(dense_file: Path, tmp_path: Path, segmenter: Any) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nowhere\.safetensors"):
+    with pytest.raises(MissingFileError, match=r"no checkpoint at .*nowhere\.safetensors"):
         load_network(tmp_path / "nowhere.safetensors")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(dense_file.read_bytes()[:100_000])
-    with pytest.raises(ValueError, match=r"cut\.safetensors is not a readable checkpoint"):
+    with pytest.raises(UserError, match=r"cut\.safetensors is not a readable checkpoint"):
         load_network(cut)
     (tmp_path / "text.pth").write_text("no tensors")
-    with pytest.raises(ValueError, match=r"text\.pth is not a readable checkpoint"):
+    with pytest.raises(UserError, match=r"text\.pth is not a readable checkpoint"):
         load_network(tmp_path / "text.pth")
     vankit.save_checkpoint(timm.create_model("van_b0"), tmp_path / "van.safetensors")
-    with pytest.raises(ValueError, match=r"van\.safetensors is not a checkpoint of a detector or segmenter: expected"):
+    with pytest.raises(UserError, match=r"van\.safetensors is not a checkpoint of a detector or segmenter: expected"):
         vankit.DensePredictor(tmp_path / "van.safetensors")
 
 
 @pytest.mark.parametrize("key", ["task", "model", "short_sides", "long_side", "queries", "things", "classes"])
 def test_missing_metadata_is_named(key: str, tmp_path: Path) -> None:
     path = write(nn.Linear(1, 1), tmp_path / "best.safetensors", **{key: None})
-    with pytest.raises(ValueError, match=rf"best\.safetensors: the checkpoint does not say its {key}: expected best"):
+    with pytest.raises(UserError, match=rf"best\.safetensors: the checkpoint does not say its {key}: expected best"):
         load_network(path)
 
 
@@ -404,7 +405,7 @@ def test_a_file_that_contradicts_itself_is_refused_in_few_words(
         pytest.importorskip("transformers")
     path = write(segmenter, tmp_path / "best.safetensors", **change)
     head = change.get("head", "semantic_fpn")
-    with pytest.raises(ValueError, match=rf"best\.safetensors does not fit this {head}: ") as error:
+    with pytest.raises(UserError, match=rf"best\.safetensors does not fit this {head}: ") as error:
         load_network(path)
     assert len(str(error.value)) < 1000
 
@@ -436,7 +437,7 @@ def test_of_the_same_head_with_other_classes_all_but_the_class_layers_is_loaded(
 
 def test_of_the_same_head_over_another_van_nothing_is_loaded(dense_file: Path) -> None:
     network = build("semantic_fpn", model="van_b1")
-    with pytest.raises(ValueError, match=r"best\.safetensors does not fit this semantic_fpn") as error:
+    with pytest.raises(UserError, match=r"best\.safetensors does not fit this semantic_fpn") as error:
         start_from(network, dense_file, "semantic_fpn")
     assert len(str(error.value)) < 1000
 
@@ -470,14 +471,14 @@ def test_another_heads_checkpoint_gives_its_backbone(
 
 def test_starting_points_that_cannot_be_read_are_named(public_files: dict[str, Path], tmp_path: Path) -> None:
     segmenter = build("semantic_fpn")
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nowhere\.pth"):
+    with pytest.raises(MissingFileError, match=r"no checkpoint at .*nowhere\.pth"):
         start_from(segmenter, tmp_path / "nowhere.pth", "semantic_fpn")
     base = next(path for name, path in public_files.items() if "Base" in name)  # van_b2
-    with pytest.raises(ValueError, match=r"van_base_828\.pth\.tar: .*do not fit") as error:
+    with pytest.raises(UserError, match=r"van_base_828\.pth\.tar: .*do not fit") as error:
         start_from(segmenter, base, "semantic_fpn")
     assert len(str(error.value)) < 1500
     torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}}, tmp_path / "resnet.pth")
-    with pytest.raises(ValueError, match=r"resnet\.pth: this is not a VAN checkpoint"):
+    with pytest.raises(UserError, match=r"resnet\.pth: this is not a VAN checkpoint"):
         start_from(segmenter, tmp_path / "resnet.pth", "semantic_fpn")
 
 

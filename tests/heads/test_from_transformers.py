@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from vankit.data.shapes import render_scene
+from vankit.errors import UserError
 from vankit.heads.backbone import backbone_of, install_backbone, van_features
 from vankit.heads.from_transformers import d_fine, deformable_detr, rt_detr, upernet
 
@@ -181,13 +182,13 @@ def test_training_goes_on_after_validation_in_inference_mode(batch: Any) -> None
 
 
 def test_more_queries_than_tokens_are_refused(batch: Any) -> None:
-    with pytest.raises(ValueError, match="64x96 pixels have 126 tokens for 127 queries"):
+    with pytest.raises(UserError, match="64x96 pixels have 126 tokens for 127 queries"):
         small(rt_detr, queries=127).eval()(batch[0])
     small(rt_detr, queries=126).eval()(batch[0])
 
 
 def test_training_needs_targets(detector: Any, batch: Any) -> None:
-    with pytest.raises(ValueError, match="no targets"):
+    with pytest.raises(UserError, match="no targets"):
         detector.train()(batch[0])
 
 
@@ -227,7 +228,7 @@ def test_running_statistics_follow_the_data(batch: Any) -> None:
 
 
 def test_a_network_without_a_timm_backbone_is_refused() -> None:
-    with pytest.raises(ValueError, match="Linear has 0 timm feature extractors"):
+    with pytest.raises(UserError, match="Linear has 0 timm feature extractors"):
         install_backbone(nn.Linear(1, 1), van_features("van_b0"))
 
 
@@ -293,9 +294,9 @@ def test_upernet_returns_logits_of_each_size(segmenter: Any) -> None:
 def test_upernet_says_what_is_wrong_with_a_batch(segmenter: Any) -> None:
     image, target = torch.rand(3, 64, 64), {"semantic": torch.zeros(64, 64, dtype=torch.int64)}
     segmenter.train()
-    with pytest.raises(ValueError, match="2 or more per process"):
+    with pytest.raises(UserError, match="2 or more per process"):
         segmenter([image], [target])
-    with pytest.raises(ValueError, match="of 2 sizes"):
+    with pytest.raises(UserError, match="of 2 sizes"):
         segmenter([image, torch.rand(3, 32, 64)], [target, target])
-    with pytest.raises(ValueError, match="no targets"):
+    with pytest.raises(UserError, match="no targets"):
         segmenter([image, image])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vankit.data.shapes import render_scene
+from vankit.errors import UserError
 from vankit.heads.backbone import backbone_of, van_features
 from vankit.heads.mask2former import Masks, instances, mask2former, panoptic
 
@@ -250,7 +251,7 @@ def test_the_given_van_arrives_whole() -> None:
 
 
 def test_mistakes_are_told(network: Any, batch: Any) -> None:
-    with pytest.raises(ValueError, match="things has 3 entries: expected one for each of 10 classes"):
+    with pytest.raises(UserError, match="things has 3 entries: expected one for each of 10 classes"):
         small(things=[True] * 3)
-    with pytest.raises(ValueError, match="no targets"):
+    with pytest.raises(UserError, match="no targets"):
         network.train()(batch[0])

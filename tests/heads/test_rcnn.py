@@ -11,6 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from vankit.errors import UserError
 from vankit.heads.backbone import van_features
 from vankit.heads.rcnn import TorchvisionDetector, faster_rcnn, mask_rcnn, retinanet, roi_pool
 
@@ -123,7 +124,7 @@ def test_masks_are_probabilities_of_a_half_or_more() -> None:
 
 
 def test_targets_are_needed_in_training(network: Any) -> None:
-    with pytest.raises(ValueError, match="no targets: expected boxes and labels of every image in training"):
+    with pytest.raises(UserError, match="no targets: expected boxes and labels of every image in training"):
         network(images((64, 64)))
 
 

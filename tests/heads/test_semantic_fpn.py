@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vankit.errors import UserError
 from vankit.heads.backbone import normalise, van_features
 from vankit.heads.semantic_fpn import SemanticFPN, segmentation_loss
 
@@ -192,7 +193,7 @@ def test_each_image_is_answered_at_its_own_size_whatever_is_beside_it(network: A
 
 
 def test_targets_are_needed_in_training(network: Any) -> None:
-    with pytest.raises(ValueError, match="no targets: expected the semantic labels of every image in training"):
+    with pytest.raises(UserError, match="no targets: expected the semantic labels of every image in training"):
         network([torch.rand(3, 64, 64)])
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou
 
+from vankit.errors import UserError
 from vankit.heads.backbone import van_features
 from vankit.heads.sparse_rcnn import STAGES, DynamicHead, detections, losses, match, sparse_rcnn
 
@@ -100,7 +101,7 @@ def test_losses_are_per_object() -> None:
 
 def test_labels_beyond_the_classes_are_refused() -> None:
     logits, boxes = torch.zeros(1, 1, 2, CLASSES), torch.rand(1, 1, 2, 4)
-    with pytest.raises(ValueError, match="labels 3 to 3: expected 0 to 2"):
+    with pytest.raises(UserError, match="labels 3 to 3: expected 0 to 2"):
         losses(logits, boxes, [target([[0.0, 0.0, 5.0, 5.0]], [3])], [(8, 8)])
 
 
@@ -264,11 +265,11 @@ def test_losses_are_per_object_of_all_processes(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_training_needs_targets(network: nn.Module) -> None:
-    with pytest.raises(ValueError, match="without targets"):
+    with pytest.raises(UserError, match="without targets"):
         network.train()([torch.rand(3, 64, 64)])
 
 
 @pytest.mark.parametrize(("classes", "proposals"), [(0, 10), (3, 0)])
 def test_empty_networks_are_refused(classes: int, proposals: int) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(UserError, match="at least 1"):
         sparse_rcnn(nn.Identity(), classes, proposals=proposals)

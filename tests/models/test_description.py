@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from vankit.data.preprocessing import Preprocessing
+from vankit.errors import UserError
 from vankit.models.description import Description
 
 PREPROCESSING = Preprocessing((3, 40, 48), (0.4, 0.5, 0.6), (0.3, 0.25, 0.2), 0.9, "bilinear")
@@ -58,17 +59,17 @@ def test_what_metadata_leaves_out_is_the_defaults() -> None:
 def test_what_is_missing_is_named(name: str) -> None:
     metadata = written(SCENES["panoptic"])
     del metadata[name]
-    with pytest.raises(ValueError, match=f"does not say its {name}: expected best.safetensors of vankit train"):
+    with pytest.raises(UserError, match=f"does not say its {name}: expected best.safetensors of vankit train"):
         Description.from_metadata(metadata)
 
 
 @pytest.mark.parametrize("name", ["things", "category_ids"])
 def test_as_many_as_classes(name: str) -> None:
-    with pytest.raises(ValueError, match=f"there are 2 classes and 1 {name}: expected as many"):
+    with pytest.raises(UserError, match=f"there are 2 classes and 1 {name}: expected as many"):
         Description("panoptic", classes=["a", "b"], **{name: [1]})  # type: ignore[arg-type]
 
 
 def test_preprocessing_that_cannot_be_is_refused() -> None:
     metadata = {"preprocessing": {"crop_pct": 0}}
-    with pytest.raises(ValueError, match="crop_pct is 0: expected above 0"):
+    with pytest.raises(UserError, match="crop_pct is 0: expected above 0"):
         Description.from_metadata(metadata, Description(preprocessing=PREPROCESSING))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import vankit
+from vankit.errors import UserError
 from vankit.heads.backbone import van_features
 from vankit.models import weights
 from vankit.models.fold import FoldedBlock, FoldedNorm, fold
@@ -143,7 +144,7 @@ def test_other_networks_pass() -> None:
 def test_a_norm_without_statistics() -> None:
     model = small()
     model.stage2.blocks[0].norm1 = nn.GroupNorm(1, 12)
-    with pytest.raises(ValueError, match="cannot fold GroupNorm: expected a BatchNorm with running statistics"):
+    with pytest.raises(UserError, match="cannot fold GroupNorm: expected a BatchNorm with running statistics"):
         fold(model)
 
 

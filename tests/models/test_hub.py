@@ -15,6 +15,7 @@ import torch
 from fake_hub import FILE, REPO, FakeHub, serve
 
 import vankit  # noqa: F401  (registers the models)
+from vankit.errors import UserError
 from vankit.models import hub
 
 
@@ -194,7 +195,7 @@ def test_absent_file_and_broken_hub(server: FakeHub, tmp_path: Path) -> None:
 
 
 def test_malformed_repo_id(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a/b/c/d"):
+    with pytest.raises(UserError, match="a/b/c/d"):
         hub.fetch("a/b/c/d", FILE, cache_dir=tmp_path, endpoint="http://127.0.0.1:9")
 
 
@@ -241,7 +242,7 @@ def test_create_model_offline(tmp_path: Path, closed: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("variant", ["van_b4", "van_b5", "van_b6"])
 def test_variants_without_public_weights(variant: str) -> None:
-    with pytest.raises(ValueError, match=rf"{variant} has no public weights.*van_b3\.in1k.*dict\(file=path\)"):
+    with pytest.raises(UserError, match=rf"{variant} has no public weights.*van_b3\.in1k.*dict\(file=path\)"):
         timm.create_model(variant, pretrained=True)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
+from vankit.errors import UserError
 from vankit.models.lka import LargeKernelAttention
 
 C = 4
@@ -249,5 +250,5 @@ def test_every_initialisation_of_a_vision_network_reaches_it() -> None:
     ],
 )
 def test_wrong_settings(kwargs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         LargeKernelAttention(C, **kwargs)

@@ -20,6 +20,7 @@ from timm.models._features_fx import create_feature_extractor, get_graph_node_na
 from timm.optim import create_optimizer_v2
 from torch import Tensor
 
+from vankit.errors import UserError
 from vankit.models.lka import LargeKernelAttention
 from vankit.models.van import VAN, create_model
 
@@ -287,13 +288,13 @@ def test_other_attentions_keep_the_contract(lka):
 
 
 def test_unknown_settings_of_the_attention():
-    with pytest.raises(ValueError, match=r"lka has no setting kernel: expected some of kernel_size, dilation"):
+    with pytest.raises(UserError, match=r"lka has no setting kernel: expected some of kernel_size, dilation"):
         timm.create_model("van_b0", lka={"kernel": 7})
-    with pytest.raises(ValueError, match="resnet18 has no large kernel attention to set"):
+    with pytest.raises(UserError, match="resnet18 has no large kernel attention to set"):
         create_model("resnet18", lka={"kernel_size": 7})
     assert isinstance(create_model("van_b0", lka={}), VAN)
     for wrong in (5, {"without": {"dw"}}, {"kernel_size": torch.ones(1)}):
-        with pytest.raises(ValueError, match="lka is .*expected a dict of kernel_size"):
+        with pytest.raises(UserError, match="lka is .*expected a dict of kernel_size"):
             timm.create_model("van_b0", lka=wrong)
 
 
@@ -399,14 +400,14 @@ def test_drop_rate():
 
 
 def test_classes_need_pooling():
-    with pytest.raises(ValueError, match=r"num_classes=5.*expected global_pool='avg'"):
+    with pytest.raises(UserError, match=r"num_classes=5.*expected global_pool='avg'"):
         small(global_pool="")
     model = small()
-    with pytest.raises(ValueError, match="num_classes=4"):
+    with pytest.raises(UserError, match="num_classes=4"):
         model.reset_classifier(4, "")
     assert model.num_classes == model.get_classifier().out_features == CLASSES
     model.reset_classifier(0, "")
-    with pytest.raises(ValueError, match="num_classes=4"):
+    with pytest.raises(UserError, match="num_classes=4"):
         model.reset_classifier(4)
 
 
@@ -516,7 +517,7 @@ def test_stop_early_runs_no_later_stage():
 
 
 def test_forward_intermediates_rejects():
-    with pytest.raises(ValueError, match="output_fmt is 'NHWC'"):
+    with pytest.raises(UserError, match="output_fmt is 'NHWC'"):
         small().forward_intermediates(images(), output_fmt="NHWC")
     with pytest.raises(AssertionError, match="out of range"):  # timm's own check
         small().forward_intermediates(images(), [4])
@@ -604,7 +605,7 @@ def test_output_stride(output_stride, reduction, dilations):
 
 @pytest.mark.parametrize("output_stride", [4, 64, 0, 24])
 def test_bad_output_stride(output_stride):
-    with pytest.raises(ValueError, match=rf"output_stride is {output_stride}, but VAN offers 8, 16 and 32"):
+    with pytest.raises(UserError, match=rf"output_stride is {output_stride}, but VAN offers 8, 16 and 32"):
         timm.create_model("van_b0", output_stride=output_stride)
 
 

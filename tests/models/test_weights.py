@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vankit
+from vankit.errors import MissingFileError, UserError
 from vankit.models import weights
 from vankit.models.van import VARIANTS
 
@@ -95,7 +96,7 @@ def test_missing_and_left_over_tensors_are_named(fmt: str, problem: str, small: 
     else:
         name = f"{name}.momentum"
         tensors[name] = torch.zeros(1)
-    with pytest.raises(ValueError, match=f"{problem}: {name}"):
+    with pytest.raises(UserError, match=f"{problem}: {name}"):
         weights.rename(tensors, fmt, "vankit")
 
 
@@ -109,7 +110,7 @@ def test_other_attentions_keep_their_names_and_settings(tmp_path: Path) -> None:
                               pretrained=True, lka=found.metadata["lka"])  # fmt: skip
     assert_equal(again.state_dict(), model.state_dict())
     with pytest.raises(
-        ValueError, match=r"do not fit.*it was trained with lka=\{'form': 'lska'\}, the model has lka=\{\}"
+        UserError, match=r"do not fit.*it was trained with lka=\{'form': 'lska'\}, the model has lka=\{\}"
     ):
         vankit.load_checkpoint(timm.create_model("van_b0"), tmp_path / "lska.safetensors")
 
@@ -121,9 +122,9 @@ def test_public_formats_take_no_other_attention(
     model = timm.create_model("van_b0", lka=lka)
     vankit.save_checkpoint(model, tmp_path / "own.safetensors")
     for target in PUBLIC:
-        with pytest.raises(ValueError, match=f"only vankit files have a place for lka=.*not those of {target}"):
+        with pytest.raises(UserError, match=f"only vankit files have a place for lka=.*not those of {target}"):
             vankit.convert(tmp_path / "own.safetensors", tmp_path / "public", target)
-        with pytest.raises(ValueError, match="only vankit files"):
+        with pytest.raises(UserError, match="only vankit files"):
             vankit.save_checkpoint(model, tmp_path / "public", target)
     assert not (tmp_path / "public").exists()
     if "gate" in lka:  # the tensors fit
@@ -132,17 +133,17 @@ def test_public_formats_take_no_other_attention(
 
 
 def test_half_a_head_is_missing_the_other(small: dict[str, Tensor]) -> None:
-    with pytest.raises(ValueError, match="missing: head.fc.bias"):
+    with pytest.raises(UserError, match="missing: head.fc.bias"):
         weights.rename({k: v for k, v in small.items() if k != "head.fc.bias"}, "vankit", "hf")
 
 
 def test_unknown_format_is_refused(small: dict[str, Tensor]) -> None:
-    with pytest.raises(ValueError, match="unknown checkpoint format 'keras'.*official"):
+    with pytest.raises(UserError, match="unknown checkpoint format 'keras'.*official"):
         weights.rename(small, "vankit", "keras")
 
 
 def test_enormous_block_number_costs_nothing(small: dict[str, Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"left over: stage1\.blocks\.9+\.layer_scale_1"):
+    with pytest.raises(UserError, match=r"left over: stage1\.blocks\.9+\.layer_scale_1"):
         weights.rename(small | {f"stage1.blocks.{'9' * 5000}.layer_scale_1": torch.zeros(1)}, "vankit", "official")
 
 
@@ -266,7 +267,7 @@ class Planted:
 def test_planted_code_is_refused_and_not_run(zipped: bool, small: dict[str, Tensor], tmp_path: Path) -> None:
     marker, path = tmp_path / "executed", tmp_path / "evil.pth"
     torch.save({"state_dict": small, "args": Planted(marker)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"evil\.pth was refused.*could run code.*Found: .*system"):
+    with pytest.raises(UserError, match=r"evil\.pth was refused.*could run code.*Found: .*system"):
         weights.read_checkpoint(path)
     assert not marker.exists()
     torch.load(path, weights_only=False)
@@ -277,7 +278,7 @@ def test_planted_code_is_refused_and_not_run(zipped: bool, small: dict[str, Tens
 def test_planted_plain_pickle_is_refused(tmp_path: Path) -> None:
     marker, path = tmp_path / "executed", tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps({"state_dict": Planted(marker)}))
-    with pytest.raises(ValueError, match=r"evil\.pkl is not a readable checkpoint"):
+    with pytest.raises(UserError, match=r"evil\.pkl is not a readable checkpoint"):
         weights.read_checkpoint(path)
     assert not marker.exists()
 
@@ -294,7 +295,7 @@ def test_namespace_stays_disallowed_outside(files: dict[str, Path]) -> None:
 def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"other\.pth.*(not a readable|not a VAN) checkpoint"):
+    with pytest.raises(UserError, match=r"other\.pth.*(not a readable|not a VAN) checkpoint"):
         weights.read_checkpoint(path)
 
 
@@ -304,7 +305,7 @@ def test_truncated_files_are_refused(fmt: str, share: float, files: dict[str, Pa
     data = files[fmt].read_bytes()
     path = tmp_path / f"cut{SUFFIX[fmt]}"
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ValueError, match=r"cut.*not a readable checkpoint"):
+    with pytest.raises(UserError, match=r"cut.*not a readable checkpoint"):
         weights.read_checkpoint(path)
 
 
@@ -334,18 +335,18 @@ def test_damaged_bytes_never_raise_anything_else(
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"a": 1}}, {"epoch": 3}, {}], ids=str)
 def test_pickles_of_something_else_are_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"x\.pth.*(no state dict|not a VAN checkpoint)"):
+    with pytest.raises(UserError, match=r"x\.pth.*(no state dict|not a VAN checkpoint)"):
         weights.read_checkpoint(tmp_path / "x.pth")
 
 
 def test_other_network_is_refused(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
-    with pytest.raises(ValueError, match=r"linear\.pth: this is not a VAN checkpoint.*found bias, weight"):
+    with pytest.raises(UserError, match=r"linear\.pth: this is not a VAN checkpoint.*found bias, weight"):
         weights.read_checkpoint(tmp_path / "linear.pth")
 
 
 def test_absent_file() -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint at nowhere.pth"):
+    with pytest.raises(MissingFileError, match="no checkpoint at nowhere.pth"):
         weights.read_checkpoint("nowhere.pth")
 
 
@@ -357,16 +358,23 @@ def test_failing_write_keeps_the_old_file(
     weights.write_checkpoint(small, path, to)
     before = path.read_bytes()
 
-    def full_disk(_: Any, target: Path, **__: Any) -> None:
-        Path(target).write_bytes(b"half")
+    def full_disk(target: Path, content: Any) -> None:
+        target.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
-    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         weights.write_checkpoint({k: v + 1 for k, v in small.items()}, path, to)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("to", weights.FORMATS)
+def test_a_full_disk_is_an_error_of_the_system(to: str, small: dict[str, Tensor]) -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        weights.write_checkpoint(small, "/dev/full", to)
+    assert Path("/dev/full").is_char_device()
 
 
 # into a model
@@ -450,7 +458,7 @@ def test_one_channel_file_into_a_colour_model(public: Any, tmp_path: Path) -> No
 def test_other_variant_is_refused_and_changes_nothing(variant: str, files: dict[str, Path]) -> None:
     model = timm.create_model(variant)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"van_b0\.pth\.tar: .*(do not fit|another variant)"):
+    with pytest.raises(UserError, match=r"van_b0\.pth\.tar: .*(do not fit|another variant)"):
         weights.load_checkpoint(model, files["official"])
     assert_equal(model.state_dict(), before)
 
@@ -458,5 +466,5 @@ def test_other_variant_is_refused_and_changes_nothing(variant: str, files: dict[
 def test_same_depths_other_widths_is_refused(golden_names: Any, tmp_path: Path) -> None:
     wide = {row[0]: torch.zeros([2 * n for n in row[3]]) for row in golden_names["van_b0"]}
     torch.save({"state_dict": wide}, tmp_path / "wide.pth")
-    with pytest.raises(ValueError, match=r"wide\.pth: \S+ is \(.*another variant"):
+    with pytest.raises(UserError, match=r"wide\.pth: \S+ is \(.*another variant"):
         weights.load_checkpoint(timm.create_model("van_b0"), tmp_path / "wide.pth")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from vankit.errors import UserError
 from vankit.ops import large_kernel_attention
 from vankit.ops.convolution import convolve
 
@@ -87,7 +88,7 @@ def test_parts_may_be_left_out_and_the_gate_chosen():
 def test_a_backend_needs_the_pair():
     args = [a.detach() for a in arguments(6, 5)]
     for backend in ("triton", "cuda"):
-        with pytest.raises(ValueError, match=f"backend is '{backend}': expected auto or torch"):
+        with pytest.raises(UserError, match=f"backend is '{backend}': expected auto or torch"):
             large_kernel_attention(args[0], None, None, *args[3:], backend=backend)
 
 

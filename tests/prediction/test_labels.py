@@ -14,6 +14,7 @@ from timm.data import ImageNetInfo
 import vankit
 from vankit.data.images import load_image
 from vankit.deploy.opening import open_network
+from vankit.errors import MissingFileError, UserError
 from vankit.models.classifier import ALIASES
 from vankit.prediction.labels import Predictor, inference_model, iter_predictions, predict
 
@@ -128,7 +129,7 @@ def test_an_empty_folder_is_reported_after_the_rest(checkpoint: Path, photos: Pa
     (photos / "empty").mkdir()
     answers = iter_predictions([photos / "0.png", photos / "empty", photos / "1.png"], checkpoint=checkpoint)
     seen: list[str] = []
-    with pytest.raises(FileNotFoundError, match="no images in .*empty"):
+    with pytest.raises(MissingFileError, match="no images in .*empty"):
         seen.extend(answer.source for answer in answers)
     assert seen == [str(photos / "0.png"), str(photos / "1.png")]
 
@@ -156,13 +157,13 @@ def test_logits(predictor: Predictor) -> None:
 
 @pytest.mark.parametrize("x", [np.zeros((1, 3, 8, 8)), np.zeros((3, 8, 8), np.float32)])
 def test_logits_takes_batches_of_float32(predictor: Predictor, x: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"expected float32 \(B, 3, 40, 48\)"):
+    with pytest.raises(UserError, match=r"expected float32 \(B, 3, 40, 48\)"):
         predictor.logits(x)
 
 
 @pytest.mark.parametrize("x", [np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)])
 def test_arrays_that_are_no_pictures(predictor: Predictor, x: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\)"):
+    with pytest.raises(UserError, match=r"expected uint8 \(H, W, 3\)"):
         predictor.preprocess(x)
     assert "expected uint8" in str(predictor(x).error)
 
@@ -203,13 +204,13 @@ def test_a_checkpoint_that_does_not_name_its_model(tmp_path: Path) -> None:
     assert sum(p.numel() for p in predictor.network.parameters()) == 13_861_800 - 998 * 513
     assert predictor.classes == ["0", "1"]
     vankit.save_checkpoint(vankit.VAN(depths=(1, 1, 1, 1), num_classes=2), tmp_path / "own.pth", to="official")
-    with pytest.raises(ValueError, match=r"own\.pth is not one of van_b0, .* pass the network itself"):
+    with pytest.raises(UserError, match=r"own\.pth is not one of van_b0, .* pass the network itself"):
         Predictor(checkpoint=tmp_path / "own.pth")
 
 
 @pytest.mark.parametrize("option", ["top_k", "batch_size"])
 def test_bad_options(option: str) -> None:
-    with pytest.raises(ValueError, match="expected 1 or more"):
+    with pytest.raises(UserError, match="expected 1 or more"):
         Predictor("van_b0", pretrained=False, **{option: 0})
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 import vankit
 from vankit.data.images import find_images
+from vankit.errors import MissingFileError, UserError
 from vankit.prediction import ray as cluster
 from vankit.prediction.ray import predict_on_ray
 
@@ -124,11 +125,11 @@ def test_a_killed_worker_costs_no_row_and_a_restart_does_what_is_missing(
             ({"shard_size": 9}, r"differs in shard_size \(was 8, is 9\):"),
             ({"top_k": 2}, r"differs in options \(was .*top_k': 2"),
         ):
-            with pytest.raises(ValueError, match=difference):
+            with pytest.raises(UserError, match=difference):
                 list(predict_on_ray(**{"inputs": photos, "output": output, "shard_size": 8, "model": MODEL, **other}))
         assert list(predict_on_ray(photos, output, shard_size=8, model=MODEL)) == []
         (output / "_manifest.json").unlink()
-        with pytest.raises(ValueError, match="no _manifest.json of their job"):
+        with pytest.raises(UserError, match="no _manifest.json of their job"):
             list(predict_on_ray(photos, output, shard_size=8, model=MODEL))
         assert ray.is_initialized()
     finally:
@@ -181,7 +182,7 @@ def test_urls_are_listed_like_folders(tmp_path: Path, memory: Any) -> None:
     assert list(cluster._list(tmp_path.as_uri())) == [(tmp_path / name).as_uri() for name in expected]
     assert list(cluster._list("memory://set/z")) == ["memory://set/z"]
     memory.pipe_file("/empty/notes.txt", b"")
-    with pytest.raises(FileNotFoundError, match="no images in memory://empty"):
+    with pytest.raises(MissingFileError, match="no images in memory://empty"):
         list(cluster._list(["memory://set", "memory://empty"]))
 
 
@@ -310,7 +311,7 @@ def test_mistakes_are_told_before_a_cluster_starts(
         ({"workers": 0}, "workers 0"),
         ({"address": "ray://head:10001"}, "Ray Data does not run over ray://head:10001"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             next(predict_on_ray(photos, tmp_path / "labels", **options))
     assert not (tmp_path / "labels").exists()
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -18,6 +18,7 @@ from PIL import Image
 import vankit
 from vankit.data.shapes import render_scene
 from vankit.deploy.opening import open_network
+from vankit.errors import UserError
 from vankit.heads.backbone import backbone_of
 from vankit.heads.build import HEADS
 from vankit.models.van import Stage
@@ -118,7 +119,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(segmenter: Path, photo
 
 
 def test_the_output_folder_is_no_input(segmenter: Path, photograph: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="lies in the output folder .*: choose another"):
+    with pytest.raises(UserError, match="lies in the output folder .*: choose another"):
         vankit.predict(photograph, checkpoint=segmenter, output=tmp_path, engine="torch")
     for _ in range(2):
         results = vankit.predict(tmp_path, checkpoint=segmenter, output=tmp_path / "out", engine="torch")
@@ -151,7 +152,7 @@ def test_score_is_a_threshold(dense_checkpoint: Checkpoint, photograph: Path) ->
     middle = float(np.median(everything.scores))
     some = vankit.DensePredictor(checkpoint, score=middle, engine="torch")(photograph)
     assert len(some.scores) == (everything.scores >= middle).sum() < len(everything.scores)
-    with pytest.raises(ValueError, match=r"score is 1\.5, expected 0 to 1"):
+    with pytest.raises(UserError, match=r"score is 1\.5, expected 0 to 1"):
         vankit.DensePredictor(checkpoint, score=1.5)
 
 
@@ -161,17 +162,17 @@ def test_ways_to_segment(segmenter: Path, photograph: Path, test: Any) -> None:
 
 
 def test_ways_to_segment_are_for_segmenters(segmenter: Path, detector: Path) -> None:
-    with pytest.raises(ValueError, match="test is 'slide', which is only for segmentation: .* is a retinanet"):
+    with pytest.raises(UserError, match="test is 'slide', which is only for segmentation: .* is a retinanet"):
         vankit.DensePredictor(detector, test="slide")
-    with pytest.raises(ValueError, match="test is 'whole', expected one of single, multiscale, slide"):
+    with pytest.raises(UserError, match="test is 'whole', expected one of single, multiscale, slide"):
         vankit.DensePredictor(segmenter, test="whole")  # type: ignore[arg-type]
 
 
 def test_a_classifier_is_no_detector(segmenter: Path, photograph: Path, tmp_path: Path) -> None:
     vankit.save_checkpoint(timm.create_model("van_b0", num_classes=2), tmp_path / "classifier.safetensors")
-    with pytest.raises(ValueError, match="is not a checkpoint of a detector or segmenter"):
+    with pytest.raises(UserError, match="is not a checkpoint of a detector or segmenter"):
         vankit.DensePredictor(tmp_path / "classifier.safetensors")
-    with pytest.raises(ValueError, match=r"is a detector or segmenter: use vankit\.DensePredictor"):
+    with pytest.raises(UserError, match=r"is a detector or segmenter: use vankit\.DensePredictor"):
         vankit.Predictor(checkpoint=segmenter)
 
 
@@ -181,7 +182,7 @@ def test_other_classes_are_named(segmenter: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "val" / "0.png")
     Image.new("L", (8, 8)).save(tmp_path / "annotations" / "val" / "0.png")
     (tmp_path / "classes.txt").write_text("grass\n")
-    with pytest.raises(ValueError, match="data and network have different classes: .*grass"):
+    with pytest.raises(UserError, match="data and network have different classes: .*grass"):
         vankit.validate(tmp_path, checkpoint=segmenter, workers=0, engine="torch")
 
 
@@ -199,14 +200,14 @@ def test_other_classes_are_named(segmenter: Path, tmp_path: Path) -> None:
 )
 @pytest.mark.usefixtures("few_scenes")
 def test_what_does_not_go_together_is_named(arguments: dict[str, Any], says: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(UserError, match=says):
         vankit.train("shapes", out=tmp_path / "run", **arguments)
 
 
 @pytest.mark.usefixtures("few_scenes")
 def test_another_head_is_not_resumed(tmp_path: Path) -> None:
     vankit.train("shapes", config=tiny("segment"), out=tmp_path, task="segment", head="semantic_fpn")
-    with pytest.raises(ValueError, match="holds a run with head semantic_fpn, not upernet"):
+    with pytest.raises(UserError, match="holds a run with head semantic_fpn, not upernet"):
         vankit.train("shapes", config=tiny("segment"), out=tmp_path, task="segment", head="upernet", resume=True)
 
 
@@ -233,9 +234,9 @@ def test_the_backbone_runs_on_any_engine(dense_checkpoint: Checkpoint, head: str
 
 
 def test_precision_is_the_backbones(detector: Path) -> None:
-    with pytest.raises(ValueError, match="have no int8"):
+    with pytest.raises(UserError, match="have no int8"):
         vankit.DensePredictor(detector, precision="int8")
-    with pytest.raises(ValueError, match="bf16 is for engine openvino"):
+    with pytest.raises(UserError, match="bf16 is for engine openvino"):
         vankit.DensePredictor(detector, engine="torch", precision="bf16")
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vankit.errors import UserError
 from vankit.prediction import tables
 from vankit.prediction.tables import Row, open_table
 
@@ -77,7 +78,7 @@ def test_any_text_survives_jsonl(tmp_path_factory: pytest.TempPathFactory, pairs
 
 
 def test_unknown_suffix(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"rows\.xlsx: expected a name ending in \.csv, \.jsonl, \.parquet"):
+    with pytest.raises(UserError, match=r"rows\.xlsx: expected a name ending in \.csv, \.jsonl, \.parquet"):
         open_table(tmp_path / "rows.xlsx", 5)
 
 
@@ -217,7 +218,7 @@ def test_names_of_a_long_table_are_not_collected(tmp_path: Path, suffix: str) ->
 def test_another_file_is_not_continued(tmp_path: Path, name: str, content: bytes) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"cannot continue .*{name}.*write another file"):
+    with pytest.raises(UserError, match=rf"cannot continue .*{name}.*write another file"):
         open_table(tmp_path / name, 2, resume=True)
     assert (tmp_path / name).read_bytes() == content
 
@@ -225,5 +226,5 @@ def test_another_file_is_not_continued(tmp_path: Path, name: str, content: bytes
 def test_a_parquet_file_of_other_columns_is_not_continued(tmp_path: Path) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"image": ["a.jpg"]}), tmp_path / "rows.parquet")
-    with pytest.raises(ValueError, match="has the columns .*'image'.*write another file"):
+    with pytest.raises(UserError, match="has the columns .*'image'.*write another file"):
         open_table(tmp_path / "rows.parquet", 2, resume=True)

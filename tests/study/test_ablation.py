@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import vankit.study.ablation
+from vankit.errors import UserError
 from vankit.models.weights import read_checkpoint
 from vankit.study.ablation import Run, ablate, summary
 from vankit.training.recipes import short
@@ -73,14 +74,14 @@ def test_what_is_done_is_not_done_again(
 @pytest.mark.parametrize("setting", ["epochs", "lr_batch", "weight_decay"])
 def test_a_folder_has_one_budget(setting: str, done: tuple[list[Run], Path], data: Path) -> None:
     value = getattr(TINY, setting)
-    with pytest.raises(ValueError, match=f"holds runs with {setting} {value}, not {value + 1}: choose another folder"):
+    with pytest.raises(UserError, match=f"holds runs with {setting} {value}, not {value + 1}: choose another folder"):
         list(ablate(data, replace(TINY, **{setting: value + 1}), 2, done[1], ROWS))
 
 
 def test_unknown_row(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"unknown variant 'van_b0.cifar10': expected one of van_b0"):
+    with pytest.raises(UserError, match=r"unknown variant 'van_b0.cifar10': expected one of van_b0"):
         list(ablate(data, TINY, 1, tmp_path, model="van_b0.cifar10"))
-    with pytest.raises(ValueError, match="there is no row 'without': expected some of without DW, without DW-D"):
+    with pytest.raises(UserError, match="there is no row 'without': expected some of without DW, without DW-D"):
         list(ablate(data, TINY, 1, tmp_path, ["without"]))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vankit.errors import UserError
 from vankit.study.comparison import PUBLISHED, Comparison, comparison, cost, plot
 from vankit.study.complexity import complexity
 
@@ -32,9 +33,9 @@ def test_a_van_is_counted_by_its_definition() -> None:
 
 
 def test_unknown_model() -> None:
-    with pytest.raises(ValueError, match="unknown model 'van_b9'"):
+    with pytest.raises(UserError, match="unknown model 'van_b9'"):
         comparison(["van_b9"], seconds=0)
-    with pytest.raises(ValueError, match="different sizes"):
+    with pytest.raises(UserError, match="different sizes"):
         comparison(["van_b0", "inception_v3"])
 
 

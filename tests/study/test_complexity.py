@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vankit.ops.convolution
+from vankit.errors import UserError
 from vankit.models.van import VARIANTS
 from vankit.study.ablation import ABLATIONS, Ablation
 from vankit.study.complexity import Complexity, complexity, layers
@@ -103,7 +104,7 @@ def test_best_dilation(kernel_size: int, dilation: int) -> None:
 
 def test_decomposition_wants_positive_numbers() -> None:
     for arguments in ((0,), (21, 0), (21, 3, [0])):
-        with pytest.raises(ValueError, match="expected 1 or more"):
+        with pytest.raises(UserError, match="expected 1 or more"):
             decomposition(*arguments)
 
 
@@ -120,5 +121,5 @@ def test_published_ablations(row: Ablation) -> None:
 
 
 def test_unknown_variant() -> None:
-    with pytest.raises(ValueError, match=r"van_b9.*expected one of van_b0"):
+    with pytest.raises(UserError, match=r"van_b9.*expected one of van_b0"):
         complexity("van_b9")

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vankit.errors import UserError
 from vankit.study import timing
 from vankit.study.timing import (
     Contender,
@@ -126,7 +127,7 @@ def test_engines_are_timed_against_plain_pytorch(monkeypatch: pytest.MonkeyPatch
 
 
 def test_unknown_model() -> None:
-    with pytest.raises(ValueError, match="unknown model 'van_b9'"):
+    with pytest.raises(UserError, match="unknown model 'van_b9'"):
         list(bench(["van_b9"]))
 
 

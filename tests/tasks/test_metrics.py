@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from torchmetrics.detection import PanopticQuality
 
+from vankit.errors import UserError
 from vankit.tasks.metrics import DetectionMeasure, PanopticMeasure, SegmentationMeasure
 
 pytest.importorskip("faster_coco_eval")
@@ -227,10 +228,10 @@ def test_unusable_detections_are_named(change: dict[str, Any], message: str) -> 
     one = {"boxes": [[0.0, 0, 4, 4]], "labels": [0], "scores": [0.5], "masks": np.ones((1, 8, 8), bool)}
     measure = DetectionMeasure(CLASSES, masks=True)
     measure.add(one, one)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         measure.add(one, one | change)
     assert len(measure.state()) == 1
-    with pytest.raises(ValueError, match="truth has no masks: expected boxes, labels, masks"):
+    with pytest.raises(UserError, match="truth has no masks: expected boxes, labels, masks"):
         measure.add({"boxes": [[0.0, 0, 4, 4]], "labels": [0]}, one)
 
 
@@ -301,10 +302,10 @@ def test_no_pixels_measure_nan() -> None:
 )
 def test_unusable_maps_are_named(truth: np.ndarray, predicted: np.ndarray, message: str) -> None:
     measure = segmented([])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         measure.add(truth, predicted)
     assert measure.confusion.sum() == 0
-    with pytest.raises(ValueError, match="256 classes: expected at most 255"):
+    with pytest.raises(UserError, match="256 classes: expected at most 255"):
         segmented([], classes=256)
 
 
@@ -496,10 +497,10 @@ def test_no_segments_measure_nan() -> None:
 def test_unusable_segments_are_named(change: dict[str, Any], message: str) -> None:
     one = {"segments": np.ones((2, 2), int), "labels": [0]}
     measure = panoptic([])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         measure.add(one, one | change)
     assert not measure.state().any()
-    with pytest.raises(ValueError, match=r"iscrowd is \(2,\), labels \(1,\)"):
+    with pytest.raises(UserError, match=r"iscrowd is \(2,\), labels \(1,\)"):
         measure.add(one | {"iscrowd": [True, False]}, one)
-    with pytest.raises(ValueError, match="1 classes, but 2 things"):
+    with pytest.raises(UserError, match="1 classes, but 2 things"):
         PanopticMeasure(["a"], [True, False])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
+from vankit.errors import UserError
 from vankit.tasks.drawing import colour
 from vankit.tasks.results import Detections, PanopticMap, SemanticMap
 
@@ -120,7 +121,7 @@ def test_the_given_picture_stays_as_it_is_and_must_have_the_size_of_the_masks(sc
     image = picture()
     assert scene.draw(image) is not image
     assert ImageChops.difference(picture(), image).getbbox() is None
-    with pytest.raises(ValueError, match=r"picture is 120 x 160 pixels, expected 160 x 120"):
+    with pytest.raises(UserError, match=r"picture is 120 x 160 pixels, expected 160 x 120"):
         scene.draw(image.rotate(90, expand=True))
 
 
@@ -163,7 +164,7 @@ def test_a_panoptic_png_comes_back(tmp_path: Path) -> None:
 
 def test_every_class_needs_a_category() -> None:
     for scene, more in ((detections(), ()), (semantic(), ()), (panoptic(), ("a.png",))):
-        with pytest.raises(ValueError, match="2 category_ids for 3 classes: expected one for each"):
+        with pytest.raises(UserError, match="2 category_ids for 3 classes: expected one for each"):
             scene.to_coco(5, [1, 2], *more)
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from vankit.data.augment import collate
 from vankit.data.scenes import ShapeScenes
+from vankit.errors import UserError
 from vankit.models.description import Description
 from vankit.models.van import VAN
 from vankit.tasks.dense import EVALUATORS, infer
@@ -326,16 +327,16 @@ def test_weights_to_start_from_replace_the_public_ones(
 
 
 def test_impossible_settings_are_named(built: Options) -> None:
-    with pytest.raises(ValueError, match="crop is 0: segmentation trains on squares of one size, pass --crop"):
+    with pytest.raises(UserError, match="crop is 0: segmentation trains on squares of one size, pass --crop"):
         setup_dense("shapes", "segment", "upernet", "van_b0", replace(RUN, crop=0), Processes())
     jitter = replace(RUN, crop=0, scale_range=(0.5, 2.0))
-    with pytest.raises(ValueError, match=r"scale_range is \(0\.5, 2\.0\) and crop 0"):
+    with pytest.raises(UserError, match=r"scale_range is \(0\.5, 2\.0\) and crop 0"):
         setup_dense("shapes", "detect", "mask_rcnn", "van_b0", jitter, Processes())
-    with pytest.raises(ValueError, match="expected at least a batch of 5000"):
+    with pytest.raises(UserError, match="expected at least a batch of 5000"):
         setup_dense("shapes", "detect", "mask_rcnn", "van_b0", replace(RUN, batch_size=5000), Processes())
     assert built.asked == []
 
 
 def test_a_head_of_another_task_is_named() -> None:
-    with pytest.raises(ValueError, match=r"unknown head 'upernet' for detect: expected one of retinanet"):
+    with pytest.raises(UserError, match=r"unknown head 'upernet' for detect: expected one of retinanet"):
         setup_dense("shapes", "detect", "upernet", "van_b0", RUN, Processes())

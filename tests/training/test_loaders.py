@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
+from vankit.errors import UserError
 from vankit.models.van import VAN
 from vankit.training.loaders import Processes, loaders, to_channels_last
 from vankit.training.recipes import Config
@@ -95,7 +96,7 @@ def test_processes_train_on_shares_of_one_size_in_an_order_that_the_seed_and_epo
     ],
 )
 def test_different_classes_are_named(train: tuple[str, ...], val: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         loaders(Numbers(4, train), Numbers(4, val), CONFIG, Processes())
 
 
@@ -106,7 +107,7 @@ def test_too_few_images_are_counted(train: int, val: int, world: int) -> None:
     message = (
         f"there are {train} images to train on and {val} to validate: expected at least a batch of 2 and one image"
     )
-    with pytest.raises(ValueError, match=f"{message} for each of {world} processes; try a smaller --batch-size"):
+    with pytest.raises(UserError, match=f"{message} for each of {world} processes; try a smaller --batch-size"):
         loaders(Numbers(train), Numbers(val), CONFIG, Processes(0, world))
 
 
@@ -115,7 +116,7 @@ def test_a_stream_is_read_by_one_process_alone() -> None:
     train, val = loaders(stream, Stream(), CONFIG, Processes())
     assert stream.workers == 0
     assert flat(train) == [0, 1, 2, 3] and flat(val) == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="shards are read by one process only"):
+    with pytest.raises(UserError, match="shards are read by one process only"):
         loaders(Stream(), Stream(), CONFIG, Processes(0, 2))
 
 

@@ -69,7 +69,7 @@ def test_coco_panoptic_is_the_papers() -> None:
     ],
 )
 def test_bad_dense_settings_are_named(field: str, value: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=f"{field} is .*{says}"):
+    with pytest.raises(UserError, match=f"{field} is .*{says}"):
         replace(DenseConfig(), **{field: value})
 
 
@@ -126,7 +126,7 @@ def test_the_recipe_where_none_is_asked_for(data: Any, task: str, head: str | No
 
 
 def test_unknown_task() -> None:
-    with pytest.raises(ValueError, match="unknown task 'count': expected one of classify, detect, segment, panoptic"):
+    with pytest.raises(UserError, match="unknown task 'count': expected one of classify, detect, segment, panoptic"):
         recipe(None, "van_b0", "count")
 
 
@@ -142,10 +142,10 @@ def test_unknown_task() -> None:
     ],
 )
 def test_bad_settings_are_named(field: str, value: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=f"{field} is .*{says}"):
+    with pytest.raises(UserError, match=f"{field} is .*{says}"):
         replace(TrainConfig(), **{field: value})
 
 
 def test_unknown_recipe() -> None:
-    with pytest.raises(ValueError, match="unknown recipe 'in22k' for classify: expected one of in1k, finetune, short"):
+    with pytest.raises(UserError, match="unknown recipe 'in22k' for classify: expected one of in1k, finetune, short"):
         recipe("in22k", "van_b0")

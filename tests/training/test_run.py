@@ -17,7 +17,7 @@ from lightning import Trainer
 from PIL import Image
 
 import vankit
-from vankit.errors import UserError
+from vankit.errors import MissingFileError, UserError
 from vankit.models.van import create_model
 from vankit.models.weights import read_checkpoint
 from vankit.training.classify import setup_classify
@@ -81,12 +81,12 @@ def test_the_kept_weights_measure_as_reported(run: TrainResult, data: Path) -> N
 
 
 def test_a_run_is_not_overwritten(run: TrainResult, data: Path) -> None:
-    with pytest.raises(ValueError, match="already holds a run: choose another folder"):
+    with pytest.raises(UserError, match="already holds a run: choose another folder"):
         train(data, "van_b0", TINY, run.best.parent)
 
 
 def test_nothing_to_resume(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing to resume in"):
+    with pytest.raises(MissingFileError, match="nothing to resume in"):
         train(data, "van_b0", TINY, tmp_path, resume=True)
 
 
@@ -130,7 +130,7 @@ def test_a_longer_schedule_holds_from_the_resumption_on(data: Path, tmp_path: Pa
 
 
 def test_another_run_is_not_resumed(run: TrainResult, data: Path) -> None:
-    with pytest.raises(ValueError, match="holds a run with model van_b0, not van_b1"):
+    with pytest.raises(UserError, match="holds a run with model van_b0, not van_b1"):
         train(data, "van_b1", TINY, run.best.parent, resume=True)
 
 
@@ -139,18 +139,26 @@ def test_a_damaged_run_is_not_resumed(run: TrainResult, data: Path, tmp_path: Pa
     (tmp_path / "run" / "last.safetensors").unlink()
     with pytest.raises(UserError, match="last.safetensors is missing or damaged: choose another folder"):
         train(data, "van_b0", TINY, tmp_path / "run", resume=True)
+    shutil.copyfile(run.last, tmp_path / "run" / "last.safetensors")
+    os.truncate(tmp_path / "run" / "last.safetensors", 100_000)
+    with pytest.raises(UserError, match="last.safetensors is not a readable checkpoint"):
+        train(data, "van_b0", TINY, tmp_path / "run", resume=True)
+    os.truncate(tmp_path / "run" / "resume.ckpt", 100_000)
+    with pytest.raises(UserError, match="resume.ckpt is damaged: choose another folder"):
+        train(data, "van_b0", TINY, tmp_path / "run", resume=True)
+    shutil.copyfile(run.best.parent / "resume.ckpt", tmp_path / "run" / "resume.ckpt")
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json is not JSON"):
         train(data, "van_b0", TINY, tmp_path / "run", resume=True)
 
 
 def test_fewer_images_than_a_batch(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there are 16 images to train on and 6 to validate: expected at least"):
+    with pytest.raises(UserError, match="there are 16 images to train on and 6 to validate: expected at least"):
         train(data, "van_b0", replace(TINY, batch_size=32), tmp_path)
 
 
 def test_other_networks_are_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="resnet18 is not a VAN"):
+    with pytest.raises(UserError, match="resnet18 is not a VAN"):
         train(data, "resnet18", TINY, tmp_path)
 
 
@@ -171,9 +179,9 @@ def test_settings_of_the_attention_stay_with_the_weights(data: Path, tmp_path: P
     assert predictor.network.stage1.blocks[0].attn.lka.branches[1][0].kernel_size == (1, 7)
     torch.testing.assert_close(dict(predictor.network.state_dict()), checkpoint.state_dict)
     assert predictor(next(data.glob("val/dark/*"))).labels[0].name in ("bright", "dark")
-    with pytest.raises(ValueError, match="holds a run with lka .*pass the same settings"):
+    with pytest.raises(UserError, match="holds a run with lka .*pass the same settings"):
         train(data, "van_b0", replace(config, lka={}), tmp_path / "run", resume=True)
-    with pytest.raises(ValueError, match="only vankit files have a place for lka="):
+    with pytest.raises(UserError, match="only vankit files have a place for lka="):
         vankit.convert(result.best, tmp_path / "official.pth.tar", "official")
 
 
@@ -232,7 +240,7 @@ def test_different_classes_are_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "train").symlink_to(data / "train")
     (tmp_path / "val" / "dusk").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "val" / "dusk" / "0.png")
-    with pytest.raises(ValueError, match="train and val have different classes: bright, dark, dusk"):
+    with pytest.raises(UserError, match="train and val have different classes: bright, dark, dusk"):
         train(tmp_path, "van_b0", TINY, tmp_path / "run")
 
 
@@ -249,7 +257,7 @@ def test_what_is_held_out_is_what_is_validated(place: str, tmp_path: Path, caplo
     squares(root / place, 10)
     config = replace(TINY, epochs=1, val_share=0.3, seed=5)
     result = train(root, "van_b0", config, tmp_path / "run")
-    assert caplog.text.count("6 of its 20 training images are held out to validate (--val-share 0.3, seed 5)") == 1
+    assert caplog.text.count("6 of its 20 training images are held out to validate (--val-share 0.3, --seed 5)") == 1
     metadata = read_checkpoint(result.best).metadata
     assert metadata["held_out"] == {"share": 0.3, "seed": 5, "plain": place == ".", "total": 20}
     report = vankit.validate(root, checkpoint=result.best, workers=0)
@@ -258,15 +266,32 @@ def test_what_is_held_out_is_what_is_validated(place: str, tmp_path: Path, caplo
     assert vankit.validate(root, checkpoint=result.best, workers=0, split="train").count == 14
     assert vankit.validate(root / place / ".", checkpoint=result.best, workers=0).count == (6 if place == "." else 20)
     for changes in ({"val_share": 0.4}, {"seed": 6}):
-        with pytest.raises(
-            UserError, match=r"holds a run with held_out .*pass the same settings \(--val-share, --seed"
-        ):
+        with pytest.raises(UserError, match=r"was begun with --val-share 0\.3 and --seed 5: pass the same settings"):
             train(root, "van_b0", replace(config, **changes), tmp_path / "run", resume=True)
-    squares(tmp_path / "other", 4)
-    assert vankit.validate(tmp_path / "other", checkpoint=result.best, workers=0).count == 8
+
+    (root / place / "dark" / "new.png").write_bytes((root / place / "dark" / "0.png").read_bytes())
+    with pytest.raises(UserError, match="was begun with 20 images, and there are 21 now: use the same data"):
+        train(root, "van_b0", config, tmp_path / "run", resume=True)
+    caplog.clear()
+    grown = vankit.validate(root, checkpoint=result.best, workers=0)
+    if place == "train":
+        assert grown.count == 6
+        assert "had 20 images when the network was trained, and has 21" in caplog.text
+    else:
+        assert grown.count == 21
+        assert "has 21 images, the folder that the network was trained on had 20: taken for another" in caplog.text
+
     squares(root / "val", 2)
     if place == "train":
         assert vankit.validate(root, checkpoint=result.best, workers=0).count == 4
+        with pytest.raises(UserError, match="validated with images held out of train, and this data has a val split"):
+            train(root, "van_b0", config, tmp_path / "run", resume=True)
+
+
+def test_nothing_to_hold_out(tmp_path: Path) -> None:
+    squares(tmp_path / "train", 1)
+    with pytest.raises(UserError, match="no image to validate with, and 2 to train on are too few to hold any out"):
+        train(tmp_path, "van_b0", TINY, tmp_path / "run")
 
 
 def test_a_checkpoint_that_says_nothing_measures_a_tenth_of_train(
@@ -276,7 +301,7 @@ def test_a_checkpoint_that_says_nothing_measures_a_tenth_of_train(
     squares(tmp_path / "train", 10)
     squares(tmp_path / "test", 1)
     assert vankit.validate(tmp_path, checkpoint=run.best, workers=0).count == 2
-    assert "2 of its 20 training images are held out to validate (--val-share 0.1, seed 0)" in caplog.text
+    assert "2 of its 20 training images are held out to validate\n" in caplog.text
     assert vankit.validate(tmp_path / "train", checkpoint=run.best, workers=0).count == 20
 
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from cyclopts import App, CycloptsError
 
 from vankit.cli.help import PARAMETERS, reflow_commands
-from vankit.errors import UserError
+from vankit.errors import UserError, out_of_memory
 
 app = App(
     name="vankit",
@@ -71,8 +71,7 @@ def _answer(error: Exception) -> str | None:
     message = one_line(str(error))
     if isinstance(error, CycloptsError | UserError | OSError):
         return message
-    # PyTorch, which need not be imported here, has a class for it on GPUs, and on CPUs none
-    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
+    if out_of_memory(error):
         return "out of memory: use a smaller --batch-size, smaller images or a smaller model"
     if re.match(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)", message):
         return "a process that loads images died, probably for lack of memory or shared memory: use fewer --workers"

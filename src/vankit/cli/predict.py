@@ -58,7 +58,7 @@ def command(
         max_pixels: an image with more pixels than this is not decoded.
         reduced: decode large JPEGs at a fraction of their size; faster, but up to 16 labels in 1,000 change.
         workers: local for this process, or ray for Ray's workers, which also continue a job that was stopped.
-        address: of a Ray cluster. Default: a local one is started.
+        address: address of a Ray cluster. Default: a local one is started.
         score: for a detector, the lowest score of the objects that are kept, 0 to 1. Default: 0.3.
         test: for a segmenter: single, the whole image at once (default); multiscale, at several scales and mirrored; or
             slide, in sliding windows.

@@ -222,7 +222,7 @@ class CocoInstances(_Coco):
                     name = picture.name
                     picture.objects.append(self._instance(number, entry, picture))
             except ValueError as problem:
-                self._reject(name, ValueError(f"annotation {_id_of(entry)}: {problem}"))
+                self._reject(name, UserError(f"annotation {_id_of(entry)}: {problem}"))
 
     def _instance(self, number: int, entry: dict[str, Any], picture: _Picture) -> _Instance:
         box = _box(entry.get("bbox"), picture)
@@ -249,14 +249,14 @@ class CocoInstances(_Coco):
                 masks[len(objects)] = _decode_mask(instance.segmentation, picture.height, picture.width)
                 objects.append(instance)
             except ValueError as problem:
-                self._reject_late(picture.name, ValueError(f"annotation {instance.id}: {problem}"))
+                self._reject_late(picture.name, UserError(f"annotation {instance.id}: {problem}"))
         return objects, torch.from_numpy(masks[: len(objects)])
 
 
 class CocoPanoptic(_Coco):
     """Things and stuff of a COCO panoptic file and its PNGs (format: cocodataset.org/#format-data, panoptic).
 
-    Items are (image, target) as of `CocoInstances`, with one entry a segment: `labels` (S,), `masks` (S, H, W),
+    Items are (image, target) as of `CocoInstances`, with one entry per segment: `labels` (S,), `masks` (S, H, W),
     `iscrowd` (S,), `boxes` (S, 4) and `area` (S,), both measured on the masks, `image_id`. Other pixels are void.
 
     Args:
@@ -311,7 +311,7 @@ class CocoPanoptic(_Coco):
         for number, picture in pictures.items():
             if picture is not None and number not in seen:
                 pictures[number] = None
-                self._reject(picture.name, ValueError(f"image {number} has no annotation"))
+                self._reject(picture.name, UserError(f"image {number} has no annotation"))
 
     def _png_and_infos(self, entry: dict[str, Any]) -> tuple[Path, list[Any]]:
         png, infos = self.segments / _check_name(_text(entry, "file_name")), entry.get("segments_info")
@@ -331,7 +331,7 @@ class CocoPanoptic(_Coco):
                 seen.add(number)
                 picture.objects.append(_Segment(number, self._label(info), _flag(info, "iscrowd", 0)))
             except ValueError as problem:
-                self._reject(picture.name, ValueError(f"segment {_id_of(info)}: {problem}"))
+                self._reject(picture.name, UserError(f"segment {_id_of(info)}: {problem}"))
 
     def _target(self, picture: _Picture) -> Target:
         assert picture.png is not None
@@ -344,7 +344,7 @@ class CocoPanoptic(_Coco):
         stray = present - {segment.id for segment in declared}
         for numbers, reason in ((lost, f"have no pixel in {picture.png}"), (stray, "are in the PNG, not in the JSON")):
             if numbers:
-                self._reject_late(picture.name, ValueError(f"segments {_some(sorted(numbers))} {reason}"))
+                self._reject_late(picture.name, UserError(f"segments {_some(sorted(numbers))} {reason}"))
         order = np.array([segment.id for segment in objects], np.int32)
         masks = torch.from_numpy(ids == order[:, None, None])  # (S, H, W)
         # masks_to_boxes gives the last pixel inside, a box ends where that pixel does.
@@ -400,7 +400,10 @@ def find_coco(root: Path, split: str, kind: Literal["instances", "panoptic"]) ->
             if path.is_file():
                 return path.parent, path
             looked.append(str(path))
-    raise MissingFileError(f"no COCO {kind} of split {split} in {root}: looked for {', '.join(looked)}")
+    raise MissingFileError(
+        f"no COCO {kind} of split {split} in {root}: looked for {', '.join(looked)}; divide the pictures into train "
+        "and val with one JSON for each"
+    )
 
 
 def _image_folder(annotations: Path, candidates: list[Path]) -> Path:

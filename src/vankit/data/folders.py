@@ -1,5 +1,6 @@
 """Labelled images for classification: a folder per class, timm's dataset readers, or the generated `shapes`."""
 
+import logging
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -16,6 +17,8 @@ from vankit.data.images import IMAGE_SUFFIXES, load_image
 from vankit.data.shapes import Shapes
 from vankit.errors import MissingFileError, UserError
 from vankit.files import read_text
+
+logger = logging.getLogger(__name__)
 
 Transform = Callable[[Image.Image], Any]
 
@@ -114,12 +117,17 @@ def _folder_dataset(root: Path, split: str, transform: Transform, held_out: Held
         folder = found["train"]
     if folder is None or (plain and not any(path.is_dir() for path in root.iterdir())):
         names = SPLITS.get(split, (split,))
-        raise MissingFileError(f"no {split} split in {root}: expected one of {', '.join(names)} in it")
+        raise MissingFileError(f"no {split} split in {root}: expected a folder {' or '.join(names)} in it")
     dataset = _class_folder(folder, transform)
-    # another folder without splits than the one that was divided is measured whole
-    other = plain and held_out is not None and held_out.total not in (0, len(dataset.samples))
-    if held_out is not None and divided and not other:
-        dataset.divide(held_out, split, plain)
+    if held_out is None or not divided:
+        return dataset
+    if plain and held_out.total not in (0, len(dataset.samples)):
+        logger.warning(
+            "%s has %d images, the folder that the network was trained on had %d: taken for another one, all are used",
+            *(root, len(dataset.samples), held_out.total),
+        )
+        return dataset
+    dataset.divide(held_out, split, plain)
     return dataset
 
 

@@ -1,12 +1,11 @@
 """A part of the training images that serves as the val split of a set that has none."""
 
+import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
-
-import numpy as np
 
 from vankit.errors import UserError
 
@@ -50,20 +49,21 @@ class HeldOut:
     def choose(self, names: Sequence[Any], groups: Sequence[str]) -> list[bool]:
         """Whether each image is held out: within each group a seeded share, at least one, and never all.
 
+        Images that are added or removed later hardly change what is chosen of the others.
+
         Args:
-            names: of the images, which can be sorted; the choice does not depend on the order they come in.
+            names: of the images; the choice does not depend on the order they come in.
             groups: of the images, such as their classes.
         """
         members = defaultdict(list)
-        for i in sorted(range(len(names)), key=names.__getitem__):
-            members[groups[i]].append(i)
+        for i, (name, group) in enumerate(zip(names, groups, strict=True)):
+            key = f"{self.seed} {name}".encode("utf-8", "surrogateescape")
+            members[group].append((hashlib.sha256(key).digest(), i))
         chosen = [False] * len(names)
-        for group, images in members.items():
+        for images in members.values():
             count = min(max(1, round(self.share * len(images))), len(images) - 1)
-            # NumPy keeps RandomState's numbers the same in all its versions
-            order = np.random.RandomState([self.seed, *group.encode("utf-8", "surrogateescape")])
-            for place in order.permutation(len(images))[:count]:
-                chosen[images[place]] = True
+            for _, i in sorted(images)[:count]:
+                chosen[i] = True
         return chosen
 
 
@@ -72,40 +72,50 @@ class Division:
     """How a set without a val split was divided.
 
     Attributes:
-        held_out: which images serve as val.
-        count: their number.
-        total: number of images, those to train on included.
+        held_out: which images serve as val, with the number of all as `total`.
+        count: how many they are.
+        before: how many all were when the network was trained; 0 if it is not yet.
     """
 
     held_out: HeldOut
     count: int
-    total: int
+    before: int
 
     @classmethod
     def of(cls, held_out: HeldOut, chosen: Sequence[bool], plain: bool = False) -> "Division":
         """
         Args:
+            held_out: how to choose.
             chosen: see `HeldOut.choose`.
             plain: the folder has no splits.
         """
-        return cls(replace(held_out, plain=plain, total=len(chosen)), sum(chosen), len(chosen))
+        return cls(replace(held_out, plain=plain, total=len(chosen)), sum(chosen), held_out.total)
 
 
-def announce(dataset: Any, data: object, log: bool = True) -> HeldOut | None:
+def announce(dataset: Any, data: object, training: bool = False, log: bool = True) -> HeldOut | None:
     """Which images of `data` are held out, if any are; this is logged.
 
     Args:
         dataset: a split of it, which says so as `division`.
         data: its name.
+        training: add by which options that can be changed.
         log: whether this process is the one that logs.
     """
     division: Division | None = getattr(dataset, "division", None)
     if division is None:
         return None
-    if log:
+    if not log:
+        return division.held_out
+    held_out, total = division.held_out, division.held_out.total
+    logger.warning(
+        "%s has no val split: %d of its %d training images are held out to validate%s",
+        *(data, division.count, total),
+        f" (--val-share {held_out.share:g}, --seed {held_out.seed}); with a folder val, that is used" * training,
+    )
+    if division.before not in (0, total):
         logger.warning(
-            "%s has no folder val: %d of its %d training images are held out to validate (--val-share %g, seed %d); "
-            "a folder val would be used instead",
-            *(data, division.count, division.total, division.held_out.share, division.held_out.seed),
+            "%s had %d images when the network was trained, and has %d: some that are held out now may have been "
+            "trained on",
+            *(data, division.before, total),
         )
-    return division.held_out
+    return held_out

@@ -264,7 +264,14 @@ def to_image(image: ImageLike, max_pixels: int = MAX_PIXELS, min_side: int | Non
                 f"the array is {image.dtype} of shape {image.shape}: expected uint8 (H, W, 3) in RGB order or (H, W)"
             )
         image = Image.fromarray(image)
-    return to_rgb(image) if isinstance(image, Image.Image) else load_image(image, max_pixels, min_side)
+    if not isinstance(image, Image.Image):
+        return load_image(image, max_pixels, min_side)
+    try:
+        return to_rgb(image)
+    except Exception as error:  # it may have been opened but not decoded yet, see `_decode`
+        raise ImageError(
+            f"{source_name(image)} is broken or truncated: {str(error) or type(error).__name__}"
+        ) from error
 
 
 def source_name(image: ImageLike) -> str:

@@ -272,7 +272,7 @@ def _fit(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class Shapes(Dataset[tuple[Any, int]]):
-    """One shape a picture, for classification: items are (image, label), classes take turns.
+    """One shape per picture, for classification: items are (image, label), classes take turns.
 
     Args:
         split: "train", "val" or "test"; no two share a picture.

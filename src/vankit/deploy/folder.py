@@ -1,6 +1,5 @@
 """Exported folders: what `vankit export` writes, opened without PyTorch (except its own format, pt2)."""
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -8,12 +7,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from vankit.data.held_out import HeldOut
 from vankit.data.preprocessing import Preprocessing
 from vankit.engines.base import Engine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine
 from vankit.errors import MissingFileError, UserError
+from vankit.files import sha256_of
 from vankit.models.description import Description
 
 Format = Literal["openvino", "onnx", "pt2"]
@@ -74,16 +73,15 @@ class Exported:
         labels.write_text("".join(f"{name}\n" for name in self.description.classes), encoding="utf-8")
         facts = {
             "format": self.format,
-            "model": self.description.model,
             "precision": self.precision,
             "dynamic": self.dynamic,
-            "classes": len(self.description.classes),
-            "named": self.description.named,
-            "sha256": {name: _checksum(self.folder / name) for name in FILES[self.format]},
+            "sha256": {name: sha256_of(self.folder / name) for name in FILES[self.format]},
             **self.facts,
+            **self.description.to_metadata(),
+            "named": self.description.named,
+            "classes": len(self.description.classes),
         }
-        if self.description.held_out is not None:
-            facts["held_out"] = asdict(self.description.held_out)
+        del facts["preprocessing"]
         for path, content in ((preprocessing, asdict(self.preprocessing)), (description, facts)):
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -121,7 +119,7 @@ class Exported:
 
     def _verify(self) -> bytes:
         """What tells the model from others, once its files are found to be those that were exported."""
-        found = {name: _checksum(self.folder / name) for name in FILES[self.format]}
+        found = {name: sha256_of(self.folder / name) for name in FILES[self.format]}
         for name, checksum in found.items():
             if checksum != self.checksums.get(name, checksum):
                 raise UserError(f"{self.folder / name} is damaged or was changed: export the model again")
@@ -151,11 +149,6 @@ class Exported:
         return TorchEngine(model if self.dynamic else OneByOne(), "cpu", precision, batch_size=1)
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def is_exported(path: object) -> TypeGuard[str | PathLike[str]]:
     """Whether this is the path of an exported folder, rather than a model's name: a folder may have such a name too."""
     if not isinstance(path, str | PathLike):
@@ -174,11 +167,12 @@ def read_exported(path: str | PathLike[str]) -> Exported:
     folder = Path(path)
     try:
         description, settings, labels = ((folder / name).read_text(encoding="utf-8") for name in DESCRIPTION)
-        facts, preprocessing = json.loads(description), Preprocessing(**json.loads(settings))
-        classes = labels.splitlines()
+        facts, classes = json.loads(description), labels.splitlines()
         kind, precision, dynamic = (facts.pop(name) for name in ("format", "precision", "dynamic"))
-        count, named, checksums = (facts.pop(name) for name in ("classes", "named", "sha256"))
-        held_out = HeldOut.from_metadata(given) if (given := facts.pop("held_out", None)) else None
+        count, checksums = (facts.pop(name) for name in ("classes", "sha256"))
+        metadata = {name: facts.pop(name) for name in [*facts] if name in Description.__dataclass_fields__}
+        metadata |= {"classes": classes, "preprocessing": asdict(Preprocessing(**json.loads(settings)))}
+        network = Description.from_metadata(metadata, Description())
         files = [folder / name for name in FILES[kind]]
     except FileNotFoundError as error:
         raise MissingFileError(
@@ -190,6 +184,4 @@ def read_exported(path: str | PathLike[str]) -> Exported:
         raise MissingFileError(f"{folder} is not a complete exported folder: {missing[0]} is missing")
     if len(classes) != count:
         raise UserError(f"{folder} is damaged: labels.txt has {len(classes)} names, and the model has {count} classes")
-    model = facts.pop("model", None)
-    network = Description(model=model, classes=classes, named=named, preprocessing=preprocessing, held_out=held_out)
     return Exported(folder, kind, precision, dynamic, network, facts, checksums)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vankit.deploy.folder import Exported, is_exported, read_exported
@@ -45,8 +46,8 @@ def open_network(
 
     Args:
         model: a timm model name such as van_b0, van_b0.cifar10 or one of MMPretrain's four VAN names; a folder that
-            `vankit export` wrote; a network (B, 3, H, W) → (B, classes); or what this function returned. None takes
-            the checkpoint's.
+            `vankit export` wrote; a checkpoint; a network (B, 3, H, W) → (B, classes); or what this function returned.
+            None takes the checkpoint's.
         checkpoint: a file of any public format, or of a detector or segmenter, which is opened by its file alone. Its
             classes and preprocessing are used where it names them.
         pretrained: without a checkpoint, load the model's public weights (else they are random).
@@ -65,6 +66,8 @@ def open_network(
         if checkpoint is not None:
             raise UserError(f"{model} is an exported folder, which contains its weights: leave out checkpoint")
         return _folder(model, classes)
+    if checkpoint is None and isinstance(model, str | PathLike) and Path(model).is_file():
+        model, checkpoint = None, model
     from torch import nn
 
     from vankit.heads.checkpoints import network_in_file
@@ -77,8 +80,9 @@ def open_network(
         return Network(description, type(model).__name__, module)
     name = str(model) if model is not None else None
     if checkpoint is None:
-        module, description = classifier_by_name(name or "van_b0", pretrained, classes)
-        return Network(description, name or "van_b0", module)
+        name = "van_b0" if name is None else name
+        module, description = classifier_by_name(name, pretrained, classes)
+        return Network(description, name, module)
     file = weights.read_tensors(checkpoint)
     if "head" not in file.metadata:
         module, description = classifier_in_file(file, name, classes)

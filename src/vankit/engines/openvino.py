@@ -75,7 +75,7 @@ class OpenVinoEngine(Engine):
     def _compile(self, streams: int) -> Any:
         core = openvino_core()
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self._hint, "NUM_STREAMS": streams}
-        if streams > 1 or self.workers < (os.cpu_count() or 1):  # else OpenVINO takes one thread a physical core
+        if streams > 1 or self.workers < (os.cpu_count() or 1):  # else OpenVINO takes one thread per physical core
             config["INFERENCE_NUM_THREADS"] = self.workers
 
         def make() -> tuple[Any, bytes]:

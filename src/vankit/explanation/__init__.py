@@ -13,10 +13,10 @@ from PIL import Image
 from torch import nn
 
 from vankit.data.images import MAX_PIXELS, ImageLike, find_inputs, source_name, to_image
-from vankit.errors import UserError
+from vankit.errors import UserError, reason_of
 from vankit.explanation import methods
 from vankit.explanation.methods import Explanation
-from vankit.explanation.subjects import compared, open_subject
+from vankit.explanation.subjects import open_subject
 from vankit.files import replacing
 from vankit.tasks.results import Failure
 
@@ -98,7 +98,9 @@ def iter_explanations(
     _check(method, given, target, stage, layer, others)
     sources = _sources(given, output)
     subjects = [open_subject(model, checkpoint, pretrained, img_size, device)]
-    subjects += [compared(other, pretrained, device) for other in others]
+    for other in others:
+        name = other if isinstance(other, str) else None
+        subjects.append(open_subject(other, None, pretrained, device=device, name=name))
     for place, subject in enumerate(subjects, 1):
         if subject.name in [before.name for before in subjects[: place - 1]]:
             subject.name += f" ({place})"
@@ -153,8 +155,8 @@ def _each(sources: Iterable[ImageLike], look: methods.Method, max_pixels: int) -
                 found = look.one(source, to_image(image, max_pixels))
             except ImportError:
                 raise
-            except Exception as error:  # a decoder's, or this picture is too large for memory, or shows no such object
-                yield Failure(source, str(error) or type(error).__name__)
+            except Exception as error:  # the other pictures go on
+                yield Failure(source, reason_of(error, source))
                 continue
             if found is not None:
                 yield found

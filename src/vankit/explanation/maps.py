@@ -73,7 +73,7 @@ def to_maps(y: Any, size: Sequence[int], prefix: int = 0) -> tuple[Tensor, Calla
         (B, C, h, w), and the function that arranges such maps as y is.
 
     Raises:
-        ValueError: y is nothing of the kind.
+        ValueError: y is none of these.
     """
     if isinstance(y, Tensor) and y.ndim == 4:
         if _distortion(y.shape[1], y.shape[2], size) < _distortion(y.shape[2], y.shape[3], size):

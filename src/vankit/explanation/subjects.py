@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,7 +79,7 @@ class Subject:
         return np.asarray((colours * self.std + self.mean).clip(0, 1), np.float32)
 
     def class_number(self, target: str | int) -> int:
-        """The index of a class, by its name, one of its names where commas part them, or its index.
+        """The index of a class, by its name, one of several names that commas separate, or its index.
 
         Raises:
             ValueError: there is no such class, or there are several.
@@ -180,10 +179,3 @@ def open_subject(
         )
     kind = _Dense if opened.dense else _Classifier
     return kind(opened, img_size, device_for("torch", device), name)
-
-
-def compared(given: str | nn.Module, pretrained: bool, device: str) -> Subject:
-    """A network to compare with: a timm model's name, a checkpoint file, or a network."""
-    if isinstance(given, str) and Path(given).is_file():
-        return open_subject(None, given, pretrained, device=device, name=given)
-    return open_subject(given, None, pretrained, device=device)

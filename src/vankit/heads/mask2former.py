@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import masks_to_boxes
 
+from vankit.data.semantic import IGNORE
 from vankit.errors import UserError
 from vankit.heads.backbone import AsTheyCome, input_transform, install_backbone
 from vankit.heads.from_transformers import backbone_config
-from vankit.heads.semantic_fpn import IGNORE
 
 Output = Literal["panoptic", "instance", "semantic"]
 Size = Sequence[int]

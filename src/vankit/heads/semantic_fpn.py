@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vankit.data.semantic import IGNORE
 from vankit.errors import UserError
 from vankit.heads.backbone import VanFPN, normalise
-
-IGNORE = 255  # the label of pixels without one
 
 
 class SemanticFPN(nn.Module):

@@ -1,6 +1,5 @@
 """Public checkpoints from the Hugging Face hub: fetched once, resumed, checked against their sha256."""
 
-import hashlib
 import logging
 import os
 import queue
@@ -27,6 +26,7 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._hub import hf_split
 
 from vankit.errors import UserError
+from vankit.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,17 +97,12 @@ def _cached(repo_id: str, filename: str, revision: str | None, cache: Path) -> P
     if not path.is_symlink():  # a file system without links: the cache does not keep the sha256
         return path
     blob = path.parent / path.readlink()  # named by its sha256; it may be a link into a store with other names
-    if not _SHA256.fullmatch(blob.name) or _sha256(blob) == blob.name:
+    if not _SHA256.fullmatch(blob.name) or sha256_of(blob) == blob.name:
         return path
     logger.warning("%s is damaged in the cache (its sha256 differs): fetching it again", path)
     path.unlink()
     blob.unlink()
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _metadata(url: str, endpoint: str) -> HfFileMetadata:
@@ -138,11 +133,11 @@ def _download(url: str, sha256: str, size: int | None, cache: Path, folder: str)
     lock.parent.mkdir(parents=True, exist_ok=True)
     partial = blob.with_name(f"{sha256}.vankit.incomplete")
     with WeakFileLock(lock):
-        if blob.exists() and _sha256(blob) == sha256:
+        if blob.exists() and sha256_of(blob) == sha256:
             return
         for _ in range(2):  # what a broken transfer left may be bad: once more from the start
             _transfer(url, partial, size)
-            found = _sha256(partial)
+            found = sha256_of(partial)
             if found == sha256:
                 partial.replace(blob)
                 return

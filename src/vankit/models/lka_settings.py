@@ -11,8 +11,9 @@ class LkaSettings(TypedDict, total=False):
     """Settings of `vankit.LargeKernelAttention`; what is left out is as in VAN.
 
     Attributes:
-        kernel_size: K; of several, each has a share of the channels (lka, lska) or is a parallel branch (strips).
-        dilation: d; for lka and lska one per kernel.
+        kernel_size: size K of the whole kernel; several share the channels (lka, lska) or are parallel branches
+            (strips).
+        dilation: d of the dilated convolution; for lka and lska one per kernel.
         form: lka (VAN), lska (rows and columns), strips (StripNet, SegNeXt) or dense (one undivided convolution).
         without: convolutions to leave out: dw, dw_d, pw.
         gate: how the attention is combined with its input: multiply, add, or none.

@@ -18,7 +18,7 @@ from PIL import Image
 from vankit.data.images import MAX_PIXELS, ImageLike, find_images, source_name, to_image
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine, check_options
-from vankit.errors import UserError
+from vankit.errors import UserError, reason_of
 from vankit.prediction.tables import open_table
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ class Predictor:
         batch_size: images per forward pass of engine torch; the others are fastest with one at a time, on all cores.
         device: torch's name, or 'auto' for CUDA where there is one.
         max_pixels: largest image decoded, in pixels.
-        reduced: decode JPEGs at 1/2, 1/4 or 1/8 of their size where at least twice the pixels that the network sees
-            a side remain: much sooner for large photographs, and a label in some hundred differs, see
-            docs/performance.md.
+        reduced: decode JPEGs at 1/2, 1/4 or 1/8 of their size, as long as each side keeps at least twice as many
+            pixels as the network sees: much faster for large photographs, but up to 16 labels in 1,000
+            change, see docs/predict.md.
 
     Attributes:
         description: what the network is.
@@ -239,8 +239,8 @@ class Predictor:
         name = source_name(image)
         try:
             return name, self.preprocess(image), None
-        except Exception as error:  # decoders of lazily opened images raise whatever they trip over
-            return name, None, str(error) or type(error).__name__
+        except Exception as error:  # the other pictures go on
+            return name, None, reason_of(error, name)
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ from typing import Any
 from vankit.data.images import IMAGE_SUFFIXES, find_images
 from vankit.deploy.folder import is_exported
 from vankit.errors import MissingFileError, MissingPackageError, UserError
+from vankit.files import sha256_of
 from vankit.prediction.labels import Prediction, Predictor, row_of
 from vankit.prediction.tables import parquet_schema
 
@@ -121,7 +122,7 @@ def _describe(options: dict[str, Any]) -> dict[str, Any]:
     files = [Path(options["checkpoint"])] if options.get("checkpoint") else []
     if is_exported(options.get("model")):
         files += sorted(Path(options["model"]).rglob("*"))
-    found["files_sha256"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+    found["files_sha256"] = [sha256_of(file) for file in files if file.is_file()]
     return found
 
 

@@ -1,5 +1,6 @@
 """Detection, semantic and panoptic segmentation of pictures with a trained network."""
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine, check_options
 from vankit.engines.choose import device_for, engine_for
 from vankit.engines.torch import TorchEngine
-from vankit.errors import UserError
+from vankit.errors import UserError, reason_of
 from vankit.files import replacing
 from vankit.tasks.dense import EVALUATORS, infer
 from vankit.tasks.results import Detections, Failure, PanopticMap, SemanticMap
@@ -71,7 +72,7 @@ class DensePredictor:
             raise UserError(f"test is {test!r}, expected one of {', '.join(get_args(Test))}")
         check_options(engine, precision)
         opened = checkpoint if isinstance(checkpoint, Network) else open_network(checkpoint=checkpoint)
-        self.description, network = opened.description, opened.module
+        self.description, network = opened.description, copy.deepcopy(opened.module)
         if not opened.dense or network is None:
             raise UserError(
                 f"{opened.source} is not a checkpoint of a detector or segmenter: expected best.safetensors of vankit "
@@ -127,8 +128,8 @@ class DensePredictor:
             try:
                 rgb = to_image(image, self.max_pixels)
                 found = self._found(source, rgb)
-            except Exception as error:  # decoders raise whatever they trip over; a huge picture may not fit in memory
-                yield Failure(source, str(error) or type(error).__name__), None
+            except Exception as error:  # the other pictures go on
+                yield Failure(source, reason_of(error, source)), None
                 continue
             yield found, rgb
 

@@ -306,7 +306,7 @@ def compare(
         images: float32 (B, C, H, W) for the check; the first one is timed.
         expected: by network the logits of eager float32, (B, classes).
         seconds: begin no round after this long, but do three.
-        calls: timed calls a round, after two that warm up.
+        calls: timed calls per round, after two that warm up.
         cores: that each contender may use; all if empty.
 
     Returns:

@@ -1,1 +1,1 @@
-"""One LightningModule a task."""
+"""What a task is, without training it: its measures, results and drawings."""

@@ -162,7 +162,7 @@ def setup_classify(
     network = build_classifier(model, len(classes), config, **({"file": str(checkpoint)} if checkpoint else {}))
     task = Classifier(network, len(classes), config, config.batch_size * processes.world * config.accumulate)
     preprocessing = Preprocessing((3, config.img_size, config.img_size), MEAN_STD, MEAN_STD, config.crop_pct, "bicubic")
-    held_out = announce(val_set, data, log=processes.rank == 0)
+    held_out = announce(val_set, data, training=True, log=processes.rank == 0)
     description = Description(
         model=model.split(".")[0],
         classes=classes,

@@ -147,7 +147,7 @@ def setup_dense(
     train_set, val_set = _datasets(data, task, head, config, skip_bad)
     # validated one by one, as they are predicted: the padding of a batch changes the figures
     train_loader, val_loader = loaders(train_set, val_set, config, processes, collate, val_batch=1)
-    held_out = announce(val_set, data, log=processes.rank == 0)
+    held_out = announce(val_set, data, training=True, log=processes.rank == 0)
     description = Description(
         task,
         head,

@@ -62,6 +62,11 @@ def loaders(
     if list(train_set.classes) != list(val_set.classes):
         only = sorted(set(train_set.classes) ^ set(val_set.classes)) or ["the same in another order"]
         raise UserError(f"train and val have different classes: {', '.join(only[:10])}")
+    if not len(val_set):
+        raise UserError(
+            f"there is no image to validate with, and {len(train_set)} to train on are too few to hold any out: add "
+            "images, or a val split"
+        )
     train_loader = _loader(train_set, config, True, processes, collate)
     if not len(train_loader) or len(val_set) < processes.world:
         raise UserError(

@@ -33,7 +33,7 @@ class Config:
         precision: 32-true, bf16-mixed or 16-mixed (on GPUs), as Lightning names them.
         grad_checkpointing: recompute activations in the backward pass, for memory.
         channels_last: use the NHWC memory format.
-        seed: of weights, order, augmentation and the images held out, 0 to 4294967295.
+        seed: random seed of weights, order, augmentation and the images held out, 0 to 4294967295.
         val_share: share of each class's training images, between 0 and 1, that is held out for validation if the data
             has no val split. COCO sets and wds/ need one.
         workers: processes that load images, per training process.
@@ -92,7 +92,7 @@ class TrainConfig(Config):
         img_size: side in pixels of training and validation images.
         crop_pct: part of a validation image's short side that its centre crop keeps, 0 to 1.
         min_scale: smallest part of an image's area that a random crop keeps, 0 to 1.
-        interpolation: of training crops: bicubic, bilinear, or random to draw one of the two.
+        interpolation: how training crops are resized: bicubic, bilinear, or random to draw one of the two.
         auto_augment: timm's policy string, such as rand-m9-mstd0.5-inc1, or none.
         color_jitter: strength of colour jitter; timm does not use it together with `auto_augment`.
         random_erasing: probability of filling a rectangle with noise, 0 to 1.
@@ -353,6 +353,11 @@ def short_dense(model: str) -> DenseConfig:
     )
 
 
+def short_semantic(model: str) -> DenseConfig:
+    """The same for semantic segmentation, which trains on squares of one size."""
+    return dataclasses.replace(short_dense(model), crop=128)
+
+
 def _size(model: str) -> int:
     """0 for van_b0 … 6 for van_b6; 0 for a name that `create_model` will refuse."""
     found = re.match(r"van_b([0-6])", model)
@@ -362,7 +367,7 @@ def _size(model: str) -> int:
 RECIPES: dict[str, dict[str, Callable[[str], Config]]] = {
     "classify": {"in1k": in1k, "finetune": finetune, "short": short},
     "detect": {"coco_1x": coco_1x, "coco_3x": coco_3x, "short": short_dense},
-    "segment": {"ade20k_fpn": ade20k_fpn, "ade20k_upernet": ade20k_upernet, "short": short_dense},
+    "segment": {"ade20k_fpn": ade20k_fpn, "ade20k_upernet": ade20k_upernet, "short": short_semantic},
     "panoptic": {"coco_panoptic": coco_panoptic, "short": short_dense},
 }
 

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,26 +166,44 @@ def _resume_state(out: Path, resume: bool) -> Path | None:
         raise MissingFileError(f"nothing to resume in {out}: expected {state}; leave out --resume to start a run")
     if not resume and state.is_file():
         raise UserError(f"{out} already holds a run: choose another folder (--output), or continue it with --resume")
+    if resume and not zipfile.is_zipfile(state):
+        raise UserError(f"{state} is damaged: choose another folder (--output) to start anew")
     return state if resume else None
 
 
 def _check_same_run(out: Path, model: str, description: Description) -> int:
     """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
-    before = {"lka": {}, "task": "classify"}  # which early runs do not say
+    before: dict[str, Any] = {"lka": {}, "task": "classify"}  # which early runs do not say
     before |= read_json(out / "config.json")
     now = {"held_out": None, **json.loads(json.dumps({**description.to_metadata(), "model": model}))}
     for name, value in now.items():
-        if name in ("model", "lka", "classes", "task", "head", "queries", "held_out") and before.get(name) != value:
-            options = {"lka": "--lka", "held_out": "--val-share, --seed"}
-            same = f"pass the same settings ({options[name]}), or " if name in options else ""
+        if name in ("model", "lka", "classes", "task", "head", "queries") and before.get(name) != value:
+            same = "pass the same settings (--lka), or " if name == "lka" else ""
             raise UserError(
                 f"{out} holds a run with {name} {before.get(name)}, not {value}: {same}choose another folder (--output)"
             )
+    _check_division(out, before.get("held_out"), now["held_out"])
     last = out / "last.safetensors"
     epoch = weights.read_metadata(last).get("epoch")
     if epoch is None:
         raise UserError(f"{last} is missing or damaged: choose another folder (--output) to start anew")
     return int(epoch)
+
+
+def _check_division(out: Path, before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
+    """Were other images held out, some that the run was trained on would be validated."""
+    if before == now:
+        return
+    if before is None or now is None:
+        kinds = ("a val split", "images held out of train")
+        was, is_now = (kinds[division is not None] for division in (before, now))
+        change, same = f"validated with {was}, and this data has {is_now}", "use the same data"
+    elif before["total"] != now["total"]:
+        change, same = f"begun with {before['total']} images, and there are {now['total']} now", "use the same data"
+    else:
+        change = f"begun with --val-share {before['share']} and --seed {before['seed']}"
+        same = "pass the same settings"
+    raise UserError(f"the run in {out} was {change}: {same}, or choose another folder (--output)")
 
 
 def _prepare(out: Path, record: dict[str, Any]) -> None:

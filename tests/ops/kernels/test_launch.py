@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vankit.errors import UserError
 from vankit.ops.kernels import launch
 
 
@@ -12,7 +13,7 @@ from vankit.ops.kernels import launch
     ("weight", "bias"), [((5, 1, 3, 3), None), ((1, 1, 3, 3), None), ((4, 4, 3, 3), (4,)), ((4, 1, 3, 3), (1,))]
 )
 def test_channels_must_agree(weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
-    with pytest.raises(ValueError, match=r"expected \(C, 1\) and \(C,\) for C = 4"):
+    with pytest.raises(UserError, match=r"expected \(C, 1\) and \(C,\) for C = 4"):
         launch.Convolution(torch.zeros(weight), None if bias is None else torch.zeros(bias), 1, torch.zeros(1, 3, 3, 4))
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vankit.errors import UserError
 from vankit.ops import backend
 from vankit.ops.kernels import launch
 from vankit.ops.lka import depthwise_pair
@@ -266,7 +267,7 @@ def test_the_environment_says_what_auto_is() -> None:
 
 def test_an_unknown_backend_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "default", "cuda")
-    with pytest.raises(ValueError, match="VANKIT_BACKEND is 'cuda': expected one of auto, torch, triton"):
+    with pytest.raises(UserError, match="VANKIT_BACKEND is 'cuda': expected one of auto, torch, triton"):
         backend.takes_kernels(torch.zeros(1, 4, 6, 5), "auto")
 
 
@@ -286,7 +287,7 @@ def test_without_kernels_the_reference_runs(chosen: str, monkeypatch: pytest.Mon
     ],
 )
 def test_what_cannot_run_is_refused(chosen: str, dtype: torch.dtype, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         depthwise_pair(*arguments(1, 2, 4, 5, dtype=dtype), backend=chosen)
 
 

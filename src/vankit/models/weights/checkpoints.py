@@ -1,5 +1,6 @@
 """A VAN in a file: read, written, converted and loaded, in any of the formats."""
 
+import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -107,8 +108,10 @@ def write_checkpoint(
         write_tensors(tensors, path, (metadata or {}) if to == "vankit" else {})
         return
     content = {"state_dict": stored(tensors)} if to != "hf" else stored(tensors)
+    buffer = io.BytesIO()  # PyTorch's own writer says of a full disk that it is a bug
+    torch.save({"meta": {}, **content} if to == "mmpretrain" else content, buffer)
     with replacing(path) as partial:
-        torch.save({"meta": {}, **content} if to == "mmpretrain" else content, partial)
+        partial.write_bytes(buffer.getbuffer())
 
 
 def convert(source: str | PathLike[str], target: str | PathLike[str], to: str = "vankit") -> str:

@@ -79,8 +79,11 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, Any]:
     """What a vankit file says of itself (see `Checkpoint.metadata`), without reading its tensors; empty for others."""
     if not Path(path).is_file() or not _is_safetensors(Path(path)):
         return {}
-    with safetensors.safe_open(path, "pt") as file:
-        return _metadata_of(file)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return _metadata_of(file)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is not a readable checkpoint (truncated download?): {error}") from None
 
 
 def _metadata_of(file: Any) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | PathLike[str], meta
     """
     header = {key: json.dumps(value) for key, value in metadata.items()}
     with replacing(path) as partial:
-        safetensors.torch.save_file(stored(tensors), partial, metadata={**header, "format": "pt"})
+        partial.write_bytes(safetensors.torch.save(stored(tensors), {**header, "format": "pt"}))
 
 
 def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def convolve_tile(width: int, channels: int, bytes_each: int) -> Tile:
 
 
 def gradient_tile(taps: int) -> Tile:
-    """So many values a thread that its sums stay at about 100 registers. Unmeasured, as above."""
+    """So many values per thread that its sums stay at about 100 registers. Unmeasured, as above."""
     if taps > 25:
         return Tile(8, 32, 4)
     return Tile(8, 32, 2) if taps > 9 else Tile(16, 32, 2)
