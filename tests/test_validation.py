@@ -112,3 +112,8 @@ def test_the_shipped_checkpoint_on_cifar10(shared_data: Callable[..., Path]) -> 
     report = validate(data, "van_b0.cifar10", **QUICK)
     assert report.count == 500
     assert abs(report.top1 - stated) < 4 * (stated * (1 - stated) / report.count) ** 0.5
+
+
+def test_workers_below_zero_are_refused(data: Path, checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="workers is -1, expected 0 or more"):
+        validate(data, checkpoint=checkpoint, workers=-1)

@@ -117,6 +117,19 @@ def test_what_is_read_is_what_was_written(made: Callable[[Format, bool], Path]) 
     assert set(found.checksums) == {"model.onnx"}
 
 
+def test_the_whole_description_is_kept(made: Callable[[Format, bool], Path], tmp_path: Path) -> None:
+    exported = replace(read_exported(made("onnx", True)), folder=tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    description = replace(exported.description, model="van_b1", named=False, lka={"kernel_size": [7]})
+    replace(exported, description=description).write_description()
+    assert read_exported(tmp_path).description == description
+    assert read_exported(tmp_path).facts == exported.facts
+    facts = json.loads((tmp_path / "export.json").read_text())
+    del facts["task"], facts["lka"]  # which version 0.1 did not write
+    (tmp_path / "export.json").write_text(json.dumps(facts))
+    assert read_exported(tmp_path).description == replace(description, lka={})
+
+
 @pytest.mark.parametrize("held_out", [None, HeldOut(0.3, 5, plain=True)])
 def test_the_images_held_out_are_remembered(made: Callable[[Format, bool], Path], held_out: HeldOut | None) -> None:
     folder = made("onnx", True).parent / "held-out"

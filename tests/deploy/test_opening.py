@@ -51,6 +51,7 @@ def test_a_classifiers_checkpoint(checkpoint: Path) -> None:
     for found in (open_network(checkpoint=checkpoint), open_network("van_b0", checkpoint)):
         assert (found.source, found.description.model) == (str(checkpoint), "van_b0")
         assert (found.description.classes, found.description.preprocessing) == (CLASSES, PREPROCESSING)
+    assert open_network(str(checkpoint)).description == open_network(checkpoint=checkpoint).description
     assert open_network(checkpoint=checkpoint, classes=["x", "y"]).description.classes == ("x", "y")
 
 

@@ -110,6 +110,35 @@ def test_one_broken_picture_does_not_stop_the_rest(segmenter: Path, photograph: 
     assert {row["file_name"] for row in rows} == {photograph.name}
 
 
+def test_a_bug_is_seen_and_the_rest_goes_on(
+    segmenter: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = vankit.DensePredictor(segmenter, engine="torch")
+    results, run = [KeyError("stage5"), torch.OutOfMemoryError("CUDA out of memory"), None], predictor.results
+
+    def fail(images: Any) -> Any:
+        if error := results.pop(0):
+            raise error
+        return run(images)
+
+    monkeypatch.setattr(predictor, "results", fail)
+    first, second, third = (found for found, _ in predictor.stream([photograph] * 3))
+    assert isinstance(first, vankit.Failure) and isinstance(second, vankit.Failure)
+    assert isinstance(third, vankit.SemanticMap)
+    (record,) = caplog.records
+    assert "000000000139" in record.message and "this is a bug in vankit" in record.message
+    assert record.exc_info is not None and record.exc_info[0] is KeyError
+
+
+@pytest.mark.slow
+def test_predictors_do_not_change_the_network_they_are_given(segmenter: Path, photograph: Path) -> None:
+    opened = open_network(checkpoint=segmenter)
+    vankit.DensePredictor(opened)  # on OpenVINO
+    again, fresh = (vankit.DensePredictor(x, engine="torch") for x in (opened, segmenter))
+    np.testing.assert_array_equal(again(photograph).labels, fresh(photograph).labels)
+    assert isinstance(backbone_of(opened.module).stage1, Stage)
+
+
 def test_pictures_of_one_name_do_not_overwrite_each_other(segmenter: Path, photograph: Path, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     other = tmp_path / "b" / photograph.name

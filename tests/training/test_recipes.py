@@ -105,6 +105,11 @@ def test_override_refuses_what_is_not_a_setting() -> None:
     assert override(recipe("short", "van_b0"), epochs=3).epochs == 3
 
 
+@pytest.mark.parametrize("name", RECIPES["segment"])
+def test_segmentation_trains_on_squares(name: str) -> None:
+    assert recipe(name, "van_b0", "segment").crop > 0  # which training refuses to do without
+
+
 @pytest.mark.parametrize(
     ("data", "task", "head", "name"),
     [
