@@ -132,6 +132,10 @@ def test_a_longer_schedule_holds_from_the_resumption_on(data: Path, tmp_path: Pa
 def test_another_run_is_not_resumed(run: TrainResult, data: Path) -> None:
     with pytest.raises(UserError, match="holds a run with model van_b0, not van_b1"):
         train(data, "van_b1", TINY, run.best.parent, resume=True)
+    for name, value in (("weight_decay", 0.0), ("layer_decay", 0.5)):
+        option = f"--{name.replace('_', '-')}"
+        with pytest.raises(UserError, match=f"was begun with {option} .*that: pass the same settings"):
+            train(data, "van_b0", replace(TINY, **{name: value}), run.best.parent, resume=True)
 
 
 def test_a_damaged_run_is_not_resumed(run: TrainResult, data: Path, tmp_path: Path) -> None:

@@ -92,8 +92,9 @@ class Predictor:
         max_pixels: int = MAX_PIXELS,
         reduced: bool = False,
     ) -> None:
-        if top_k < 1 or batch_size < 1:
-            raise UserError(f"top_k is {top_k} and batch_size {batch_size}, expected 1 or more")
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"{name} is {value}, expected 1 or more")
         check_options(engine, precision)
         self.network: nn.Module | None = None
         self._open: Callable[[], Engine]

@@ -37,6 +37,8 @@ _ADVICE = (
     ".*directory .* exists and is not empty",
     ".*LeafSpec.*is deprecated",
 )
+# which decide the optimiser's groups of parameters; a resumed one keeps those it has
+_OF_THE_OPTIMISER = ("weight_decay", "layer_decay", "decay_norms")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def train(
     else:
         assert isinstance(start_config, TrainConfig)
         setup = setup_classify(data, model, start_config, processes, start)
-    start_epoch = _check_same_run(out, model, setup.description) if resume else 0
+    start_epoch = _check_same_run(out, model, setup.description, config) if resume else 0
     # every process and every resumption draws its own order, augmentation and drop path
     seed_everything(config.seed + processes.rank + processes.world * start_epoch, workers=True, verbose=False)
     record = {"data": str(data), **setup.description.to_metadata(), "model": model, **dataclasses.asdict(config)}
@@ -171,7 +173,7 @@ def _resume_state(out: Path, resume: bool) -> Path | None:
     return state if resume else None
 
 
-def _check_same_run(out: Path, model: str, description: Description) -> int:
+def _check_same_run(out: Path, model: str, description: Description, config: Config) -> int:
     """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
     before: dict[str, Any] = {"lka": {}, "task": "classify"}  # which early runs do not say
     before |= read_json(out / "config.json")
@@ -181,6 +183,13 @@ def _check_same_run(out: Path, model: str, description: Description) -> int:
             same = "pass the same settings (--lka), or " if name == "lka" else ""
             raise UserError(
                 f"{out} holds a run with {name} {before.get(name)}, not {value}: {same}choose another folder (--output)"
+            )
+    for name in _OF_THE_OPTIMISER:
+        value = getattr(config, name, None)
+        if before.get(name, value) != value:
+            raise UserError(
+                f"the run in {out} was begun with --{name.replace('_', '-')} {before[name]}, and its optimiser keeps "
+                "that: pass the same settings, or choose another folder (--output)"
             )
     _check_division(out, before.get("held_out"), now["held_out"])
     last = out / "last.safetensors"
