@@ -2,6 +2,7 @@
 
 from .cli.demo import demo as demo
 from .data.images import ImageError as ImageError
+from .deploy.convert import convert as convert
 from .deploy.export import export as export
 from .errors import UserError as UserError
 from .explanation import Explanation as Explanation
@@ -11,7 +12,6 @@ from .models.hub import DownloadError as DownloadError
 from .models.lka import LargeKernelAttention as LargeKernelAttention
 from .models.van import VAN as VAN
 from .models.weights import Checkpoint as Checkpoint
-from .models.weights import convert as convert
 from .models.weights import load_checkpoint as load_checkpoint
 from .models.weights import read_checkpoint as read_checkpoint
 from .models.weights import save_checkpoint as save_checkpoint

@@ -19,7 +19,7 @@ from vankit.data.folders import class_index, open_dataset
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.images import ImageError
 from vankit.data.scenes import open_scenes
-from vankit.deploy.opening import Network, open_network
+from vankit.deploy.opening import Network, Weights, open_network
 from vankit.errors import UserError
 from vankit.files import check_picture, save_figure, write_text
 from vankit.heads.build import HEADS
@@ -161,6 +161,7 @@ def validate(
     split: str = "val",
     test: Test = "single",
     skip_bad: bool = False,
+    weights: Weights | None = None,
 ) -> Any:
     """Measure a network on a labelled image set: a classifier, or the detector or segmenter that `checkpoint` holds.
 
@@ -180,6 +181,7 @@ def validate(
         split: train, val, or the name of a folder such as test.
         test: for semantic segmentation, see `vankit.tasks.segment.segment_logits`.
         skip_bad: for detectors and segmenters: leave out what cannot be used, with a warning.
+        weights: see `vankit.Predictor`.
 
     Returns:
         A `ClassificationReport`, or a `DenseReport` for a detector or segmenter.
@@ -190,7 +192,7 @@ def validate(
     check_picture(picture)
     if workers < 0:
         raise UserError(f"workers is {workers}, expected 0 or more")
-    opened = open_network(model, checkpoint)
+    opened = open_network(model, checkpoint, weights=weights)
     if opened.dense:
         if picture is not None:
             raise UserError(f"{opened.source} has no confusion matrix: leave out picture (--plot)")

@@ -54,7 +54,7 @@ def test_version(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         (("train", "shapes", "--recipe", "in21k"), "unknown recipe 'in21k'"),
         (("train", "shapes", "--epochs", "0"), "epochs is 0, expected 1 or more"),
         (("predict", "x.jpg", "--model", "van_b7"), "van_b7"),
-        (("predict", "x.jpg", "--model", "./nowhere/"), "unknown model './nowhere/'"),
+        (("predict", "x.jpg", "--model", "./nowhere/"), "no checkpoint at nowhere"),
         (("predict", "x.jpg", "--model", "van_b0.cifar10", "--resume"), "resume continues an output"),
         (("predict", "x.jpg", "--address", "auto"), "add --workers ray"),
         (("predict", "x.jpg", "--workers", "ray"), "name a folder or URL with --output"),

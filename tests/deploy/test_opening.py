@@ -1,5 +1,6 @@
 """Whatever a network comes as is opened, and described, in one place."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -111,3 +112,34 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         open_network(checkpoint=tmp_path / "nowhere.pth")
     with pytest.raises(UserError, match="unknown model 'van_b9'"):
         open_network("van_b9")
+
+
+@pytest.mark.parametrize("head", [None, "semantic_fpn"])
+def test_the_state_of_a_run_is_opened_as_its_weights_are(
+    head: str | None, checkpoint: Path, dense_checkpoint: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """resume.ckpt is Lightning's; what it is of, config.json beside it says."""
+    best = open_network(checkpoint if head is None else dense_checkpoint(head, "segment"))
+    assert best.module is not None
+    tensors = {f"model.{name}": tensor for name, tensor in best.module.state_dict().items()}
+    torch.save({"state_dict": tensors, "epoch": 1, "pytorch-lightning_version": "2.6.6"}, tmp_path / "resume.ckpt")
+    record = {"data": "shapes", **best.description.to_metadata(), "lr": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    for path in (tmp_path / "resume.ckpt", tmp_path):
+        opened = open_network(path)
+        assert opened.description == best.description and opened.module is not None
+        for name, tensor in opened.module.state_dict().items():
+            assert torch.equal(tensor, tensors[f"model.{name}"])
+
+
+def test_weights_are_chosen_of_checkpoints_alone(checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=r"weights \(--weights\) chooses among those of a checkpoint: pass one"):
+        open_network("van_b0.cifar10", weights="ema")
+    with pytest.raises(UserError, match="holds only raw weights"):
+        open_network(checkpoint=checkpoint, weights="ema")
+    assert open_network(checkpoint=checkpoint, weights="raw").module is not None
+
+
+def test_a_checkpoint_of_another_variant_says_which(checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="is a van_b0, not a van_b1: leave out model"):
+        open_network("van_b1", checkpoint)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vankit
+from vankit.deploy.opening import open_network
 from vankit.errors import MissingFileError, UserError
 from vankit.heads.backbone import backbone_of
 from vankit.heads.build import HEADS, build_network
@@ -330,8 +331,10 @@ def test_an_mmseg_file_with_a_gap_is_refused(mmseg: Any, tmp_path: Path) -> None
 
 
 def test_names_are_mapped_without_a_network(mmseg: Any) -> None:
-    _, tensors = mmseg("semantic_fpn")
-    renamed = from_mmseg(tensors, "semantic_fpn", "backbone.body.")
+    path, _ = mmseg("semantic_fpn")
+    file = weights.read_tensors(path)
+    tensors = file.tensors
+    renamed = from_mmseg(file, "semantic_fpn", "backbone.body.")
     assert len(renamed) == len(tensors)
     pairs = {
         "decode_head.scale_heads.3.4.bn.running_var": "scale_heads.3.9.running_var",  # after two times four modules
@@ -340,6 +343,60 @@ def test_names_are_mapped_without_a_network(mmseg: Any) -> None:
         "backbone.block3.4.mlp.fc2.weight": "backbone.body.stage3.blocks.4.mlp.fc2.weight",
     }
     assert all(renamed[ours] is tensors[theirs] for theirs, ours in pairs.items())
+
+
+# mmseg's files, opened as they are
+
+
+def of_mmpretrain(tensors: Tensors) -> Tensors:
+    """The same with MMPretrain's VAN as the backbone, as mmsegmentation 1.x has it."""
+    rows = {row[1]: row[2].removeprefix("backbone.") for row in weights.name_table((3, 3, 5, 2), head=False)}
+    return {
+        f"backbone.{rows[name.removeprefix('backbone.')]}" if name.startswith("backbone.") else name: tensor
+        for name, tensor in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("wrapper", ["", "module."])
+@pytest.mark.parametrize("backbone", ["authors", "mmpretrain"])
+@pytest.mark.parametrize("head", MMSEG)
+def test_an_mmseg_file_is_a_segmenter_as_it_is(
+    head: str, backbone: str, wrapper: str, mmseg: Any, image: Tensor, tmp_path: Path
+) -> None:
+    expected = build(head)
+    path, tensors = mmseg(head)
+    start_from(expected, path, head)
+    named = of_mmpretrain(tensors) if backbone == "mmpretrain" else tensors
+    content = {"meta": {"CLASSES": CLASSES, "PALETTE": None}, "state_dict": {wrapper + k: t for k, t in named.items()}}
+    torch.save(content, tmp_path / "iter.pth")
+    opened = open_network(tmp_path / "iter.pth")
+    description = opened.description
+    assert (description.task, description.head, description.model) == ("segment", head, "van_b0")
+    assert description.classes == tuple(CLASSES) and opened.module is not None
+    assert_same(opened.module.state_dict(), expected.state_dict())
+    assert vankit.convert(tmp_path / "iter.pth", tmp_path / "own.safetensors") == "mmseg"
+    again = open_network(tmp_path / "own.safetensors")
+    assert again.description == description and again.module is not None
+    with torch.inference_mode():
+        assert torch.equal(again.module([image])[0]["logits"], expected([image])[0]["logits"])
+
+
+def test_the_normalisation_that_an_mmseg_file_states_is_used(mmseg: Any, classifier: Any, tmp_path: Path) -> None:
+    path, tensors = mmseg("semantic_fpn")
+    half = "img_norm_cfg = dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb=True)"
+    torch.save({"meta": {"config": half}, "state_dict": tensors}, tmp_path / "half.pth")
+    found = weights.read_checkpoint(tmp_path / "half.pth").state_dict
+    stem = "stage1.patch_embed.proj.weight"
+    torch.testing.assert_close(found[stem], classifier.state_dict()[stem])
+    assert not torch.equal(weights.read_checkpoint(path).state_dict[stem], classifier.state_dict()[stem])
+
+
+def test_only_a_segmenters_backbone_is_adapted(official: Tensors, tmp_path: Path) -> None:
+    """mmpretrain's and other headless files say nothing of ImageNet's statistics."""
+    backbone = {f"backbone.{name}": tensor for name, tensor in official.items() if not name.startswith("head.")}
+    torch.save({"state_dict": backbone}, tmp_path / "bare.pth")
+    found = weights.read_checkpoint(tmp_path / "bare.pth").state_dict
+    assert torch.equal(found["stage1.patch_embed.proj.weight"], official["patch_embed1.proj.weight"])
 
 
 # vankit's own
@@ -392,7 +449,7 @@ def test_files_that_are_no_dense_checkpoint_are_named(dense_file: Path, tmp_path
 
 @pytest.mark.parametrize("key", ["task", "model", "short_sides", "long_side", "queries", "things", "classes"])
 def test_missing_metadata_is_named(key: str, tmp_path: Path) -> None:
-    path = write(nn.Linear(1, 1), tmp_path / "best.safetensors", **{key: None})
+    path = write(build("semantic_fpn"), tmp_path / "best.safetensors", **{key: None})
     with pytest.raises(UserError, match=rf"best\.safetensors: the checkpoint does not say its {key}: expected best"):
         load_network(path)
 
@@ -465,7 +522,7 @@ def test_another_heads_checkpoint_gives_its_backbone(
         start_from(network, mmseg("semantic_fpn")[0], "retinanet")
     assert_same(but_the_stem(backbone_of(network).state_dict()), but_the_stem(without_head(classifier)))
     assert [message.partition("holds a VAN")[2] for message in caplog.messages] == [
-        " and a head of semantic_fpn: loaded only the VAN", " and a head of another task: loaded only the VAN"
+        " and a head of semantic_fpn: loaded only the VAN", " and other parts (neck, decode_head): loaded only the VAN"
     ]  # fmt: skip
 
 
@@ -474,7 +531,7 @@ def test_starting_points_that_cannot_be_read_are_named(public_files: dict[str, P
     with pytest.raises(MissingFileError, match=r"no checkpoint at .*nowhere\.pth"):
         start_from(segmenter, tmp_path / "nowhere.pth", "semantic_fpn")
     base = next(path for name, path in public_files.items() if "Base" in name)  # van_b2
-    with pytest.raises(UserError, match=r"van_base_828\.pth\.tar: .*do not fit") as error:
+    with pytest.raises(UserError, match=r"van_base_828\.pth\.tar: it holds another variant") as error:
         start_from(segmenter, base, "semantic_fpn")
     assert len(str(error.value)) < 1500
     torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}}, tmp_path / "resnet.pth")

@@ -323,7 +323,7 @@ def test_weights_to_start_from_replace_the_public_ones(
     for checkpoint in (None, tmp_path / "x.safetensors"):
         setup_dense("shapes", "segment", "upernet", "van_b0", config, Processes(), checkpoint)
     assert [arguments[1] for arguments in built.asked] == [True, False]
-    assert started == [(tmp_path / "x.safetensors", "upernet")]
+    assert started == [(tmp_path / "x.safetensors", "upernet", None)]
 
 
 def test_impossible_settings_are_named(built: Options) -> None:

@@ -4,17 +4,25 @@ from pathlib import Path
 from typing import Literal
 
 
-def command(source: Path, target: Path, /, *, to: Literal["vankit", "official", "mmpretrain", "hf"] = "vankit") -> None:
+def command(
+    source: Path,
+    target: Path,
+    /,
+    *,
+    to: Literal["vankit", "official", "mmpretrain", "hf"] = "vankit",
+    weights: Literal["raw", "ema"] | None = None,
+) -> None:
     """Convert a checkpoint between the public formats; the tensors stay bit-exact.
 
     Args:
         source: checkpoint in any of the formats, which is detected from the file. From the checkpoint of a detector or
             segmenter the backbone is converted.
         target: file to write.
-        to: vankit (safetensors), official (VAN-Classification), mmpretrain, or hf (transformers). For hf a target that
-            ends in .safetensors is written as safetensors, any other as a pickle of tensors.
+        to: vankit (safetensors), official (VAN-Classification), mmpretrain, or hf (transformers). For hf the target may
+            be a folder; config.json and preprocessor_config.json are written beside the weights.
+        weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
     """
-    from vankit.models.weights import convert as run
+    from vankit.deploy.convert import convert as run
 
-    found = run(source, target, to)
+    found = run(source, target, to, weights)
     print(f"{source} ({found}) → {target} ({to})")

@@ -11,6 +11,7 @@ def command(
     *,
     model: str | None = None,
     checkpoint: Path | None = None,
+    weights: Literal["raw", "ema"] | None = None,
     method: Literal["grad-cam", "attention", "receptive-field", "statistics"] = "grad-cam",
     target: list[str] | None = None,
     stage: int | None = None,
@@ -30,8 +31,9 @@ def command(
             none.
         model: such as van_b2 or van_b0.cifar10; for grad-cam and receptive-field any timm model. Default: the
             checkpoint's model, or van_b0.
-        checkpoint: weights in any public format, or those of a detector or segmenter. Default: the model's public
-            weights.
+        checkpoint: weights in any public format, or those of a detector or segmenter; or a folder with them. Default:
+            the model's public weights.
+        weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         method: grad-cam shows where the evidence for a class is; attention, what each LKA multiplies its input by;
             receptive-field, which pixels the middle unit of each stage depends on; statistics, figures of each LKA's
             channels.
@@ -52,7 +54,7 @@ def command(
     failed = 0
     for found in iter_explanations(
         images or [], model, checkpoint, output, method=method, target=target, stage=stage, layer=layer,
-        compare=others, img_size=img_size, device=device, max_pixels=max_pixels,
+        compare=others, img_size=img_size, device=device, max_pixels=max_pixels, weights=weights,
     ):  # fmt: skip
         if isinstance(found, Failure):
             failed += 1

@@ -10,6 +10,7 @@ def command(
     /,
     *,
     checkpoint: Path | None = None,
+    weights: Literal["raw", "ema"] | None = None,
     output: Path | None = None,
     format: Literal["openvino", "onnx", "pt2"] = "openvino",
     int8: bool = False,
@@ -24,7 +25,8 @@ def command(
 
     Args:
         model: such as van_b2 or van_b0.cifar10. Default: the checkpoint's model, or van_b0.
-        checkpoint: weights in any public format. Default: the model's public weights.
+        checkpoint: weights in any public format, or a folder with them. Default: the model's public weights.
+        weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         output: folder to write. Default: MODEL-FORMAT.
         format: openvino (model.xml and model.bin), onnx (model.onnx) or pt2 (model.pt2, for torch.export).
         int8: quantise to 8 bits; needs --calibrate.
@@ -36,7 +38,15 @@ def command(
     from vankit.deploy.export import export as run
 
     found = run(
-        model, checkpoint, output, format=format, int8=int8, calibrate=calibrate, max_drop=max_drop, dynamic=dynamic
+        model,
+        checkpoint,
+        output,
+        format=format,
+        int8=int8,
+        calibrate=calibrate,
+        max_drop=max_drop,
+        dynamic=dynamic,
+        weights=weights,
     )
     print(f"{found.precision} {found.format}, logits within {found.facts['largest_difference']:.0e} of PyTorch's")
     if int8:

@@ -18,6 +18,7 @@ def command(
     *,
     model: str | None = None,
     checkpoint: Path | None = None,
+    weights: Literal["raw", "ema"] | None = None,
     output: str | None = None,
     resume: bool = False,
     top_k: int = 5,
@@ -43,8 +44,9 @@ def command(
             URLs such as s3://bucket/folder.
         model: such as van_b2; van_b0.cifar10, which needs no download; or a folder that vankit export wrote, which runs
             without PyTorch. Default: the checkpoint's model, or van_b0.
-        checkpoint: weights in any public format, or those of a detector or segmenter. Default: the model's public
-            weights.
+        checkpoint: weights in any public format, or those of a detector or segmenter; or a folder with them. Default:
+            the model's public weights.
+        weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         output: .csv, .jsonl or .parquet file, written row by row; for a detector or segmenter a folder (default:
             predictions); with --workers ray a folder or URL for Parquet files. Labels are printed if it is not given.
         resume: continue the --output of a run that was stopped.
@@ -70,7 +72,7 @@ def command(
         raise UserError("--workers ray always continues what is in --output: leave out --resume")
     if workers == "ray" and output is None:
         raise UserError("--workers ray writes Parquet files: name a folder or URL with --output")
-    opened = open_network(model, checkpoint)
+    opened = open_network(model, checkpoint, weights=weights)
     if opened.dense:
         if resume or reduced or workers == "ray":
             head = opened.description.head
@@ -83,6 +85,7 @@ def command(
         raise UserError("--score and --test are only for detectors and segmenters: pass the --checkpoint of one")
     options |= {"top_k": top_k, "batch_size": batch_size, "reduced": reduced}
     if workers == "ray" and output is not None:
+        options |= {"weights": weights} if weights is not None else {}
         return _predict_on_ray(images, output, address, {"model": model, "checkpoint": checkpoint, **options})
     from vankit.prediction.labels import iter_predictions
 

@@ -29,6 +29,7 @@ def command(
     recipe: str | None = None,
     output: Path | None = None,
     checkpoint: Path | None = None,
+    weights: Literal["raw", "ema"] | None = None,
     resume: bool = False,
     skip_bad: bool = False,
     settings: Annotated[_Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
@@ -60,7 +61,8 @@ def command(
         model: van_b0 to van_b6, or van_b0.cifar10 to start from the weights in the package.
         recipe: values for all settings, see above; each can be changed by its own option.
         output: folder for the run. Default: runs/MODEL or runs/MODEL-HEAD-TASK.
-        checkpoint: weights to start from, in any public format.
+        checkpoint: weights to start from, in any public format, or a folder with them.
+        weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         resume: continue the run in --output.
         skip_bad: leave out images and annotations that cannot be used, with a warning; only for detection and
             segmentation.
@@ -71,6 +73,7 @@ def command(
     quieten_lightning()
     name = recipe or recipes.default_recipe(data, task, head)
     config = recipes.override(recipes.recipe(name, model, task, head), **given(settings))
-    result = run(data, model, config, output, checkpoint, resume, task=task, head=head, skip_bad=skip_bad)
+    result = run(data, model, config, output, checkpoint, resume, task=task, head=head, skip_bad=skip_bad,
+                 weights=weights)  # fmt: skip
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"best {result.measure} {result.score:.2%} after {result.seconds:.0f} s: {result.best}")

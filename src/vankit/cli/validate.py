@@ -15,6 +15,7 @@ def command(
     *,
     model: str | None = None,
     checkpoint: Path | None = None,
+    weights: Literal["raw", "ema"] | None = None,
     output: Path | None = None,
     plot: Path | None = None,
     batch_size: int = 64,
@@ -34,8 +35,9 @@ def command(
     Args:
         data: labelled images, as for vankit train.
         model: such as van_b2 or van_b0.cifar10, or a folder that vankit export wrote. Default: the checkpoint's model.
-        checkpoint: weights in any public format, or those of a detector or segmenter. Default: the model's public
-            weights.
+        checkpoint: weights in any public format, or those of a detector or segmenter; or a folder with them. Default:
+            the model's public weights.
+        weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         output: JSON file for all measures.
         plot: image file for the confusion matrix of a classifier, such as confusion.png.
         batch_size: images per forward pass; detectors and segmenters take one at a time.
@@ -57,6 +59,7 @@ def command(
     report = run(
         data, model, checkpoint, output, plot, workers=workers, seed=seed, batch_size=batch_size, device=device,
         engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
+        weights=weights,
     )  # fmt: skip
     if isinstance(report, DenseReport):
         _print_scenes(data, report)

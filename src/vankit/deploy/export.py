@@ -18,7 +18,7 @@ from torch import nn
 
 from vankit.deploy.card import model_card
 from vankit.deploy.folder import DESCRIPTION, FILES, Exported, Format, read_exported
-from vankit.deploy.opening import open_network
+from vankit.deploy.opening import Weights, open_network
 from vankit.engines.base import Array
 from vankit.engines.cache import versions
 from vankit.engines.convert import SMALLEST, to_onnx, to_openvino, to_program
@@ -45,13 +45,14 @@ def export(
     pretrained: bool = True,
     classes: Sequence[str] | None = None,
     max_drop: float = 0.01,
+    weights: Weights | None = None,
 ) -> Exported:
     """Write a classifier as a folder that runs without PyTorch: model, labels.txt, preprocessing.json, README.md.
 
     The network is folded (see `vankit.fold`) and the model compared with eager PyTorch before it is kept.
 
     Args:
-        model, checkpoint, pretrained, classes: see `vankit.Predictor`.
+        model, checkpoint, pretrained, classes, weights: see `vankit.Predictor`.
         out: the folder; MODEL-FORMAT if left out. An exported folder of that name is replaced.
         format: openvino, onnx, or pt2 (torch.export, which needs PyTorch).
         int8: quantise, see `vankit.deploy.quantize.quantize`; not for pt2.
@@ -70,7 +71,7 @@ def export(
         ImportError: a package is missing.
     """
     _check_options(format, int8, calibrate, max_drop)
-    opened = open_network(model, checkpoint, pretrained, classes)
+    opened = open_network(model, checkpoint, pretrained, classes, weights)
     description = opened.description
     if opened.module is None or opened.dense:
         raise UserError(f"{opened.source} is not a classifier in PyTorch: export takes a model's name or a checkpoint")
@@ -88,7 +89,7 @@ def export(
         _write_model(exported, network)
         facts = {
             "name": name,
-            "command": _command(model, checkpoint, out, format, int8, calibrate, dynamic, max_drop),
+            "command": _command(model, checkpoint, weights, out, format, int8, calibrate, dynamic, max_drop),
             "date": datetime.now(UTC).date().isoformat(),
             "largest_difference": _largest_difference(exported, network),
             "versions": versions(*_PACKAGES[format], *["nncf"] * int8),
@@ -128,6 +129,7 @@ def _check_target(target: Path) -> None:
 def _command(
     model: object,
     checkpoint: object,
+    weights: object,
     out: object,
     format: str,
     int8: bool,
@@ -137,7 +139,7 @@ def _command(
 ) -> str:
     if isinstance(model, nn.Module):
         return "vankit.export(network, …)"
-    options = {"checkpoint": checkpoint, "format": format, "calibrate": calibrate, "output": out}
+    options = {"checkpoint": checkpoint, "weights": weights, "format": format, "calibrate": calibrate, "output": out}
     if int8:
         options["max-drop"] = max_drop
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]

@@ -149,12 +149,17 @@ class Exported:
         return TorchEngine(model if self.dynamic else OneByOne(), "cpu", precision, batch_size=1)
 
 
+_OF_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", "pytorch_model.bin")
+
+
 def is_exported(path: object) -> TypeGuard[str | PathLike[str]]:
-    """Whether this is the path of an exported folder, rather than a model's name: a folder may have such a name too."""
+    """Whether this is the path of an exported folder, rather than of one with a checkpoint, or a model's name."""
     if not isinstance(path, str | PathLike):
         return False
     named = isinstance(path, PathLike) or any(separator in path for separator in (os.sep, "/"))
-    return (Path(path) / DESCRIPTION[0]).is_file() or (named and Path(path).is_dir())
+    if (Path(path) / DESCRIPTION[0]).is_file() or not named or not Path(path).is_dir():
+        return (Path(path) / DESCRIPTION[0]).is_file()
+    return not any(each.name.endswith(_OF_CHECKPOINTS) for each in Path(path).iterdir())
 
 
 def read_exported(path: str | PathLike[str]) -> Exported:

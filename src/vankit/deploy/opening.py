@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vankit.deploy.folder import Exported, is_exported, read_exported
 from vankit.errors import UserError
@@ -12,6 +12,9 @@ from vankit.models.description import Description
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+Weights = Literal["raw", "ema"]
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,20 @@ def open_network(
     checkpoint: str | PathLike[str] | None = None,
     pretrained: bool = True,
     classes: Sequence[str] | None = None,
+    weights: Weights | None = None,
 ) -> Network:
     """Open a network. An exported folder is opened without PyTorch.
 
     Args:
         model: a timm model name such as van_b0, van_b0.cifar10 or one of MMPretrain's four VAN names; a folder that
-            `vankit export` wrote; a checkpoint; a network (B, 3, H, W) → (B, classes); or what this function returned.
-            None takes the checkpoint's.
-        checkpoint: a file of any public format, or of a detector or segmenter, which is opened by its file alone. Its
-            classes and preprocessing are used where it names them.
+            `vankit export` wrote; a checkpoint, or a folder with one; a network (B, 3, H, W) → (B, classes); or what
+            this function returned. None takes the checkpoint's.
+        checkpoint: a file of any public format, or of a detector or segmenter, which is opened by its file alone; or
+            the folder of a training run, of transformers' save_pretrained or timm's save_for_hf. Its classes and
+            preprocessing are used where it, or a JSON file beside it, names them.
         pretrained: without a checkpoint, load the model's public weights (else they are random).
         classes: names by index, over those of the weights.
+        weights: of a checkpoint, raw or ema for their moving average; None takes the average where there are both.
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had, or what is given does not go
@@ -66,16 +72,18 @@ def open_network(
         if checkpoint is not None:
             raise UserError(f"{model} is an exported folder, which contains its weights: leave out checkpoint")
         return _folder(model, classes)
-    if checkpoint is None and isinstance(model, str | PathLike) and Path(model).is_file():
+    if checkpoint is None and isinstance(model, str | PathLike) and (Path(model).is_file() or _names_a_folder(model)):
         model, checkpoint = None, model
     from torch import nn
 
-    from vankit.heads.checkpoints import network_in_file
-    from vankit.models import weights
+    from vankit.heads.checkpoints import is_dense, network_in_file
     from vankit.models.classifier import classifier_by_name, classifier_in_file, described
+    from vankit.models.weights import load_checkpoint, read_tensors
 
+    if weights is not None and checkpoint is None:
+        raise UserError("weights (--weights) chooses among those of a checkpoint: pass one")
     if isinstance(model, nn.Module):
-        found = weights.load_checkpoint(model, checkpoint).metadata if checkpoint is not None else {}
+        found = load_checkpoint(model, checkpoint, weights).metadata if checkpoint is not None else {}
         module, description = described(model, None, found, classes)
         return Network(description, type(model).__name__, module)
     name = str(model) if model is not None else None
@@ -83,14 +91,19 @@ def open_network(
         name = "van_b0" if name is None else name
         module, description = classifier_by_name(name, pretrained, classes)
         return Network(description, name, module)
-    file = weights.read_tensors(checkpoint)
-    if "head" not in file.metadata:
+    file = read_tensors(checkpoint, weights)
+    if not is_dense(file):
         module, description = classifier_in_file(file, name, classes)
     elif model is not None or classes is not None:
         raise UserError(f"{checkpoint} is a detector or segmenter with its own classes: leave out model and classes")
     else:
         module, description = network_in_file(file)
     return Network(description, str(checkpoint), module)
+
+
+def _names_a_folder(model: str | PathLike[str]) -> bool:
+    """Whether it is a folder, or can only have been meant for one."""
+    return Path(model).is_dir() or str(model).endswith(("/", "\\"))
 
 
 def _folder(path: str | PathLike[str], classes: Sequence[str] | None) -> Network:

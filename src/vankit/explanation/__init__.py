@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from vankit.data.images import MAX_PIXELS, ImageLike, find_inputs, source_name, to_image
+from vankit.deploy.opening import Weights
 from vankit.errors import UserError, reason_of
 from vankit.explanation import methods
 from vankit.explanation.methods import Explanation
@@ -63,6 +64,7 @@ def explain(
         pretrained: load public weights (else they are random).
         device: torch's name, or 'auto' for CUDA where there is one.
         max_pixels: largest image decoded, in pixels.
+        weights: of `checkpoint`, see `vankit.Predictor`.
 
     Returns:
         An `Explanation` per image, in order, and a `Failure` for one that failed; for receptive-field and statistics
@@ -91,13 +93,14 @@ def iter_explanations(
     pretrained: bool = True,
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
+    weights: Weights | None = None,
 ) -> Iterator[Explanation | Failure]:
     """`explain`, one image at a time: images are read, and pictures written, as the iterator is consumed."""
     given = [inputs] if isinstance(inputs, str | PathLike | Image.Image | np.ndarray) else list(inputs)
     others = [compare] if isinstance(compare, str | nn.Module) else list(compare)
     _check(method, given, target, stage, layer, others)
     sources = _sources(given, output)
-    subjects = [open_subject(model, checkpoint, pretrained, img_size, device)]
+    subjects = [open_subject(model, checkpoint, pretrained, img_size, device, weights=weights)]
     for other in others:
         name = other if isinstance(other, str) else None
         subjects.append(open_subject(other, None, pretrained, device=device, name=name))

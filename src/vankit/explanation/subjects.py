@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vankit.data.preprocessing import MEAN_STD
-from vankit.deploy.opening import Network, open_network
+from vankit.deploy.opening import Network, Weights, open_network
 from vankit.engines.choose import device_for
 from vankit.errors import UserError
 from vankit.heads.backbone import backbone_of
@@ -159,11 +159,13 @@ def open_subject(
     img_size: int | None = None,
     device: str = "auto",
     name: str | None = None,
+    weights: Weights | None = None,
 ) -> Subject:
     """The network to explain.
 
     Args:
-        model, checkpoint, pretrained: see `vankit.Predictor`; also the checkpoint alone of a detector or segmenter.
+        model, checkpoint, pretrained, weights: see `vankit.Predictor`; also the checkpoint alone of a detector or
+            segmenter.
         img_size: side in pixels of the input; the model's own if None. Detectors and segmenters choose their own, and
             this is of generated input only.
         device: torch's name, or 'auto' for CUDA where there is one.
@@ -172,7 +174,7 @@ def open_subject(
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had, or are an exported folder's.
     """
-    opened = open_network(model, checkpoint, pretrained)
+    opened = open_network(model, checkpoint, pretrained, weights=weights)
     if opened.exported is not None:
         raise UserError(
             f"{opened.source} is an exported folder, which has no gradients: pass the model or its checkpoint"

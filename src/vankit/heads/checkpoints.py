@@ -14,6 +14,7 @@ from vankit.heads.backbone import backbone_of
 from vankit.heads.build import build_network
 from vankit.models import weights
 from vankit.models.description import Description
+from vankit.models.van import variant_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,26 +31,71 @@ _MMSEG: dict[str, tuple[tuple[str, str], ...]] = {
         (r"(decode_head|auxiliary_head)\.(.+)\.conv\.(.+)", r"network.\1.\2.conv.\3"),
     ),
 }
+_CLASSIFIER = "decode_head.conv_seg.weight"
+_PARTS_OF_MMSEG = {
+    "semantic_fpn": re.compile(r"decode_head\.scale_heads\."),
+    "upernet": re.compile(r"decode_head\.psp_modules\."),
+}
 _SCALE_HEAD = re.compile(r"decode_head\.scale_heads\.(\d)\.(\d)\.(conv|bn)\.(.+)")
 
 
+def is_dense(file: weights.TensorFile) -> bool:
+    """Whether a file holds a detector or segmenter, of vankit or of mmseg, that `network_in_file` opens."""
+    return "head" in file.metadata or _CLASSIFIER in mmseg_tensors(file)
+
+
 def network_in_file(file: weights.TensorFile) -> tuple[nn.Module, Description]:
-    """The network of a vankit checkpoint of a detector or segmenter, in eval mode, and its description.
+    """The network of a checkpoint of a detector or segmenter, in eval mode, and its description.
+
+    Args:
+        file: vankit's own, or mmsegmentation's of a Semantic FPN or UperNet with a VAN, of the authors or of
+            mmpretrain. Its classes are those of its `meta`, else their indices.
 
     Raises:
         ValueError: the file does not say what network it holds, or its tensors do not fit.
         ImportError: its head needs transformers.
     """
-    try:
-        description = Description.from_metadata(file.metadata)
-    except UserError as error:
-        raise UserError(f"{file.path}: {error}") from None
+    if "head" in file.metadata:
+        try:
+            description = Description.from_metadata(file.metadata)
+        except UserError as error:
+            raise UserError(f"{file.path}: {error}") from None
+        tensors: Mapping[str, Tensor] = file.tensors
+    else:
+        description = _of_mmseg(file)
     network = build_network(description)
-    _load(network, file.tensors, file.path, description.head or "")
+    if "head" not in file.metadata:
+        tensors = _renamed(file, description.head or "", network)
+    _load(network, tensors, file.path, description.head or "")
     return network.eval(), description
 
 
-def start_from(network: nn.Module, path: str | PathLike[str], head: str) -> None:
+def _of_mmseg(file: weights.TensorFile) -> Description:
+    tensors = mmseg_tensors(file)
+    head = next((name for name, part in _PARTS_OF_MMSEG.items() if any(map(part.match, tensors))), None)
+    if head is None:
+        raise UserError(f"{file.path} is not a Semantic FPN or UperNet: from mmseg, vankit reads these two")
+    found = weights.checkpoint_of(file)
+    model = variant_of(found.state_dict)
+    if model is None:
+        raise UserError(f"{file.path} has a VAN of other widths or depths than van_b0 to van_b6 under its {head}")
+    outputs = tensors[_CLASSIFIER].shape[0]
+    names = file.metadata.get("classes")
+    if names is not None and len(names) != outputs:
+        logger.warning("%s names %d classes and has %d: numbered instead", file.path, len(names), outputs)
+        names = None
+    return Description("segment", head, model, names or [str(i) for i in range(outputs)], named=names is not None,
+                       crop=512, short_sides=(512,), long_side=2048)  # fmt: skip
+
+
+def _renamed(file: weights.TensorFile, head: str, network: nn.Module) -> dict[str, Tensor]:
+    try:
+        return from_mmseg(file, head, _backbone_prefix(network.state_dict()))
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from None
+
+
+def start_from(network: nn.Module, path: str | PathLike[str], head: str, choice: weights.Choice | None = None) -> None:
     """Load what a checkpoint has for a network.
 
     All tensors whose shapes agree, of a file of the same head (vankit's or mmseg's) with perhaps other classes; else
@@ -59,21 +105,17 @@ def start_from(network: nn.Module, path: str | PathLike[str], head: str) -> None
         network: a network of `vankit.heads`.
         path: a checkpoint of any public format, or of a dense task.
         head: the network's head, see `vankit.heads.build.HEADS`.
+        choice: raw or averaged weights, see `vankit.read_checkpoint`.
 
     Raises:
         FileNotFoundError, ValueError: the file cannot be read or holds another VAN.
     """
-    file = weights.read_tensors(path)
-    tensors = file.tensors
-    if file.metadata.get("head") != head and not (head in _MMSEG and "decode_head.conv_seg.weight" in tensors):
+    file = weights.read_tensors(path, choice)
+    if file.metadata.get("head") != head and not (head in _MMSEG and _CLASSIFIER in mmseg_tensors(file)):
         weights.load_checkpoint(backbone_of(network), weights.checkpoint_of(file))
         return
     own = network.state_dict()
-    if "head" not in file.metadata:
-        try:
-            tensors = from_mmseg(tensors, head, _backbone_prefix(own))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+    tensors = file.tensors if "head" in file.metadata else _renamed(file, head, network)
     other = [name for name, tensor in tensors.items() if name in own and own[name].shape != tensor.shape]
     if other:
         logger.warning("%s has other shapes for %s: left as they were", path, ", ".join(other[:6]))
@@ -92,28 +134,35 @@ def _backbone_prefix(names: Mapping[str, Any]) -> str:
     return next(name.removesuffix(stem) for name in names if name.endswith(stem))
 
 
-def from_mmseg(tensors: Mapping[str, Tensor], head: str, prefix: str) -> dict[str, Tensor]:
-    """A checkpoint of VAN-Segmentation (mmsegmentation 0.x layout), renamed and adapted to vankit's normalisation.
+def mmseg_tensors(file: weights.TensorFile) -> dict[str, Tensor]:
+    """The tensors of an mmseg file under mmseg's own names: without what a wrapper put before them all."""
+    return {name.removeprefix(file.place.outer): tensor for name, tensor in file.tensors.items()}
+
+
+def from_mmseg(file: weights.TensorFile, head: str, prefix: str) -> dict[str, Tensor]:
+    """A segmenter of mmsegmentation, renamed and adapted to vankit's normalisation.
 
     Args:
-        tensors: `backbone.*`, `neck.*`, `decode_head.*`, `auxiliary_head.*`.
+        file: with `backbone.*`, `neck.*`, `decode_head.*`, `auxiliary_head.*`.
         head: semantic_fpn or upernet.
         prefix: of the VAN's names in vankit's network.
 
     Raises:
         ValueError: a tensor has no place, because the file is of another head.
     """
-    backbone = weights.rename(weights.van_inside(tensors), "official", "vankit")
+    inside, others = weights.van_at(file.tensors, file.place)
+    backbone = weights.rename(inside, file.place.format, "vankit")
+    if file.normalisation is not None:
+        backbone = weights.from_normalisation(backbone, *file.normalisation)
     renamed = {prefix + name: tensor for name, tensor in backbone.items()}
     left = []
-    for name, tensor in tensors.items():
-        if name.startswith("backbone."):
-            continue
-        new = _mmseg_name(name, head)
+    for name in others:
+        theirs = name.removeprefix(file.place.outer)
+        new = _mmseg_name(theirs, head)
         if new is None:
-            left.append(name)
+            left.append(theirs)
         else:
-            renamed[new] = tensor
+            renamed[new] = file.tensors[name]
     if left:
         raise UserError(f"the checkpoint is not a {head} of mmseg: it also has {', '.join(left[:4])}")
     return renamed

@@ -1,5 +1,6 @@
 """A classifier with its class names and preprocessing, from a model name, a checkpoint or a network."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -13,6 +14,8 @@ from vankit.models import weights
 from vankit.models.description import Description
 from vankit.models.van import VARIANTS, create_model, variant_of
 
+logger = logging.getLogger(__name__)
+
 # MMPretrain's names of the four published classifiers
 ALIASES = {
     "van-tiny_3rdparty_in1k": "van_b0.in1k",
@@ -20,6 +23,8 @@ ALIASES = {
     "van-base_3rdparty_in1k": "van_b2.in1k",
     "van-large_3rdparty_in1k": "van_b3.in1k",
 }
+
+_IMAGENET = {1000: "ImageNet-1k", 21841: "ImageNet-22k"}
 
 Classifier = tuple[nn.Module, Description]  # in eval mode, (B, C, H, W) → (B, classes)
 
@@ -38,8 +43,14 @@ def classifier_by_name(name: str, pretrained: bool = True, classes: Sequence[str
     """
     name = ALIASES.get(name, name)
     network: Any = create_model(name, pretrained=pretrained)
-    file = network.pretrained_cfg.get("file") if pretrained else None
-    return described(network, name, weights.read_metadata(file) if file else {}, classes)
+    config = network.pretrained_cfg
+    file = config.get("file") if pretrained else None
+    metadata = weights.read_metadata(file) if file else {}
+    if config.get("source") == "local-dir" or name.startswith(("hf-hub:", "hf_hub:")):
+        metadata = {"classes": names} if (names := weights.label_names(config)) else {}
+    elif pretrained and config.get("num_classes") in _IMAGENET:
+        metadata = {"classes": _imagenet(config["num_classes"])} | metadata
+    return described(network, name, metadata, classes)
 
 
 def classifier_in_file(
@@ -56,15 +67,25 @@ def classifier_in_file(
         ValueError: the file is not a classifier of that model, or the names do not fit.
     """
     found = weights.checkpoint_of(file)
-    wanted = model or found.metadata.get("model") or variant_of(found.state_dict)
-    if wanted is None:
-        raise UserError(f"{file.path} is not one of {', '.join(VARIANTS)}: pass the network itself as model")
     if not found.num_classes:
-        raise UserError(f"{file.path} holds no classification head, only a backbone")
-    name = ALIASES.get(wanted, wanted)
-    network = create_model(name, num_classes=found.num_classes, lka=found.metadata.get("lka"))
+        others = f" (left out: {', '.join(found.left_out[:3])}, …)" if found.left_out else ""
+        raise UserError(f"{file.path} holds no classification head, only a backbone{others}")
+    shape, variant = weights.architecture(found.state_dict), variant_of(found.state_dict)
+    wanted = model or found.metadata.get("model") or variant
+    name = ALIASES.get(wanted, wanted) if wanted else None
+    a_van = name is None or name.split(".")[0] in VARIANTS
+    if model is not None and a_van and variant is not None and variant != str(name).split(".")[0]:
+        raise UserError(f"{file.path} is a {variant}, not a {model}: leave out model (--model), or pass another file")
+    options: dict[str, Any] = {"num_classes": found.num_classes, "lka": found.metadata.get("lka")}
+    if a_van and variant is None:
+        name, options = None, options | shape  # of widths or depths of its own
+    network = create_model(name or "van_b0", **options)
     weights.load_checkpoint(network, found)
     return described(network, name, found.metadata, classes)
+
+
+def _imagenet(outputs: int) -> list[str]:
+    return ImageNetInfo(_IMAGENET[outputs].lower()).label_descriptions()
 
 
 def described(
@@ -82,9 +103,13 @@ def described(
         ValueError: the number of names is not that of the network's outputs.
     """
     own = metadata.get("classes")
-    if own is None and getattr(network, "num_classes", 0) == 1000:
-        own = ImageNetInfo("imagenet-1k").label_descriptions()
     outputs = getattr(network, "num_classes", len(classes or ()))
+    if own is None and classes is None and outputs in _IMAGENET:
+        own = _imagenet(outputs)
+        logger.warning(
+            "the weights do not say what their %s classes are: assumed %s's, in its order; pass classes= if they are "
+            "others", f"{outputs:,}", _IMAGENET[outputs],
+        )  # fmt: skip
     names = list(classes or own or (str(i) for i in range(outputs)))
     if not outputs or len(names) != outputs:
         raise UserError(

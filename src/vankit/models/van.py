@@ -341,6 +341,18 @@ class VAN(nn.Module):
         """timm's hook for `pretrained=True` and `pretrained_cfg_overlay=dict(file=path)`: any public format."""
         weights.load_checkpoint(self, path)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # timm reads a `checkpoint_path` by itself, and knows no other names than the model's own
+        own = {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+        place = next(iter(weights.places(own)), None)
+        if place is not None and place.format != "vankit" and place.outer == prefix:
+            inside, _ = weights.van_at(own, place)
+            renamed = weights.rename(inside, place.format, "vankit")
+            for name in own:
+                del state_dict[name]
+            state_dict.update({prefix + name: tensor for name, tensor in renamed.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) → the last stage's output, (B, C, ⌈H/32⌉, ⌈W/32⌉)."""
         x = self.stage1(x)  # (B, C1, H/4, W/4)
@@ -405,12 +417,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def variant_of(state_dict: Mapping[str, Tensor]) -> str | None:
     """The variant, van_b0 to van_b6, whose depths and widths these tensors (under vankit's names) have, else None."""
-    depths = weights.block_counts(state_dict, "vankit")
-    dims = tuple(state_dict[f"stage{i}.norm.weight"].shape[0] for i in range(1, 5))
-    for name, table in VARIANTS.items():
-        if (table["depths"], table["embed_dims"]) == (depths, dims):
-            return name
-    return None
+    shape = weights.architecture(state_dict)
+    return next((name for name, table in VARIANTS.items() if table == shape), None)
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vankit.data.images import MAX_PIXELS, ImageLike, find_images, source_name, to_image
-from vankit.deploy.opening import Network, open_network
+from vankit.deploy.opening import Network, Weights, open_network
 from vankit.engines.base import Engine, check_options
 from vankit.errors import UserError, reason_of
 from vankit.prediction.tables import open_table
@@ -53,7 +53,7 @@ class Predictor:
     """A classifier ready for use.
 
     Args:
-        model, checkpoint, pretrained, classes: see `vankit.deploy.opening.open_network`.
+        model, checkpoint, pretrained, classes, weights: see `vankit.deploy.opening.open_network`.
         engine: what runs the network: torch, openvino or onnxruntime; 'auto' is compiled torch on CUDA devices,
             OpenVINO on CPUs (or torch for a network that OpenVINO cannot take), and for an exported folder what it was
             made for.
@@ -91,6 +91,7 @@ class Predictor:
         device: str = "auto",
         max_pixels: int = MAX_PIXELS,
         reduced: bool = False,
+        weights: Weights | None = None,
     ) -> None:
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if value < 1:
@@ -100,7 +101,7 @@ class Predictor:
         self._open: Callable[[], Engine]
         self._opening = threading.Lock()
         self._engine: Engine | None = None
-        opened = open_network(model, checkpoint, pretrained, classes)
+        opened = open_network(model, checkpoint, pretrained, classes, weights)
         if opened.dense:
             raise UserError(f"{opened.source} is a detector or segmenter: use vankit.DensePredictor")
         self.description = opened.description
@@ -288,7 +289,8 @@ def iter_predictions(
     """`predict`, one image at a time: images are read, and results written, as the iterator is consumed."""
     if resume and output is None:
         raise UserError("resume continues an output: name it (--output)")
-    opened = open_network(model, checkpoint, options.pop("pretrained", True), options.pop("classes", None))
+    given = {name: options.pop(name) for name in ("pretrained", "classes", "weights") if name in options}
+    opened = open_network(model, checkpoint, **given)
     if opened.dense:
         from vankit.prediction.scenes import iter_scenes
 

@@ -1,5 +1,7 @@
 """Image classification: the network, its loss, its optimiser and its measures as a LightningModule."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -17,7 +19,9 @@ from vankit.data.held_out import HeldOut, announce
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
 from vankit.errors import UserError
 from vankit.models.description import Description
-from vankit.models.van import VAN, create_model
+from vankit.models.van import VAN, create_model, variant_of
+from vankit.models.weights import Choice, load_checkpoint, read_checkpoint
+from vankit.models.weights import architecture as architecture_of
 from vankit.training.loaders import Processes, Setup, loaders, to_channels_last
 from vankit.training.recipes import TrainConfig
 
@@ -105,26 +109,28 @@ class Classifier(LightningModule):
         scheduler.step_update(self.global_step)
 
 
-def build_classifier(model: str, num_classes: int, config: TrainConfig, **overlay: Any) -> torch.nn.Module:
+def build_classifier(
+    model: str, num_classes: int, config: TrainConfig, architecture: Mapping[str, Any] | None = None
+) -> torch.nn.Module:
     """The network that a config describes, in its memory format.
 
     Args:
         model: a name such as van_b0 or van_b0.cifar10.
         num_classes: outputs of the head.
         config: the run's settings.
-        overlay: entries of timm's pretrained_cfg, such as `file`.
+        architecture: widths, depths and MLP ratios of its own, see `vankit.models.weights.architecture`.
 
     Raises:
         ValueError: the model is not a VAN.
     """
     network: Any = create_model(
         model,
-        pretrained=config.pretrained or bool(overlay),
+        pretrained=config.pretrained,
         num_classes=num_classes,
         drop_path_rate=config.drop_path_rate,
         drop_rate=config.drop_rate,
         lka=config.lka,
-        pretrained_cfg_overlay=overlay or None,
+        **architecture or {},
     )
     if not isinstance(network, VAN):
         raise UserError(f"{model} is not a VAN: expected van_b0 to van_b6")
@@ -142,6 +148,8 @@ def setup_classify(
     config: TrainConfig,
     processes: Processes,
     checkpoint: str | PathLike[str] | None = None,
+    weights: Choice | None = None,
+    architecture: Mapping[str, Any] | None = None,
 ) -> Setup:
     """A classifier's training run.
 
@@ -149,7 +157,9 @@ def setup_classify(
         data: see `vankit.data.folders.open_dataset`.
         model, config: see `vankit.train`.
         processes: this process among all.
-        checkpoint: weights of any public format to start from.
+        checkpoint: weights of any public format to start from, also of a VAN with widths and depths of its own.
+        weights: see `vankit.train`.
+        architecture: of such a VAN, when its run is resumed.
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the data or the weights cannot be used.
@@ -159,12 +169,19 @@ def setup_classify(
     classes = list(train_set.classes)
     if len(classes) < 2:
         raise UserError(f"{data} has one class, {classes[0]}: expected at least two to tell apart")
-    network = build_classifier(model, len(classes), config, **({"file": str(checkpoint)} if checkpoint else {}))
+    start = None if checkpoint is None else read_checkpoint(checkpoint, weights)
+    if start is not None:
+        config = replace(config, pretrained=False)
+        if variant_of(start.state_dict) is None:
+            architecture = architecture_of(start.state_dict)
+    network = build_classifier(model, len(classes), config, architecture)
+    if start is not None:
+        load_checkpoint(network, start)
     task = Classifier(network, len(classes), config, config.batch_size * processes.world * config.accumulate)
     preprocessing = Preprocessing((3, config.img_size, config.img_size), MEAN_STD, MEAN_STD, config.crop_pct, "bicubic")
     held_out = announce(val_set, data, training=True, log=processes.rank == 0)
     description = Description(
-        model=model.split(".")[0],
+        model=model.split(".")[0] if architecture is None else None,
         classes=classes,
         lka=config.lka,
         preprocessing=preprocessing,

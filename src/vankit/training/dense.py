@@ -21,6 +21,7 @@ from vankit.heads.build import HEADS, build_network, check_head
 from vankit.heads.checkpoints import start_from
 from vankit.models.description import Description
 from vankit.models.van import Stage
+from vankit.models.weights import Choice
 from vankit.tasks.dense import EVALUATORS, Evaluator, infer
 from vankit.training.loaders import Processes, Setup, loaders, to_channels_last
 from vankit.training.recipes import DenseConfig
@@ -131,6 +132,7 @@ def setup_dense(
     processes: Processes,
     checkpoint: str | PathLike[str] | None = None,
     skip_bad: bool = False,
+    weights: Choice | None = None,
 ) -> Setup:
     """A dense task's training run.
 
@@ -139,6 +141,7 @@ def setup_dense(
         task, head, model, config: see `vankit.train`.
         processes: this process among all.
         checkpoint: weights to start from: of the same head (what does not fit stays as it is), or of a backbone.
+        weights: see `vankit.train`.
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the data or the weights cannot be used.
@@ -167,7 +170,7 @@ def setup_dense(
     network = build_network(description, pretrained, config.drop_path_rate, config.grad_checkpointing)
     description = replace(description, model=model.split(".")[0])  # whose weights the network has left behind
     if checkpoint is not None:
-        start_from(network, checkpoint, head)
+        start_from(network, checkpoint, head, weights)
     if config.crop:
         keep_training_size(network)
     if config.channels_last:

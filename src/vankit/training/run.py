@@ -11,20 +11,20 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from timm.models import get_pretrained_cfg
-from torch import Tensor
+from torch import Tensor, nn
 
 from vankit.errors import MissingFileError, UserError
 from vankit.files import read_json, write_text
-from vankit.models import weights
 from vankit.models.description import Description
 from vankit.models.van import VARIANTS
+from vankit.models.weights import Choice, architecture, read_metadata, write_tensors
 from vankit.training.classify import setup_classify
 from vankit.training.dense import DenseTask, setup_dense
 from vankit.training.loaders import Processes, Setup
@@ -70,6 +70,7 @@ def train(
     task: str = "classify",
     head: str | None = None,
     skip_bad: bool = False,
+    weights: Choice | None = None,
 ) -> TrainResult:
     """Train a classifier, a detector or a segmenter.
 
@@ -90,6 +91,7 @@ def train(
         head: see `vankit.heads.build.HEADS`; mask_rcnn, semantic_fpn or mask2former if None.
         skip_bad: leave out, with a warning, images and annotations that cannot be used (only for detection and
             segmentation).
+        weights: of `checkpoint`: raw, or ema for their moving average; None takes the average where there are both.
 
     Returns:
         Best figure and the files.
@@ -111,14 +113,17 @@ def train(
     start_config = dataclasses.replace(config, pretrained=config.pretrained and not resume)
     start = None if resume else checkpoint
     if isinstance(start_config, DenseConfig):
-        setup = setup_dense(data, task, head or "", model, start_config, processes, start, skip_bad)
+        setup = setup_dense(data, task, head or "", model, start_config, processes, start, skip_bad, weights)
     else:
         assert isinstance(start_config, TrainConfig)
-        setup = setup_classify(data, model, start_config, processes, start)
+        begun = read_json(out / "config.json") if resume and (out / "config.json").is_file() else {}
+        setup = setup_classify(data, model, start_config, processes, start, weights, begun.get("architecture"))
     start_epoch = _check_same_run(out, model, setup.description, config) if resume else 0
     # every process and every resumption draws its own order, augmentation and drop path
     seed_everything(config.seed + processes.rank + processes.world * start_epoch, workers=True, verbose=False)
     record = {"data": str(data), **setup.description.to_metadata(), "model": model, **dataclasses.asdict(config)}
+    if setup.description.model is None:  # no name says what it is
+        record["architecture"] = architecture(cast(nn.Module, setup.task.model).state_dict())
     return _fit(setup, config, out, record, state)
 
 
@@ -193,7 +198,7 @@ def _check_same_run(out: Path, model: str, description: Description, config: Con
             )
     _check_division(out, before.get("held_out"), now["held_out"])
     last = out / "last.safetensors"
-    epoch = weights.read_metadata(last).get("epoch")
+    epoch = read_metadata(last).get("epoch")
     if epoch is None:
         raise UserError(f"{last} is missing or damaged: choose another folder (--output) to start anew")
     return int(epoch)
@@ -312,7 +317,7 @@ class KeepWeights(Callback):
         metadata = {**self.description.to_metadata(), "epoch": epoch, "measures": figures}
         state = pl_module.model.state_dict()
         for name in ("last", "best") if improved else ("last",):
-            weights.write_tensors(state, self.out / f"{name}.safetensors", metadata)
+            write_tensors(state, self.out / f"{name}.safetensors", metadata)
         loss = float(trainer.callback_metrics.get("train_loss_step", trainer.callback_metrics.get("train_loss", "nan")))
         shown = "  ".join(f"{name} {value:.2%}" for name, value in list(measures.items())[:3])
         print(

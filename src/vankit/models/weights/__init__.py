@@ -3,36 +3,55 @@
 Formats: `vankit` (this package, safetensors), `official` (Visual-Attention-Network/VAN-Classification, `.pth.tar`),
 `mmpretrain` (OpenMMLab MMPretrain, `.pth`) and `hf` (transformers' VanForImageClassification up to 4.57, `.bin` or
 safetensors). Which one a file holds is detected from its content.
+
+`pickles` reads PyTorch's files as data; `candidates` finds the VAN in what was read; `formats` knows the names;
+`beside` what is said of classes and preprocessing; `files` puts these together, and `checkpoints` loads and converts.
 """
 
+from vankit.models.weights.beside import label_names
+from vankit.models.weights.candidates import Choice
 from vankit.models.weights.checkpoints import (
     Checkpoint,
     checkpoint_of,
-    convert,
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
     write_checkpoint,
 )
-from vankit.models.weights.files import TensorFile, read_metadata, read_tensors, write_tensors
-from vankit.models.weights.formats import FORMATS, block_counts, identify, name_table, rename, van_inside
+from vankit.models.weights.files import TensorFile, file_in, read_metadata, read_tensors, write_tensors
+from vankit.models.weights.formats import (
+    FORMATS,
+    Place,
+    architecture,
+    block_counts,
+    from_normalisation,
+    name_table,
+    places,
+    rename,
+    van_at,
+)
 
 __all__ = [
     "FORMATS",
     "Checkpoint",
+    "Choice",
+    "Place",
     "TensorFile",
+    "architecture",
     "block_counts",
     "checkpoint_of",
-    "convert",
-    "identify",
+    "file_in",
+    "from_normalisation",
+    "label_names",
     "load_checkpoint",
     "name_table",
+    "places",
     "read_checkpoint",
     "read_metadata",
     "read_tensors",
     "rename",
     "save_checkpoint",
-    "van_inside",
+    "van_at",
     "write_checkpoint",
     "write_tensors",
 ]

@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -14,9 +14,11 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from vankit.errors import UserError
-from vankit.files import replacing
+from vankit.files import replacing, write_text
+from vankit.models.weights.beside import transformers_config
+from vankit.models.weights.candidates import Choice
 from vankit.models.weights.files import TensorFile, read_tensors, stored, write_tensors
-from vankit.models.weights.formats import check_names, identify, rename, van_inside
+from vankit.models.weights.formats import architecture, check_names, from_normalisation, rename, van_at
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +31,18 @@ class Checkpoint:
         state_dict: tensors under vankit's names.
         format: the format of the file it came from, one of `FORMATS`.
         path: that file.
-        metadata: what a vankit file says of itself: `model` (str), `lka` (dict of its settings, empty for VAN's own),
-            `classes` (list of str), `preprocessing` (dict with input_size, mean, std, crop_pct, interpolation) and
-            whatever else its writer added; empty for other formats.
+        metadata: what the file says of its network: `model` (str), `lka` (dict of its settings, empty for VAN's own),
+            `classes` (list of str), `preprocessing` (dict of some of input_size, mean, std, crop_pct, interpolation)
+            and whatever else the writer of a vankit file added. Other formats say it in the file (OpenMMLab) or in
+            config.json and preprocessor_config.json beside it (transformers, timm), or not at all.
+        left_out: names of the file's tensors that are not the VAN's, such as those of a detector's head.
     """
 
     state_dict: dict[str, Tensor]
     format: str
     path: Path
     metadata: dict[str, Any] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
 
     @property
     def num_classes(self) -> int:
@@ -46,39 +51,46 @@ class Checkpoint:
         return 0 if head is None else head.shape[0]
 
 
-def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
+def read_checkpoint(path: str | PathLike[str], weights: Choice | None = None) -> Checkpoint:
     """Read a checkpoint of any public format, as data: no code in the file is run.
 
+    The VAN is found by the names of its tensors, under whatever keys and prefixes they are. What else is there is left
+    out, with a warning: a head of another task, objects of other libraries.
+
     Args:
-        path: a safetensors file or a PyTorch pickle. Pickles are read with `weights_only=True`; of other classes only
-            argparse.Namespace, which the official files hold, is allowed. Of a detector or segmenter (vankit's, or the
-            authors' VAN-Segmentation) the VAN inside is read, with a warning.
+        path: a safetensors file or a PyTorch pickle, of tensors or of a whole module; or a folder with one, see
+            `file_in`.
+        weights: raw, or ema for their moving average; None takes the average where the file holds both.
 
     Returns:
         The checkpoint under vankit's names.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, unsafe, of no known format, or a tensor is missing or left over.
+        ValueError: it is damaged, holds no VAN or not the weights asked for, is built to run code, or a tensor is
+            missing or left over.
     """
-    return checkpoint_of(read_tensors(path))
+    return checkpoint_of(read_tensors(path, weights))
 
 
 def checkpoint_of(file: TensorFile) -> Checkpoint:
     """The VAN in a file; see `read_checkpoint`."""
-    path, tensors, metadata = file.path, file.tensors, file.metadata
-    if backbone := van_inside(tensors):
-        logger.warning(
-            "%s holds a VAN and a head of %s: loaded only the VAN", path, metadata.get("head", "another task")
-        )
-        tensors, metadata = backbone, {key: metadata[key] for key in ("model", "lka") if key in metadata}
+    path, metadata, fmt = file.path, file.metadata, file.place.format
     try:
-        fmt = identify(tensors)
-        return Checkpoint(
-            rename(tensors, fmt, "vankit", metadata.get("lka")), fmt, path, metadata if fmt == "vankit" else {}
-        )
+        inside, left_out = van_at(file.tensors, file.place)
+        tensors = rename(inside, fmt, "vankit", metadata.get("lka"))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    if left_out:
+        if "classes" in metadata:  # they are the other head's
+            metadata = {key: metadata[key] for key in ("model", "lka") if key in metadata}
+        parts = dict.fromkeys(name.removeprefix(file.place.outer).partition(".")[0] for name in left_out)
+        head = file.metadata.get("head")
+        what = f"a head of {head}" if head else f"other parts ({', '.join(list(parts)[:5])})"
+        logger.warning("%s holds a VAN and %s: loaded only the VAN", path, what)
+    if file.normalisation is not None:
+        tensors = from_normalisation(tensors, *file.normalisation)
+    return Checkpoint(tensors, fmt, path, metadata, left_out)
 
 
 def save_checkpoint(
@@ -99,38 +111,43 @@ def write_checkpoint(
 
     Args:
         state_dict: tensors under vankit's names.
-        path: output file. `hf` is written as safetensors where the name ends so, else as a pickle of tensors.
+        path: output file. `hf` is written as safetensors where the name ends so, else as a pickle of tensors, or into a
+            folder as model.safetensors; beside it go the config.json and preprocessor_config.json that transformers
+            reads.
         to: one of `FORMATS`.
-        metadata: for `vankit` files (others have no place for it): JSON-able values by name.
+        metadata: JSON-able values by name. `vankit` files keep all of them, `hf` has places for classes and
+            preprocessing, the others for none.
+
+    Raises:
+        ValueError: a tensor has no place in the format, the name's suffix is that of another kind of file, or the
+            folder has a config.json of another model.
     """
     tensors = rename(state_dict, "vankit", to, (metadata or {}).get("lka"))
-    if to == "vankit" or (to == "hf" and Path(path).suffix == ".safetensors"):
+    path = Path(path)
+    if to == "hf" and (path.is_dir() or not (path.suffix or path.exists())):
+        path = path / "model.safetensors"
+    safe = path.suffix == ".safetensors"
+    if to in ("official", "mmpretrain") and safe:
+        raise UserError(f"{path}: {to} files are pickles: expected a name that ends in .pth or .pth.tar")
+    if to == "vankit" and path.suffix in (".pth", ".pt", ".tar", ".bin", ".ckpt"):
+        raise UserError(f"{path}: vankit files are safetensors: expected a name that ends in .safetensors")
+    a_file = path.is_file() or not path.exists()  # rather than a device such as /dev/stdout
+    beside = transformers_config(path, state_dict, metadata or {}) if to == "hf" and a_file else {}
+    if to == "vankit" or (to == "hf" and safe):
         write_tensors(tensors, path, (metadata or {}) if to == "vankit" else {})
-        return
-    content = {"state_dict": stored(tensors)} if to != "hf" else stored(tensors)
-    buffer = io.BytesIO()  # PyTorch's own writer says of a full disk that it is a bug
-    torch.save({"meta": {}, **content} if to == "mmpretrain" else content, buffer)
-    with replacing(path) as partial:
-        partial.write_bytes(buffer.getbuffer())
+    else:
+        content = {"state_dict": stored(tensors)} if to != "hf" else stored(tensors)
+        buffer = io.BytesIO()  # PyTorch's own writer says of a full disk that it is a bug
+        torch.save({"meta": {}, **content} if to == "mmpretrain" else content, buffer)
+        with replacing(path) as partial:
+            partial.write_bytes(buffer.getbuffer())
+    for file, text in beside.items():
+        write_text(file, text)
 
 
-def convert(source: str | PathLike[str], target: str | PathLike[str], to: str = "vankit") -> str:
-    """Convert a checkpoint file between the public formats; tensors stay bit-exact.
-
-    Args:
-        source: any file `read_checkpoint` reads.
-        target: output file.
-        to: one of `FORMATS`.
-
-    Returns:
-        The format of `source`.
-    """
-    checkpoint = read_checkpoint(source)
-    write_checkpoint(checkpoint.state_dict, target, to, checkpoint.metadata)
-    return checkpoint.format
-
-
-def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) -> Checkpoint:
+def load_checkpoint(
+    model: nn.Module, source: str | PathLike[str] | Checkpoint, weights: Choice | None = None
+) -> Checkpoint:
     """Load a checkpoint file of any public format into a VAN.
 
     A head with another number of classes is left as the model has it, and a first convolution for another number of
@@ -140,6 +157,7 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) 
     Args:
         model: a `vankit.VAN`.
         source: a path, see `read_checkpoint`, or what it returned.
+        weights: see `read_checkpoint`.
 
     Returns:
         The checkpoint, with its metadata.
@@ -147,7 +165,7 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) 
     Raises:
         FileNotFoundError, ValueError: see `read_checkpoint`; or the file holds another variant.
     """
-    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source, weights)
     path = checkpoint.path
     own = model.state_dict()
     tensors = dict(checkpoint.state_dict)
@@ -171,6 +189,8 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) 
     settings, theirs = getattr(model, "lka", None), checkpoint.metadata.get("lka") or {}
     other = settings is not None and settings != theirs
     try:
+        if stem in own:
+            _check_same_architecture(own, tensors)
         check_names(set(own), set(tensors))
         wrong = [k for k in own if own[k].shape != tensors[k].shape]
         if wrong:
@@ -183,3 +203,14 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) 
         logger.warning("%s was trained with lka=%s, the model has lka=%s", path, theirs, settings)
     model.load_state_dict(tensors)
     return checkpoint
+
+
+def _check_same_architecture(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    theirs, ours = architecture(tensors), architecture(own)
+    if theirs != ours:
+        shown = [
+            f"widths {', '.join(map(str, a['embed_dims']))}, depths {', '.join(map(str, a['depths']))} and MLP ratios "
+            f"{', '.join(map(str, a['mlp_ratios']))}"
+            for a in (theirs, ours)
+        ]
+        raise UserError(f"it holds another variant, a VAN of {shown[0]}; the model has {shown[1]}")

@@ -1,11 +1,8 @@
 """Files of named tensors, read as data: no code in a file is run."""
 
-import argparse
 import json
-import pickle
-import re
-import threading
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,61 +10,112 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
-from timm.models import clean_state_dict
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from vankit.errors import MissingFileError, UserError
-from vankit.files import replacing
+from vankit.files import read_json, replacing
+from vankit.models.weights.beside import normalisation_of, stated
+from vankit.models.weights.candidates import Choice, find_van
+from vankit.models.weights.formats import Place
+from vankit.models.weights.pickles import PickleFile, Planted, Unreadable, open_pickle
 
-_SAFE_GLOBALS = threading.Lock()  # torch keeps its list for the whole process
+logger = logging.getLogger(__name__)
+
+_USUAL_NAMES = ("best.safetensors", "model.safetensors", "pytorch_model.bin")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
+_TRAINED = "model."  # what Lightning has before the names of the network in training
+_MMSEG = ("decode_head.", "auxiliary_head.")
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file of named tensors, of whatever network.
+    """A file of named tensors, of a network that is a VAN or has one inside.
 
     Attributes:
         path: the file.
         tensors: as they are called in it.
-        metadata: what a vankit file says of itself, see `Checkpoint`; empty for others.
+        place: where among them the VAN is.
+        metadata: what the file, or a JSON file beside it, says of the network, see `Checkpoint`.
+        normalisation: (mean, std) of the images of a foreign segmenter; None of any other file.
     """
 
     path: Path
     tensors: dict[str, Tensor]
+    place: Place
     metadata: dict[str, Any]
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None
 
 
-def read_tensors(path: str | PathLike[str]) -> TensorFile:
-    """The named tensors of a file; see `read_checkpoint`."""
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"no checkpoint at {path}: pass the path of a .safetensors, .pth, .pth.tar or .bin file")
+def read_tensors(path: str | PathLike[str], weights: Choice | None = None) -> TensorFile:
+    """The tensors of the network in a file; see `read_checkpoint`."""
+    path = file_in(Path(path))
     try:
         if _is_safetensors(path):
             with safetensors.safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return TensorFile(path, tensors, _metadata_of(file))
-        with _SAFE_GLOBALS, torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # its text advises weights_only=False, which would run the code
-        unsafe = re.search(r"GLOBAL (\S+)", str(error))
-        if not unsafe:
-            raise UserError(f"{path} is not a readable checkpoint: neither safetensors nor a PyTorch file") from None
+                found = find_van(tensors, weights, path)
+                metadata = _metadata_of(file) or stated(path, {}, found.place.format)
+                return TensorFile(path, dict(found.tensors), found.place, metadata)
+        with open_pickle(path) as file:
+            return _of_pickle(path, file, weights)
+    except UserError:
+        raise
+    except Planted as error:
         raise UserError(
             f"{path} was refused: it holds pickled objects in addition to tensors, which could run code when loaded. "
-            f"Expected tensors and plain values; ask its author for a safetensors file. Found: {unsafe[1]}"
+            f"Expected tensors and plain values; ask its author for a safetensors file. Found: {error}"
         ) from None
-    except Exception as error:
-        reason = str(error).partition(". This is an internal miniz error")[0] or type(error).__name__
-        raise UserError(f"{path} is not a readable checkpoint (truncated download?): {reason}") from None
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} holds no state dict: expected named tensors, at the top or under 'state_dict'")
-    return TensorFile(path, clean_state_dict(dict(content)), {})
+    except (Unreadable, safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable checkpoint (truncated download?): {error}") from None
+
+
+def _of_pickle(path: Path, file: PickleFile, weights: Choice | None) -> TensorFile:
+    found = find_van(file.content, weights, path)
+    if file.foreign:
+        more = ", …" if len(file.foreign) > 4 else ""
+        logger.warning(
+            "%s also holds objects of %s%s: passed over, none of their code was run",
+            path, ", ".join(file.foreign[:4]), more,
+        )  # fmt: skip
+    tensors = {name: file.tensor(tensor) for name, tensor in found.tensors.items()}
+    run = _run_beside(path) if "pytorch-lightning_version" in file.content else {}
+    if run and found.place.prefix.startswith(_TRAINED):
+        tensors = {name.removeprefix(_TRAINED): tensor for name, tensor in tensors.items()}
+        place = Place(found.place.format, found.place.prefix.removeprefix(_TRAINED))
+        return TensorFile(path, tensors, place, run)
+    normalisation = None
+    if any(name.removeprefix(found.place.outer).startswith(_MMSEG) for name in tensors):
+        normalisation = normalisation_of(file.content) or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return TensorFile(path, tensors, found.place, stated(path, file.content, found.place.format), normalisation)
+
+
+def _run_beside(path: Path) -> dict[str, Any]:
+    """What vankit's training wrote of the run whose state this file is."""
+    record = path.with_name("config.json")
+    content = read_json(record) if record.is_file() else {}
+    return content if {"data", "model", "task"} <= set(content) else {}
+
+
+def file_in(path: Path) -> Path:
+    """A checkpoint itself, or the one in a folder: a run's, transformers' or timm's, or the only one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the folder has several, and none has one of the usual names.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise MissingFileError(f"no checkpoint at {path}: pass the path of a .safetensors, .pth, .pth.tar or .bin file")
+    usual = next((path / name for name in _USUAL_NAMES if (path / name).is_file()), None)
+    files = [usual] if usual else [each for each in sorted(path.iterdir()) if each.name.endswith(_SUFFIXES)]
+    if not files:
+        raise MissingFileError(f"no checkpoint in the folder {path}: expected {', '.join(_USUAL_NAMES)}, or one file")
+    if len(files) > 1:
+        names = ", ".join(each.name for each in files[:4])
+        raise UserError(f"the folder {path} has {len(files)} checkpoints ({names}): pass the path of one of them")
+    return files[0]
 
 
 def _is_safetensors(path: Path) -> bool:

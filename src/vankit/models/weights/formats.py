@@ -1,11 +1,11 @@
 """The public formats as name tables: what every tensor of a VAN is called in each."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from vankit.errors import UserError
@@ -49,8 +49,34 @@ _NORM = ("stage{s}.norm", "norm{s}", "backbone.norm{s}", "van.encoder.stages.{i}
 
 _HEAD = ("head.fc", "head", "head.fc", "classifier")
 
+# what a classifier's file has before the names of its backbone, and a bare backbone's has not
+_OWN = ("", "", "backbone.", "van.")
+
+# counters of thop, mmcv's buffers for a moving average, mmengine's normalisation, PyTorch's count of averages
+_HARMLESS = re.compile(
+    r"(?:^|\.)(?:total_ops|total_params|ema_\w+|data_preprocessor\.\w+)$|^(?:module\.)?(?:n_averaged|steps)$"
+)
+
 # transformers' released files carry a final LayerNorm that its model never uses
 _HF_UNUSED = ("van.layernorm.weight", "van.layernorm.bias")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a VAN is among named tensors.
+
+    Attributes:
+        format: one of `FORMATS`.
+        prefix: of the names of its backbone, such as model. or backbone.
+    """
+
+    format: str
+    prefix: str
+
+    @property
+    def outer(self) -> str:
+        """What is before the names of the network that has the VAN as its backbone, perhaps the classifier itself."""
+        return self.prefix.removesuffix(_OWN[FORMATS.index(self.format)] or "backbone.")
 
 
 def name_table(depths: tuple[int, ...], head: bool = True) -> Iterator[tuple[str, str, str, str]]:
@@ -85,19 +111,23 @@ def _leaves(module: str) -> tuple[str, ...]:
     return (".weight", ".bias")
 
 
-def identify(names: Mapping[str, Any]) -> str:
-    """The format (one of `FORMATS`) whose stem these tensor names hold.
+def places(names: Iterable[str]) -> list[Place]:
+    """Every VAN that these tensor names hold, in their order."""
+    stems = [f"{stem.format(s=1, i=0).removeprefix(own)}.weight" for stem, own in zip(_EMBED[0], _OWN, strict=True)]
+    return [
+        Place(fmt, name.removesuffix(stem))
+        for name in names
+        for fmt, stem in zip(FORMATS, stems, strict=True)
+        if name == stem or name.endswith(f".{stem}")
+    ]
 
-    Raises:
-        ValueError: they are not in any VAN format.
-    """
-    for fmt, stem in zip(FORMATS, _EMBED[0], strict=True):
-        if f"{stem.format(s=1, i=0)}.weight" in names:
-            return fmt
+
+def not_a_van(names: Iterable[str]) -> UserError:
+    """The error for names among which there is no VAN."""
     shown = ", ".join(sorted(names)[:3]) or "nothing"
-    raise UserError(
+    return UserError(
         f"this is not a VAN checkpoint: expected tensors named as in {', '.join(FORMATS)}, found {shown}, … "
-        "(a dense-task checkpoint holds more than the classifier; other networks are not converted)"
+        "(other networks are not converted)"
     )
 
 
@@ -114,6 +144,24 @@ def block_counts(names: Mapping[str, Any], fmt: str) -> tuple[int, ...]:
             if 0 <= stage < 4:
                 blocks[stage].add(groups["b"])
     return tuple(len(found) for found in blocks)
+
+
+def architecture(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """`embed_dims`, `depths` and `mlp_ratios` of the VAN whose tensors, under vankit's names, these are.
+
+    Raises:
+        ValueError: they are not those of a VAN with four stages.
+    """
+    depths = block_counts(tensors, "vankit")
+    try:
+        dims = tuple(tensors[f"stage{i}.norm.weight"].shape[0] for i in range(1, 5))
+        hidden = [tensors[f"stage{i}.blocks.0.mlp.fc1.weight"].shape[0] for i in range(1, 5)]
+    except (KeyError, IndexError):
+        raise UserError("expected four stages, each with a norm and at least one block") from None
+    ratios = tuple(wide // dim if dim and wide % dim == 0 else 0 for wide, dim in zip(hidden, dims, strict=True))
+    if not all((*dims, *ratios)):
+        raise UserError(f"stages of width {dims} cannot have MLPs of width {tuple(hidden)}")
+    return {"embed_dims": dims, "depths": depths, "mlp_ratios": ratios}
 
 
 def rename(
@@ -149,33 +197,54 @@ def rename(
     return out
 
 
-def van_inside(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The VAN inside a dense task's network, under vankit's or the official names; empty if there is none.
+def van_at(tensors: Mapping[str, Tensor], place: Place) -> tuple[dict[str, Tensor], list[str]]:
+    """The VAN at a place, and the names of what else is there.
 
-    Under the official names it is of VAN-Segmentation, whose images are normalised by ImageNet's mean and standard
-    deviation: its first convolution is adapted to vankit's.
+    Args:
+        tensors: of a whole file, perhaps of a network with a VAN inside.
+        place: see `places`.
+
+    Returns:
+        Its tensors under the names of `place.format`, what nobody needs left out and BatchNorm's counters filled in;
+        and the names outside `place.prefix` that are not of its linear head.
     """
-    for stem, parts in ((_EMBED[0][0], r"stage\d\."), (_EMBED[0][1], r"(?:patch_embed|block|norm)\d\.")):
-        stem = stem.format(s=1)
-        prefix = next(
-            (name.removesuffix(f"{stem}.weight") for name in tensors if name.endswith(f".{stem}.weight")), None
-        )
-        if not prefix or any(name.startswith(f"{prefix}head.") for name in tensors):  # a classifier, perhaps wrapped
+    column = FORMATS.index(place.format)
+    own, prefix = _OWN[column], place.prefix
+    head = {f"{place.outer}{_HEAD[column]}{leaf}": _HEAD[column] + leaf for leaf in (".weight", ".bias")}
+    weight = tensors.get(next(iter(head)))
+    if weight is not None and weight.dim() != 2:  # a segmenter's convolution, by chance of this name
+        head = {}
+    inside: dict[str, Tensor] = {}
+    left_out = []
+    for name, tensor in tensors.items():
+        if name in head:
+            inside[head[name]] = tensor
+        elif _HARMLESS.search(name) or (place.format == "hf" and "van." + name.removeprefix(prefix) in _HF_UNUSED):
             continue
-        pattern = re.compile(re.escape(prefix) + f"({parts}.*)")
-        inside = {match[1]: tensor for name, tensor in tensors.items() if (match := pattern.fullmatch(name))}
-        if stem == _EMBED[0][1].format(s=1):
-            inside |= _from_imagenet_normalisation(inside, stem)
-        return inside
-    return {}
+        elif name.startswith(prefix):
+            inside[own + name.removeprefix(prefix)] = tensor
+        else:
+            left_out.append(name)
+    for row in name_table(block_counts(inside, place.format), head=False):
+        if row[0].endswith("num_batches_tracked"):
+            inside.setdefault(row[column], torch.tensor(0))
+    return inside, left_out
 
 
-def _from_imagenet_normalisation(tensors: Mapping[str, Tensor], stem: str) -> dict[str, Tensor]:
-    """The first convolution, for images normalised by 0.5. Exact but at the padding, which is another grey."""
+def from_normalisation(tensors: Mapping[str, Tensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, Tensor]:
+    """A VAN that was trained on images of another mean and standard deviation, for images normalised by 0.5.
+
+    Exact but at the padding, which is another grey.
+
+    Args:
+        tensors: under vankit's names.
+        mean, std: per channel, in units of 0 to 1.
+    """
+    stem = _EMBED[0][0].format(s=1)
     weight, bias = tensors[f"{stem}.weight"], tensors[f"{stem}.bias"]
-    mean, std = (weight.new_tensor(v)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    shift = (weight * ((0.5 - mean) / std)).sum((1, 2, 3))
-    return {f"{stem}.weight": weight * (0.5 / std), f"{stem}.bias": bias + shift}
+    centre, scale = (weight.new_tensor(v)[:, None, None] for v in (mean, std))
+    shift = (weight * ((0.5 - centre) / scale)).sum((1, 2, 3))
+    return {**tensors, f"{stem}.weight": weight * (0.5 / scale), f"{stem}.bias": bias + shift}
 
 
 def check_names(expected: set[str], found: set[str]) -> None:

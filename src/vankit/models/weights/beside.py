@@ -1,0 +1,279 @@
+"""Class names and preprocessing: what a checkpoint and the JSON files beside it say, and writing those files."""
+
+import ast
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from vankit.errors import UserError
+from vankit.files import read_json
+from vankit.models.weights.formats import architecture
+
+logger = logging.getLogger(__name__)
+
+_HALF = [0.5, 0.5, 0.5]
+_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
+_LARGEST_CONFIG = 10**6  # characters
+# the published files, which were trained at mean = std = 0.5 although the JSON of their repositories says otherwise
+_ORIGINALS = ("van_tiny_754.pth.tar", "van_small_811.pth.tar", "van_base_828.pth.tar", "van_large_839.pth.tar")
+
+
+def stated(path: Path, content: Any, fmt: str) -> dict[str, Any]:
+    """What is known of a network that another library wrote.
+
+    Args:
+        path: the checkpoint. Beside it, transformers' `config.json` (`id2label`) and `preprocessor_config.json`, and
+            timm's `config.json` (`label_names`, `pretrained_cfg`), are read where they go with `fmt`.
+        content: of the file; OpenMMLab's `meta` names classes and holds the text of the run's config.
+        fmt: one of `FORMATS`.
+
+    Returns:
+        As in a vankit file's metadata: `classes`, `preprocessing` (perhaps not all of it), `model`, `lka`; what is not
+        said is left out.
+    """
+    if fmt == "mmpretrain" or (isinstance(content, Mapping) and "meta" in content):
+        return _of_openmmlab(content)
+    config = _json_beside(path, "config.json")
+    if fmt == "hf" and config.get("model_type") == "van":
+        return _of_transformers(path, config)
+    if fmt in ("vankit", "official") and "architecture" in config:
+        return _of_timm(path, config)
+    return {}
+
+
+def normalisation_of(content: Any) -> tuple[Sequence[float], Sequence[float]] | None:
+    """(mean, std), in units of 0 to 1, that OpenMMLab's config in a checkpoint states; None if it states none."""
+    settings = _of_openmmlab(content).get("preprocessing", {})
+    return (settings["mean"], settings["std"]) if "mean" in settings else None
+
+
+def _json_beside(path: Path, name: str) -> dict[str, Any]:
+    beside = path.with_name(name)
+    if not beside.is_file():
+        return {}
+    try:
+        return read_json(beside)
+    except UserError as error:
+        logger.warning("%s: passed over", error)
+        return {}
+
+
+def _of_transformers(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    names = _by_index(config.get("id2label"))
+    settings = _image_processor(_json_beside(path, "preprocessor_config.json"))
+    if "input_size" not in settings and isinstance(side := config.get("image_size"), int):
+        settings["input_size"] = [3, side, side]
+    if _is_original(names, settings):
+        logger.warning(
+            "%s looks like one of the authors' four networks, which were trained at mean = std = 0.5, not as "
+            "preprocessor_config.json says: 0.5 is used", path,
+        )  # fmt: skip
+        settings |= {"mean": _HALF, "std": _HALF, "crop_pct": 0.9}
+    return _given(classes=names, preprocessing=settings)
+
+
+def _is_original(names: Sequence[str] | None, settings: Mapping[str, Any]) -> bool:
+    """The JSON of the four repositories: ImageNet's own names, and its statistics."""
+    statistics = [list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)]
+    return (
+        names is not None
+        and len(names) == 1000
+        and (names[0].startswith("tench"), names[-1].startswith("toilet")) == (True, True)
+        and [settings.get("mean"), settings.get("std")] == statistics
+    )
+
+
+def _by_index(names: Any) -> list[str] | None:
+    """id2label as a list; None for the placeholders that transformers fills in."""
+    ordered = [names.get(str(i)) for i in range(len(names))] if isinstance(names, Mapping) else []
+    if not all(isinstance(name, str) for name in ordered) or ordered == [f"LABEL_{i}" for i in range(len(ordered))]:
+        return None
+    return [str(name) for name in ordered]
+
+
+def _image_processor(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers' preprocessor_config.json in timm's words."""
+    side, crop = _side(settings.get("size")), _side(settings.get("crop_size"))
+    percent = settings.get("crop_pct")
+    if side and crop and crop <= side and settings.get("do_center_crop", True):
+        side, percent = crop, crop / side
+    elif side and side >= 384:  # ConvNextImageProcessor then resizes to the square itself
+        percent = 1.0
+    elif side and percent is None:
+        percent = 224 / 256  # its default
+    resample = settings.get("resample")
+    words = dict(enumerate(_RESAMPLE))
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    if settings.get("do_normalize") is False:
+        mean, std = [0.0] * 3, [1.0] * 3
+    return _given(
+        input_size=[3, side, side] if side else None,
+        mean=mean,
+        std=std,
+        crop_pct=percent,
+        interpolation=words.get(resample) if isinstance(resample, int) else None,
+    )
+
+
+def _side(size: Any) -> int | None:
+    if isinstance(size, Mapping):
+        size = size.get("shortest_edge", size.get("height"))
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def _of_timm(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    model = config["architecture"]
+    if not isinstance(model, str) or not model.startswith("van_"):
+        logger.warning("%s is of %s: passed over", path.with_name("config.json"), model)
+        return {}
+    cfg = config.get("pretrained_cfg")
+    cfg = cfg if isinstance(cfg, Mapping) else {}
+    settings = {name: cfg.get(name) for name in ("input_size", "mean", "std", "crop_pct", "interpolation")}
+    if path.name in _ORIGINALS:
+        settings |= {"mean": _HALF, "std": _HALF}
+    args = config.get("model_args")
+    return _given(
+        model=model,
+        lka=args.get("lka") if isinstance(args, Mapping) else None,
+        classes=label_names(config) or label_names(cfg),
+        preprocessing=_given(**settings),
+    )
+
+
+def label_names(config: Mapping[str, Any]) -> list[str] | None:
+    """The class names of timm's configuration: its descriptions where it has them, else its names."""
+    names, descriptions = config.get("label_names"), config.get("label_descriptions")
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return None
+    if isinstance(descriptions, Mapping):
+        return [str(descriptions.get(name, name)) for name in names]
+    return list(names)
+
+
+def _of_openmmlab(content: Any) -> dict[str, Any]:
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    if not isinstance(meta, Mapping):
+        return {}
+    about = meta.get("dataset_meta")
+    about = about if isinstance(about, Mapping) else {}
+    names = next(filter(None, (about.get("classes"), about.get("CLASSES"), meta.get("CLASSES"))), ())
+    classes = list(names) if isinstance(names, list | tuple) else []
+    text = next((meta[key] for key in ("cfg", "config") if isinstance(meta.get(key), str)), "")
+    named = bool(classes) and all(isinstance(name, str) for name in classes)
+    return _given(classes=classes if named else None, preprocessing=_settings_in(text))
+
+
+def _settings_in(text: str) -> dict[str, Any]:
+    """Normalisation and size in the text of an OpenMMLab config: Python assignments of nested dicts."""
+    try:
+        tree = ast.parse(text if len(text) <= _LARGEST_CONFIG else "")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    settings: dict[str, Any] = {}
+    scale = None
+    for values in _dicts(tree):
+        statistics = [values.get("mean"), values.get("std")]
+        if all(map(_three, statistics)):
+            mean, std = ([number / 255 for number in three] for three in statistics)  # type: ignore[union-attr]
+            settings |= {"mean": mean, "std": std}
+        kind = values.get("type")
+        if kind in ("Resize", "ResizeEdge"):
+            scale = _last(values.get("scale", values.get("size")))
+        if kind == "CenterCrop" and (side := _last(values.get("crop_size"))):
+            settings["input_size"] = [3, side, side]
+            if scale and scale >= side:
+                settings["crop_pct"] = side / (scale + 0.5)  # rounded down, it is that scale again
+    return settings
+
+
+def _dicts(tree: ast.AST) -> Iterator[dict[str, Any]]:
+    """The constants of every `dict(…)` and `{…}`, in the order of the text."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Call | ast.Dict)]
+    for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset)):
+        if isinstance(node, ast.Call):
+            pairs = [(keyword.arg, keyword.value) for keyword in node.keywords]
+        else:
+            pairs = [(getattr(key, "value", None), value) for key, value in zip(node.keys, node.values, strict=True)]
+        yield {name: _constant(value) for name, value in pairs if isinstance(name, str)}
+
+
+def _constant(node: ast.AST) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
+def _three(values: Any) -> bool:
+    return isinstance(values, list | tuple) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
+
+
+def _last(size: Any) -> int | None:
+    """A side in pixels; of (width, height) the second, and -1 for "keep the ratio" is none."""
+    size = size[-1] if isinstance(size, list | tuple) and size else size
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None and value != {}}
+
+
+def transformers_config(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[Path, str]:
+    """The config.json and preprocessor_config.json of transformers (up to 4.57) that go beside a file of its format.
+
+    Args:
+        path: the file.
+        tensors: under vankit's names.
+        metadata: its classes and preprocessing, as in `Checkpoint`; the public weights' where they are not said.
+
+    Returns:
+        What to write, by path.
+
+    Raises:
+        ValueError: there is a config.json of another model.
+    """
+    target = path.with_name("config.json")
+    if target.exists() and read_json(target).get("model_type") != "van":
+        raise UserError(f"{target} is of another model: choose a folder of its own for transformers' files")
+    head = tensors.get("head.fc.weight")
+    outputs = 0 if head is None else head.shape[0]
+    names = list(metadata.get("classes") or ())
+    if len(names) != outputs:
+        names = [f"LABEL_{i}" for i in range(outputs)]  # transformers' own word for not knowing
+    settings: dict[str, Any] = {"input_size": [3, 224, 224], "mean": _HALF, "std": _HALF, "crop_pct": 0.9}
+    settings |= {"interpolation": "bicubic", **(metadata.get("preprocessing") or {})}
+    shape = architecture(tensors)
+    config = {
+        "architectures": ["VanForImageClassification" if outputs else "VanModel"],
+        "model_type": "van",
+        "image_size": settings["input_size"][-1],
+        "num_channels": tensors["stage1.patch_embed.proj.weight"].shape[1],
+        "patch_sizes": [7, 3, 3, 3],
+        "strides": [4, 2, 2, 2],
+        "hidden_sizes": shape["embed_dims"],
+        "depths": shape["depths"],
+        "mlp_ratios": shape["mlp_ratios"],
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    processor = {
+        "image_processor_type": "ConvNextImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": settings["input_size"][-1]},
+        "crop_pct": settings["crop_pct"],
+        "resample": _RESAMPLE.index(settings["interpolation"]),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": settings["mean"],
+        "image_std": settings["std"],
+    }
+    contents = {target: config, path.with_name("preprocessor_config.json"): processor}
+    return {file: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for file, content in contents.items()}

@@ -1,0 +1,160 @@
+"""Which tensors of a file are a VAN's: found by their names at any depth, raw or averaged."""
+
+import logging
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+from torch import Tensor
+
+from vankit.errors import UserError
+from vankit.models.weights.formats import Place, not_a_van, places
+from vankit.models.weights.pickles import Opaque, StoredTensor
+
+logger = logging.getLogger(__name__)
+
+Choice = Literal["raw", "ema"]
+
+# put around modules by torch.compile, FSDP and activation checkpointing, anywhere in a name
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_EMA = re.compile(r"(?:^|[._])ema(?:[._]|$)")
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A VAN in a file.
+
+    Attributes:
+        path: keys that lead to the mapping it is in.
+        tensors: the whole mapping.
+        place: where in it the VAN is.
+        averaged: whether these are moving averages (EMA) of a network's weights.
+    """
+
+    path: tuple[str, ...]
+    tensors: Mapping[str, Any]
+    place: Place
+    averaged: bool
+
+    @property
+    def where(self) -> str:
+        """For messages, such as "state_dict_ema" or "state_dict, names that begin with model."."""
+        prefix = f"names that begin with {self.place.prefix}" if self.place.prefix else ""
+        return ", ".join(filter(None, (".".join(self.path), prefix))) or "the top"
+
+
+def find_van(content: Any, weights: Choice | None, path: Path) -> Candidate:
+    """The VAN in a file's content. Averaged weights are taken where there are both; what was chosen is logged.
+
+    Args:
+        content: see `PickleFile`, or named tensors.
+        weights: raw or ema to insist on one.
+        path: the file, for messages.
+
+    Raises:
+        ValueError: there is no VAN, or not of the weights asked for.
+    """
+    groups = list(_mappings(content))
+    if not groups:
+        raise UserError(f"{path} holds no state dict: expected named tensors")
+    found = [
+        Candidate(keys, tensors, place, _averaged(keys, place, content))
+        for keys, tensors in groups
+        for place in places(tensors)
+    ]
+    if not found:
+        raise UserError(f"{path}: {not_a_van(groups[0][1])}")
+    kinds = {candidate.averaged for candidate in found}
+    if weights is not None and (weights == "ema") not in kinds:
+        only = "averaged (EMA)" if True in kinds else "raw"
+        raise UserError(f"{path} holds only {only} weights: leave out weights={weights!r} (--weights {weights})")
+    averaged = True in kinds if weights is None else weights == "ema"
+    wanted = [candidate for candidate in found if candidate.averaged == averaged]
+    if weights is None and len(kinds) == 2:
+        logger.warning(
+            "%s holds raw weights and their moving average (EMA): taken the average, from %s; --weights raw takes the "
+            "others", path, wanted[0].where,
+        )  # fmt: skip
+    if len(wanted) > 1:
+        others = "; ".join(candidate.where for candidate in wanted[1:4])
+        logger.warning("%s holds %d VANs: taken %s, not %s", path, len(wanted), wanted[0].where, others)
+    return wanted[0]
+
+
+def _mappings(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The named tensors of every dict and pickled module, outermost first, and the keys that lead there."""
+    queue: deque[tuple[tuple[str, ...], Any]] = deque([((), content)])
+    seen: set[int] = set()
+    while queue:
+        keys, node = queue.popleft()
+        if id(node) in seen:  # it may contain itself
+            continue
+        seen.add(id(node))
+        tensors = _module_tensors(node) if _is_module(node) else _tensors(_entries(node))
+        if tensors:
+            yield keys, {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+        if not _is_module(node):
+            queue.extend((keys if key is None else (*keys, key), child) for key, child in _children(node))
+
+
+def _tensors(entries: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    return {
+        name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor | StoredTensor)
+    }
+
+
+def _entries(node: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(node, Mapping):
+        return node.items()
+    return [*node.items.items(), *_attributes(node).items()] if isinstance(node, Opaque) else ()
+
+
+def _children(node: Any) -> Iterator[tuple[str | None, Any]]:
+    for name, child in _entries(node):
+        if isinstance(child, Mapping | list | tuple | Opaque):
+            yield (name if isinstance(name, str) else None), child
+    values = node.values if isinstance(node, Opaque) else node
+    if isinstance(values, list | tuple):
+        yield from ((None, child) for child in values if isinstance(child, Mapping | list | tuple | Opaque))
+
+
+def _attributes(node: Opaque) -> dict[Any, Any]:
+    return node.state if isinstance(node.state, dict) else {}
+
+
+def _is_module(node: Any) -> TypeGuard[Opaque]:
+    """Of `torch.save(model, path)`."""
+    return isinstance(node, Opaque) and isinstance(_attributes(node).get("_modules"), Mapping)
+
+
+def _module_tensors(module: Opaque) -> dict[str, Any]:
+    """The state dict of a pickled module."""
+    tensors: dict[str, Any] = {}
+    queue: deque[tuple[str, Opaque]] = deque([("", module)])
+    seen: set[int] = set()
+    while queue:
+        prefix, node = queue.popleft()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        for kind in ("_parameters", "_buffers"):
+            own = _attributes(node).get(kind)
+            tensors |= {prefix + name: value for name, value in _tensors(_entries(own)).items()}
+        for name, child in _entries(_attributes(node).get("_modules")):
+            if isinstance(child, Opaque) and isinstance(name, str):
+                queue.append((f"{prefix}{name}.", child))
+    return tensors
+
+
+def _averaged(keys: tuple[str, ...], place: Place, content: Any) -> bool:
+    """Whether weights are moving averages, by the names that lead to them, and by what frameworks swap on writing."""
+    top = content if isinstance(content, Mapping) else {}
+    theirs = top.get("ema_state_dict")
+    if "current_model_state" in top:  # Lightning's WeightAveraging: the average is where the weights used to be
+        return keys[:1] == ("state_dict",)
+    if isinstance(theirs, Mapping) and "steps" in theirs:  # mmengine's EMAHook does the same
+        return keys[:1] == ("state_dict",)
+    return bool(_EMA.search(".".join((*keys, place.prefix))))
