@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from torch import nn
 
 import vankit

@@ -230,6 +230,28 @@ def test_a_checkpoint_is_taken_instead_of_public_weights(data: Path, tmp_path: P
     )
 
 
+def test_a_van_of_other_widths_is_trained_and_resumed(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = vankit.VAN(num_classes=2, embed_dims=(4, 6, 8, 10), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 1, 1))
+    vankit.save_checkpoint(small, tmp_path / "small.safetensors")
+    out = tmp_path / "run"
+    train(data, "van_b0", replace(TINY, epochs=1), out, tmp_path / "small.safetensors")
+    result = train(data, "van_b0", TINY, out, resume=True)
+    trained = vankit.Predictor(checkpoint=result.last, engine="torch")
+    assert trained.description.model is None and trained.network is not None
+    shapes = {name: tensor.shape for name, tensor in trained.network.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in small.state_dict().items()}
+    assert read_checkpoint(result.last).metadata["epoch"] == 2
+
+
+def test_raw_and_averaged_weights_to_start_from(data: Path, tmp_path: Path) -> None:
+    raw, average = (create_model("van_b0", num_classes=2).state_dict() for _ in range(2))
+    torch.save({"state_dict": raw, "state_dict_ema": average}, tmp_path / "both.pth")
+    for choice, expected in ((None, average), ("ema", average), ("raw", raw)):
+        setup = setup_classify(data, "van_b0", TINY, Processes(), tmp_path / "both.pth", choice)
+        torch.testing.assert_close(dict(setup.task.model.state_dict()), dict(expected))
+
+
 def test_options_of_the_paper_run(data: Path, tmp_path: Path) -> None:
     config = replace(
         TrainConfig(), epochs=1, warmup_epochs=0, cooldown_epochs=0, img_size=32, batch_size=4, workers=0, accumulate=2,

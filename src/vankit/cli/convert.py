@@ -16,7 +16,7 @@ def command(
 
     Args:
         source: checkpoint in any of the formats, which is detected from the file. From the checkpoint of a detector or
-            segmenter the backbone is converted.
+            segmenter the backbone is converted; from one of mmsegmentation, to vankit, the whole network.
         target: file to write.
         to: vankit (safetensors), official (VAN-Classification), mmpretrain, or hf (transformers). For hf the target may
             be a folder; config.json and preprocessor_config.json are written beside the weights.
