@@ -50,30 +50,27 @@ def is_pointwise(conv: Any) -> bool:
     return is_plain(conv) and conv.groups == 1 and max(conv.kernel_size) == 1
 
 
-def run(conv: nn.Module, x: Tensor) -> Tensor:
+def run(conv: Any, x: Tensor) -> Tensor:
     """conv(x), by `convolve` where that is all there is to it: (B, C, …) → (B, C, …)."""
     if is_plain(conv):
-        return convolve(x, conv.weight, conv.bias, conv.dilation[0], conv.groups < conv.in_channels)  # type: ignore
-    if _is_dilated(conv) and would_train_in_bfloat16(x):
+        return convolve(x, conv.weight, conv.bias, conv.dilation[0], conv.groups < conv.in_channels)
+    if _is_dilated(conv) and not isinstance(x, torch.fx.Proxy) and would_train_in_bfloat16(x):
         return _in_float32(conv, x)
-    return conv(x)  # type: ignore[no-any-return]
+    return conv(x)
 
 
 def _keeps_size(conv: Any) -> bool:
-    """Asked in every call: a microsecond, so written for speed."""
+    """Whether the geometry is that of `convolve`; asked in every call, so written to take less than a microsecond."""
     dilation, groups, padding, axes = conv.dilation[0], conv.groups, conv.padding, len(conv.kernel_size)
-    if conv.padding_mode not in ("zeros", "constant") or not (
-        groups == 1 or groups == conv.in_channels == conv.out_channels
-    ):
+    if conv.padding_mode not in ("zeros", "constant"):
+        return False
+    if groups != 1 and not groups == conv.in_channels == conv.out_channels:
         return False
     if conv.stride.count(1) < axes or conv.dilation.count(dilation) < axes:
         return False
     if isinstance(padding, str):
         return padding == "same"
-    for i, length in enumerate(conv.kernel_size):
-        if 2 * padding[i] != dilation * (length - 1):
-            return False
-    return True
+    return all(2 * padding[i] == dilation * (length - 1) for i, length in enumerate(conv.kernel_size))
 
 
 def _is_dilated(conv: nn.Module) -> bool:
@@ -86,4 +83,4 @@ def _in_float32(conv: nn.Module, x: Tensor) -> Tensor:
     result_type = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     wide = {name: parameter.float() for name, parameter in conv.named_parameters()}
     with torch.autocast("cpu", enabled=False):
-        return torch.func.functional_call(conv, wide, (x.float(),)).to(result_type)  # type: ignore[no-any-return]
+        return torch.func.functional_call(conv, wide, (x.float(),)).to(result_type)

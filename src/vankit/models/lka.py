@@ -198,13 +198,15 @@ def _conv(
 ) -> Any:
     """Depth-wise unless `groups` is given. Its own padding keeps the size, so that it may be called as a module."""
     dilation *= factor
-    lengths = (kernel_size,) * ndim if isinstance(kernel_size, int) else tuple(kernel_size)
+    lengths = [kernel_size] * ndim if isinstance(kernel_size, int) else kernel_size
     sides = [same_padding(length, dilation) for length in lengths]
     even = all(before == after for before, after in sides)
     padding = tuple(before for before, _ in sides) if even else "same"
-    conv = _CONV[ndim](dim, dim, lengths, dilation=dilation, groups=groups or dim, padding=padding, **factory)  # type: ignore[arg-type]
+    options = {"dilation": dilation, "groups": groups or dim, "padding": padding, **factory}
+    conv = _CONV[ndim](dim, dim, tuple(lengths), **options)  # type: ignore[arg-type]
     if not even:
-        conv.padding_mode = "constant"  # zeros by F.pad: ONNX Runtime refuses "same" with a dilation
+        # zeros by F.pad, since ONNX Runtime refuses "same" with a dilation
+        conv.padding_mode = "constant"  # type: ignore[assignment]
     return conv
 
 

@@ -119,6 +119,7 @@ def _trimmed(x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, list[int
     before = []
     for axis in range(2, weight.ndim):
         taps = reachable(weight.shape[axis], dilation, x.shape[axis - weight.ndim])
-        weight = weight.narrow(axis, taps.first, taps.length)
+        if taps.length < weight.shape[axis]:
+            weight = weight.narrow(axis, taps.first, taps.length)
         before.append(taps.before)
     return weight, before
