@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 import vankit
 from vankit.errors import UserError
@@ -159,3 +160,92 @@ def test_frozen_and_synchronised_norms() -> None:
     model.stage1.blocks[0].norm2 = frozen
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     torch.testing.assert_close(fold(model)(images(1, 3, 40, 40)), expected, atol=1e-12, rtol=0)
+
+
+EVERY_CONVOLUTION = (
+    "patch_embed.proj", "blocks.0.attn.proj_1", "blocks.0.attn.lka.dw", "blocks.0.attn.lka.dw_d",
+    "blocks.0.attn.lka.pw", "blocks.0.attn.proj_2", "blocks.0.mlp.fc1", "blocks.0.mlp.dw", "blocks.0.mlp.fc2",
+)  # fmt: skip
+MODULES_THAT_STAY = (
+    "", "blocks.0.attn.lka", "blocks.0.attn.lka.dw", "blocks.0.attn.lka.dw_d", "blocks.0.attn.lka.pw",
+    "blocks.0.mlp.dw",
+)  # fmt: skip
+MODULES_THAT_GO = (
+    "patch_embed", "patch_embed.proj", "patch_embed.norm", "blocks", "norm", "blocks.0", "blocks.0.norm1",
+    "blocks.0.norm2", "blocks.0.drop_path", "blocks.0.attn", "blocks.0.attn.proj_1", "blocks.0.attn.proj_2",
+    "blocks.0.mlp", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY_CONVOLUTION)
+@pytest.mark.parametrize(
+    "compute",
+    [
+        parametrizations.weight_norm,
+        lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+        lambda conv: prune.ln_structured(prune.random_unstructured(conv, "bias", 0.5), "weight", 0.5, n=2, dim=0),
+    ],
+)
+def test_computed_weights(compute: Callable[[nn.Module], nn.Module], name: str) -> None:
+    model, x = small(), images(1, 3, 40, 40)
+    conv = compute(model.stage1.get_submodule(name))
+    with torch.no_grad():  # which training would do: the effective weight is not the one of the start
+        for parameter in conv.parameters():
+            parameter *= 1.5
+    model(x)  # with gradients, which leaves tensors that deepcopy refuses
+    assert largest_difference(model, x) <= 1e-12
+    assert conv is model.stage1.get_submodule(name)
+    assert not isinstance(conv.weight, nn.Parameter)
+    plain = fold(model).stage1
+    assert {type(m) for m in plain.modules() if "Conv" in type(m).__name__} == {nn.Conv2d}
+
+
+@pytest.mark.parametrize("name", MODULES_THAT_STAY)
+def test_hooks_on_what_stays_keep_their_effect(name: str) -> None:
+    model, x = small(), images(1, 3, 40, 40)
+    expected = model(x)
+    model.stage1.get_submodule(name).register_forward_hook(lambda _, __, output: output.clamp(max=0.1))
+    assert (model(x) - expected).abs().max() > 1e-6
+    assert largest_difference(model, x) <= 1e-12
+
+
+@pytest.mark.parametrize("name", MODULES_THAT_GO)
+def test_hooks_on_what_goes_are_refused(name: str) -> None:
+    model = small()
+    module = model.stage1.get_submodule(name)
+    handle = module.register_forward_hook(lambda *_: None)
+    with pytest.raises(UserError, match=f"cannot fold {name} of a VAN's stage: it has hooks of its own, which would"):
+        fold(model)
+    handle.remove()
+    module.forward = module.forward
+    with pytest.raises(UserError, match=f"cannot fold {name} "):
+        fold(model)
+    del module.forward
+    assert largest_difference(model, images(1, 3, 40, 40)) <= 1e-12
+
+
+@pytest.mark.parametrize("target", ["pw", "fc1"])
+def test_lora_stays_or_must_be_merged_first(target: str) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    plain, x = small(), images(1, 3, 40, 40)
+    expected = plain(x)
+    config = peft.LoraConfig(r=4, target_modules=[target], init_lora_weights=False)
+    tuned = peft.get_peft_model(plain, config).double().eval()
+    assert (tuned(x) - expected).abs().max() > 1e-6
+    if target == "pw":
+        assert largest_difference(tuned, x) <= 1e-12
+    else:
+        with pytest.raises(
+            UserError, match=r"cannot fold blocks\.0\.mlp\.fc1 of.* it is peft.*Conv2d, which.*merge_and_unload"
+        ):
+            fold(tuned)
+    assert largest_difference(tuned.merge_and_unload(), x) <= 1e-12
+
+
+def test_a_block_of_another_type_is_refused() -> None:
+    model = small()
+    model.stage3.blocks[1] = nn.Identity()
+    with pytest.raises(
+        UserError, match=r"cannot fold blocks\.1 of a VAN's stage: it is torch.nn.modules.linear.Identity"
+    ):
+        fold(model)

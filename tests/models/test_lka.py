@@ -1,5 +1,6 @@
 """Every setting of large kernel attention against a float64 sum over shifted maps, written from the formulas."""
 
+import io
 import itertools
 import math
 from collections.abc import Iterable
@@ -252,3 +253,57 @@ def test_every_initialisation_of_a_vision_network_reaches_it() -> None:
 def test_wrong_settings(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         LargeKernelAttention(C, **kwargs)
+
+
+@every_setting
+@pytest.mark.parametrize("size", [(1, 1), (3, 4), (14, 9)])
+def test_hooked_convolutions_are_called_and_compute_the_same(name: str, size: tuple[int, int]) -> None:
+    lka = module(name)
+    x = maps(*size).requires_grad_()
+    convs = [conv for conv in lka.modules() if isinstance(conv, nn.Conv2d)]
+    called: list[nn.Module] = []
+    for conv in convs:
+        conv.register_forward_hook(lambda conv, *_: called.append(conv))
+    wanted = [x, *lka.parameters()]
+    out, expected = lka(x), truth(lka, name, x)
+    assert sorted(map(id, called)) == sorted(map(id, convs))
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    actual, expected = (torch.autograd.grad(y.square().sum(), wanted, materialize_grads=True) for y in (out, expected))
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("ndim", [1, 3])
+@pytest.mark.parametrize("name", ["VAN", "K 10, d 3", "LSKA", "MSCA", "multi-scale", "dense, even"])
+def test_hooked_convolutions_of_other_numbers_of_axes(ndim: int, name: str) -> None:
+    lka = module(name, ndim=ndim)
+    x = maps(*(9, 6, 5)[:ndim])
+    expected, called = lka(x), 0
+    convs = [conv for conv in lka.modules() if hasattr(conv, "kernel_size")]
+
+    def count(conv: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        nonlocal called
+        called += 1
+        torch.testing.assert_close(output, shifted_sum(args[0], conv.weight, conv.bias, conv.dilation[0]))
+
+    for conv in convs:
+        conv.register_forward_hook(count)
+    torch.testing.assert_close(lka(x), expected, rtol=1e-10, atol=1e-10)
+    assert called == len(convs) > 0
+
+
+@jit
+@pytest.mark.export
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamic", [False, True])
+@every_setting
+def test_onnx_runtime_takes_the_traced_export(name: str, dynamic: bool) -> None:
+    """It refuses dilations beside padding="same"."""
+    import onnxruntime
+
+    lka = module(name, dtype=torch.float32, stride_dilation=2).eval()
+    x, file = maps(12, 10, dtype=torch.float32), io.BytesIO()
+    axes = {"x": {0: "batch", 2: "height", 3: "width"}} if dynamic else None
+    torch.onnx.export(lka, (x,), file, dynamo=False, input_names=["x"], output_names=["y"], dynamic_axes=axes)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    for y in [x, maps(5, 33, dtype=torch.float32)] if dynamic else [x]:
+        torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": y.numpy()})[0]), lka(y).detach())

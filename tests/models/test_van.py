@@ -882,3 +882,19 @@ def test_export_of_one_small_size(size):
     model = small()
     program = torch.export.export(model, (images(*size),))
     torch.testing.assert_close(program.module()(images(*size)), model(images(*size)))
+
+
+@jit
+@pytest.mark.export
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_onnx_runtime_takes_the_traced_export(dynamic):
+    import onnxruntime
+
+    model, x, file = small(), images(), io.BytesIO()
+    axes = {"x": {0: "batch", 2: "height", 3: "width"}} if dynamic else None
+    torch.onnx.export(model, (x,), file, dynamo=False, input_names=["x"], output_names=["logits"], dynamic_axes=axes)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    for inputs in [x, images(33, 150, batch=1), images(224, 224, batch=3)] if dynamic else [x]:
+        found = torch.from_numpy(session.run(None, {"x": inputs.numpy()})[0])
+        torch.testing.assert_close(found, model(inputs), rtol=1e-4, atol=1e-5)

@@ -1,18 +1,22 @@
 """Exact folding for inference: fewer operations, the same function."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 from vankit.errors import UserError
-from vankit.models.van import Block, Stage
+from vankit.models.leaves import has_hooks, is_depthwise, is_pointwise
+from vankit.models.van import Attention, Block, Mlp, PatchEmbed, Stage
 
 # A channel whose shortcut is scaled by almost nothing, or by very much, keeps its scale: dividing by it would overflow
 _LARGEST_RESCALING = 16.0
+_REMEDY = "which would be lost: remove or merge it first (LoRA by merge_and_unload), or run the network unfolded"
 
 
 class FoldedBlock(nn.Module):
@@ -60,6 +64,10 @@ def fold(model: nn.Module) -> nn.Module:
     convolutions stay apart, since between them the map is padded with zeros and one merged kernel would differ at the
     borders. All arithmetic is done in float64.
 
+    Parametrisations and pruning become plain weights in the copy. Hooks and wrappers (such as LoRA) stay where folding
+    leaves inputs and outputs as they were: on a stage, on large kernel attention and its parts, and on the MLP's
+    depth-wise convolution. Elsewhere they are refused.
+
     Args:
         model: a VAN, or any network with one inside, such as a detector; it is not changed. Without a VAN inside, the
             copy computes the same operations.
@@ -68,9 +76,9 @@ def fold(model: nn.Module) -> nn.Module:
         The copy in eval mode: the same outputs up to rounding (at most 1e-12 in float64).
 
     Raises:
-        ValueError: a norm in a VAN has no running statistics.
+        ValueError: a norm in a VAN has no running statistics, or a module that folding changes has hooks or a wrapper.
     """
-    model = copy.deepcopy(model).eval()
+    model = _copied(model).eval()
     if _foldable(model):
         return _fold_stage(model)
     for module in list(model.modules()):
@@ -84,8 +92,15 @@ def _foldable(module: nn.Module) -> TypeGuard[Stage]:
     return isinstance(module, Stage) and not isinstance(module.norm, FoldedNorm)
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also where pruning or an old weight norm has left a weight that autograd has computed."""
+    computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
 @torch.no_grad()
 def _fold_stage(stage: Stage) -> Stage:
+    _make_plain(stage)
     blocks = cast(Iterable[Block], stage.blocks)
     scales = [_fold_block(block) for block in blocks]
     rest = torch.ones_like(scales[0])
@@ -114,6 +129,48 @@ def _fold_stage(stage: Stage) -> Stage:
     return stage
 
 
+def _make_plain(stage: Stage) -> None:
+    """Parametrised and pruned weights as plain ones, and an error for what folding would lose."""
+    for module in list(stage.modules()):
+        if parametrize.is_parametrized(module):
+            _fix_parametrisations(module)
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+    names = {module: name for name, module in stage.named_modules()}
+    for module, kind in _rewritten(stage):
+        if has_hooks(module):
+            raise UserError(f"cannot fold {names[module]} of a VAN's stage: it has hooks of its own, {_REMEDY}")
+        if kind is not None and type(module) is not kind:
+            found = f"{type(module).__module__}.{type(module).__name__}"  # wrappers are called Conv2d too
+            raise UserError(f"cannot fold {names[module]} of a VAN's stage: it is {found}, {_REMEDY}")
+
+
+def _fix_parametrisations(module: nn.Module) -> None:
+    """As remove_parametrizations would, which also takes them from the network that `module` is a copy of: they share
+    the class that holds them."""
+    values = {name: getattr(module, name) for name in cast(nn.ModuleDict, module.parametrizations)}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
+
+
+def _rewritten(stage: Any) -> Iterator[tuple[nn.Module, type | None]]:
+    """What folding replaces or changes the numbers of, and of which type it must be if that matters."""
+    yield stage.patch_embed, PatchEmbed
+    yield stage.patch_embed.proj, nn.Conv2d
+    yield stage.patch_embed.norm, None
+    yield stage.blocks, nn.Sequential
+    for block in stage.blocks:
+        yield block, Block
+        yield from ((block.norm1, None), (block.norm2, None), (block.drop_path, None))
+        yield from ((block.attn, Attention), (block.mlp, Mlp))
+        for conv in (block.attn.proj_1, block.attn.proj_2, block.mlp.fc1, block.mlp.fc2):
+            yield conv, nn.Conv2d
+    yield stage.norm, LayerNorm2d
+
+
 def _fold_block(block: Block) -> Tensor:
     """Fold all but the shortcut's scale, which is returned: (C,), float64."""
     a, b = _affine(block.norm1)
@@ -121,7 +178,7 @@ def _fold_block(block: Block) -> Tensor:
     _scale_inputs(block.attn.proj_1, a, b)
     _scale_outputs(block.attn.proj_2, layer_scale, layer_scale * b)
     dilated, pw = block.attn.lka.dw_d, block.attn.lka.pw
-    if isinstance(dilated, nn.Conv2d) and dilated.bias is not None and isinstance(pw, nn.Conv2d):
+    if is_depthwise(dilated) and dilated.bias is not None and is_pointwise(pw):
         _scale_inputs(pw, torch.ones_like(a), dilated.bias.double())
         dilated.bias = None
     _scale_inputs(block.mlp.fc1, *_affine(block.norm2))

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from vankit.errors import UserError
+from vankit.models.leaves import is_depthwise, is_pointwise, run
 from vankit.models.lka_settings import Form, Gate, Part
-from vankit.ops.convolution import convolve
+from vankit.ops.convolution import same_padding
 from vankit.ops.lka import gated, large_kernel_attention
 
 __all__ = ["LargeKernelAttention"]
 
-# one node each to torch.fx: inside, sizes decide which taps are computed
+# one node to torch.fx: inside, sizes decide which taps are computed
 torch.fx.wrap("large_kernel_attention")
-torch.fx.wrap("convolve")
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _PARTS: dict[str, tuple[str, ...]] = {
@@ -33,7 +33,7 @@ class Chain(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         for conv in self:
-            x = convolve(x, conv.weight, conv.bias, conv.dilation[0], conv.groups < conv.in_channels)
+            x = conv(x) if torch.jit.is_scripting() else run(conv, x)
         return x
 
 
@@ -70,8 +70,6 @@ class LargeKernelAttention(nn.Module):
     """
 
     ndim: Final[int]
-    dw_dilation: Final[int]
-    dw_d_dilation: Final[int]
     gate: Final[str]
     sigmoid: Final[bool]
     undivided: Final[bool]
@@ -103,8 +101,7 @@ class LargeKernelAttention(nn.Module):
         kept = [part for part in _PARTS[form] if part not in without]
         self.ndim = ndim
         self.dim, self.gate, self.sigmoid = dim, gate, sigmoid
-        self.dw_dilation, self.dw_d_dilation = stride_dilation, stride_dilation * scales[0][1]
-        self.undivided = form == "lka" and len(scales) == 1  # which the operator computes in one call
+        self.undivided = form == "lka" and len(scales) == 1  # which the operator may compute in one call
         self.shown = f"form={form}, scales={scales}"  # by extra_repr
         conv = partial(_conv, ndim=ndim, factor=stride_dilation, device=device, dtype=dtype)
         self.dw = self.dw_d = self.pw = None
@@ -138,9 +135,13 @@ class LargeKernelAttention(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """The attention that gates `x`, before sigmoid and gate: (B, C, H, W) → (B, C, H, W)."""
-        if self.undivided:
+        if not torch.jit.is_scripting() and self._is_plain():
             return self._operator(x, "none", False)
-        attn = x if self.dw is None else self.dw(x)
+        attn = x
+        if self.dw is not None:
+            attn = self.dw(attn) if torch.jit.is_scripting() else run(self.dw, attn)
+        if self.dw_d is not None:
+            attn = self.dw_d(attn) if torch.jit.is_scripting() else run(self.dw_d, attn)
         if len(self.shares) > 0:
             parts = attn.split(self.shares, -self.ndim - 1)
             attn = torch.cat([branch(parts[i]) for i, branch in enumerate(self.branches)], -self.ndim - 1)
@@ -148,27 +149,41 @@ class LargeKernelAttention(nn.Module):
             whole = attn
             for i, branch in enumerate(self.branches):
                 attn = branch(whole) if i == 0 else attn + branch(whole)
-        return attn if self.pw is None else convolve(attn, self.pw.weight, self.pw.bias, dense=True)
+        if self.pw is not None:
+            attn = self.pw(attn) if torch.jit.is_scripting() else run(self.pw, attn)
+        return attn
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.undivided:
+        if not torch.jit.is_scripting() and self._is_plain():
             return self._operator(x, self.gate, self.sigmoid)
         return gated(x, self.attention(x), self.gate, self.sigmoid)
 
+    @torch.jit.unused
+    def _is_plain(self) -> bool:
+        """Whether the operator computes what calling the modules would."""
+        return (
+            self.undivided
+            and (self.dw is None or is_depthwise(self.dw))
+            and (self.dw_d is None or is_depthwise(self.dw_d))
+            and (self.pw is None or is_pointwise(self.pw))
+        )
+
+    @torch.jit.unused
     def _operator(self, x: Tensor, gate: str, sigmoid: bool) -> Tensor:
         return large_kernel_attention(
             x,
-            None if self.dw is None else self.dw.weight,
-            None if self.dw is None else self.dw.bias,
-            None if self.dw_d is None else self.dw_d.weight,
-            None if self.dw_d is None else self.dw_d.bias,
-            None if self.pw is None else self.pw.weight,
-            None if self.pw is None else self.pw.bias,
-            self.dw_dilation,
-            self.dw_d_dilation,
-            gate,
-            sigmoid,
+            *_tensors(self.dw),
+            *_tensors(self.dw_d),
+            *_tensors(self.pw),
+            dw_dilation=1 if self.dw is None else self.dw.dilation[0],
+            dw_d_dilation=1 if self.dw_d is None else self.dw_d.dilation[0],
+            gate=gate,
+            sigmoid=sigmoid,
         )
+
+
+def _tensors(conv: Any) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if conv is None else (conv.weight, conv.bias)
 
 
 def _conv(
@@ -181,9 +196,18 @@ def _conv(
     factor: int,
     **factory: Any,
 ) -> Any:
-    """Depth-wise unless `groups` is given. Its own padding keeps the size, so that it may be run by itself."""
-    options = {"dilation": dilation * factor, "groups": groups or dim, "padding": "same", **factory}
-    return _CONV[ndim](dim, dim, kernel_size, **options)  # type: ignore[arg-type]
+    """Depth-wise unless `groups` is given. Its own padding keeps the size, so that it may be called as a module."""
+    dilation *= factor
+    lengths = [kernel_size] * ndim if isinstance(kernel_size, int) else kernel_size
+    sides = [same_padding(length, dilation) for length in lengths]
+    even = all(before == after for before, after in sides)
+    padding = tuple(before for before, _ in sides) if even else "same"
+    options = {"dilation": dilation, "groups": groups or dim, "padding": padding, **factory}
+    conv = _CONV[ndim](dim, dim, tuple(lengths), **options)  # type: ignore[arg-type]
+    if not even:
+        # zeros by F.pad, since ONNX Runtime refuses "same" with a dilation
+        conv.padding_mode = "constant"  # type: ignore[assignment]
+    return conv
 
 
 def _rows(conv: Any, dim: int, size: int, dilation: int, ndim: int) -> Iterator[nn.Module]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vankit.errors import UserError
 from vankit.models import hub, weights
+from vankit.models.leaves import is_depthwise, run
 from vankit.models.lka import LargeKernelAttention
 from vankit.models.lka_settings import LkaSettings
 from vankit.ops import depthwise_gelu
@@ -45,17 +46,19 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """1x1 → depth-wise 3x3 → GELU → 1x1 (paper figure 3d, the convolutional feed-forward)."""
 
-    dilation: Final[int]
-
     def __init__(self, dim: int, hidden: int, dilation: int, **factory: Any) -> None:
         super().__init__()
-        self.dilation = dilation
         self.fc1 = nn.Conv2d(dim, hidden, 1, **factory)
         self.dw = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation, groups=hidden, **factory)
         self.fc2 = nn.Conv2d(hidden, dim, 1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(depthwise_gelu(self.fc1(x), self.dw.weight, self.dw.bias, self.dilation))
+        x = self.fc1(x)
+        if torch.jit.is_scripting():
+            return self.fc2(F.gelu(self.dw(x)))
+        if is_depthwise(self.dw):
+            return self.fc2(depthwise_gelu(x, self.dw.weight, self.dw.bias, self.dw.dilation[0]))
+        return self.fc2(F.gelu(run(self.dw, x)))
 
 
 class Block(nn.Module):

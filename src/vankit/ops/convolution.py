@@ -1,5 +1,6 @@
 """Convolutions that keep a map's size, depth-wise or dense: their padding, and the taps that can meet the map."""
 
+import warnings
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -56,20 +57,20 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1, 
         (B, C, …), of the size of `x`.
     """
     groups = 1 if dense else weight.shape[0]
-    if torch.jit.is_tracing():  # where sizes cannot be compared
-        return _traced(x, weight, bias, dilation, groups)
-    if not torch.jit.is_scripting() and not dense and dilation > 1 and _would_train_in_bfloat16(x):
+    if not torch.jit.is_scripting() and not dense and dilation > 1 and would_train_in_bfloat16(x):
         result_type = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         with torch.autocast("cpu", enabled=False):
             wide_bias = None if bias is None else bias.float()
             return convolve(x.float(), weight.float(), wide_bias, dilation).to(result_type)
-    before = [same_padding(k, dilation)[0] for k in weight.shape[2:]]
+    lengths = _traced_lengths(weight) if torch.jit.is_tracing() else weight.shape[2:]
+    before = [same_padding(k, dilation)[0] for k in lengths]
     if not torch.jit.is_scripting() and _sizes_are_known(x):
         weight, before = _trimmed(x, weight, dilation)
+        lengths = weight.shape[2:]
     uneven = False
     around: list[int] = []  # as F.pad takes it: the last axis first
     for i in range(len(before) - 1, -1, -1):
-        after = dilation * (weight.shape[2 + i] - 1) - before[i]
+        after = dilation * (lengths[i] - 1) - before[i]
         around += [before[i], after]
         uneven = uneven or before[i] != after
     if uneven:
@@ -83,13 +84,16 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1, 
 
 
 @torch.jit.unused
-def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Tensor:
-    conv = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
-    return conv(x, weight, bias, padding="same", dilation=dilation, groups=groups)
+def _traced_lengths(weight: Tensor) -> list[int]:
+    """The kernel's size as numbers: a trace would record sums of sizes, and with `padding="same"` instead ONNX Runtime
+    refuses dilations and fvcore counts nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of sizes that might change
+        return [int(length) for length in weight.shape[2:]]
 
 
 @torch.jit.unused
-def _would_train_in_bfloat16(x: Tensor) -> bool:
+def would_train_in_bfloat16(x: Tensor) -> bool:
     """PyTorch 2.15's weight gradient of this convolution is wrong on CPUs in bfloat16 (NHWC, maps of 32 px and more:
     off by its own size, or NaN), and float32 takes no longer."""
     if x.device.type != "cpu" or not torch.is_grad_enabled():
@@ -102,6 +106,8 @@ def _would_train_in_bfloat16(x: Tensor) -> bool:
 @torch.jit.unused
 def _sizes_are_known(x: Tensor) -> bool:
     """Whether the taps may be chosen by the map's size: not where the graph made here must serve other sizes."""
+    if torch.jit.is_tracing():
+        return False
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():  # where symbols pass for int
         return all(type(size) is int for size in x.shape[1:])
     return not torch.compiler.is_compiling()
@@ -113,6 +119,7 @@ def _trimmed(x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, list[int
     before = []
     for axis in range(2, weight.ndim):
         taps = reachable(weight.shape[axis], dilation, x.shape[axis - weight.ndim])
-        weight = weight.narrow(axis, taps.first, taps.length)
+        if taps.length < weight.shape[axis]:
+            weight = weight.narrow(axis, taps.first, taps.length)
         before.append(taps.before)
     return weight, before
