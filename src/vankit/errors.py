@@ -30,8 +30,8 @@ def check_output(output: Any) -> None:
     """
     if not (abs(output) < math.inf).all():
         raise UserError(
-            "the network's output is NaN or infinite, where numbers are expected: compute in float32 (--precision), or "
-            "use other weights (--checkpoint)"
+            "the network's output is NaN or infinite, where numbers are expected: use other weights (--checkpoint), or "
+            "compute in float32 (--precision)"
         )
 
 

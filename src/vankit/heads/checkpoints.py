@@ -14,6 +14,7 @@ from vankit.heads.backbone import backbone_of
 from vankit.heads.build import build_network
 from vankit.models import weights
 from vankit.models.description import Description
+from vankit.models.weights.files import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def start_from(network: nn.Module, path: str | PathLike[str], head: str) -> None
 
 
 def _load(network: nn.Module, tensors: Mapping[str, Tensor], path: str | PathLike[str], head: str) -> None:
+    check_finite(tensors, path)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:  # it may name hundreds of tensors

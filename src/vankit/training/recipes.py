@@ -72,11 +72,10 @@ class Config:
         HeldOut(self.val_share, self.seed)  # which checks them
 
     def _check_finite(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name, value in vars(self).items():
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, float) and not math.isfinite(number):
-                    raise UserError(f"{field.name} is {value}, expected a finite number")
+                    raise UserError(f"{name} is {value}, expected a finite number")
 
     def _check_choice(self, *names: str) -> None:
         known = {field.name: get_args(field.type) for field in dataclasses.fields(self)}

@@ -330,8 +330,8 @@ class KeepWeights(Callback):
     def _print(self, trainer: Trainer, measures: dict[str, float]) -> None:
         shown = "  ".join(f"{name} {value:.2%}" for name, value in list(measures.items())[:3])
         print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self.loss:.3f}  {shown}  best {self.best:.2%}  "
-            f"{time.perf_counter() - self.start:.0f} s",
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self.loss:.3f}  {shown}  "
+            f"best {self.best:.2%}  {time.perf_counter() - self.start:.0f} s",
             flush=True,
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vankit.errors import UserError
 from vankit.files import replacing
-from vankit.models.weights.files import TensorFile, read_tensors, stored, write_tensors
+from vankit.models.weights.files import TensorFile, check_finite, read_tensors, stored, write_tensors
 from vankit.models.weights.formats import check_names, identify, rename, van_inside
 
 logger = logging.getLogger(__name__)
@@ -149,6 +149,7 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | Checkpoint) 
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     path = checkpoint.path
+    check_finite(checkpoint.state_dict, path)
     own = model.state_dict()
     tensors = dict(checkpoint.state_dict)
     head, stem = "head.fc.weight", "stage1.patch_embed.proj.weight"

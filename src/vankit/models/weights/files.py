@@ -113,6 +113,24 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | PathLike[str], meta
         partial.write_bytes(safetensors.torch.save(stored(tensors), {**header, "format": "pt"}))
 
 
+def check_finite(tensors: Mapping[str, Tensor], path: str | PathLike[str]) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Args:
+        tensors: by name; those of integers pass.
+        path: of their file.
+
+    Raises:
+        ValueError: a number is not finite; the first tensors are named.
+    """
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise UserError(
+            f"{path} has NaN or infinite numbers in {len(bad)} of its {len(tensors)} tensors, such as "
+            f"{', '.join(bad[:3])}: its training went wrong, or the file is damaged; use other weights"
+        )
+
+
 def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     stored: dict[str, Tensor] = {}
     seen: set[int] = set()
