@@ -44,7 +44,7 @@ def test_a_run_that_diverges_ends_in_one_line(run: Run, tmp_path: Path, capsys: 
     assert "best" not in page.out
     assert [line for line in page.err.splitlines() if line.startswith("vankit: ")] == [
         "vankit: the loss is not finite in epoch 1, step 3 (steps left out before: 1): lower the learning rate (--lr), "
-        "limit the gradients (--clip-grad), use --precision 32-true, or allow more steps to be left out "
+        "limit the gradients (--clip-grad), or use --precision 32-true, or allow more steps to be left out "
         "(--nan-tolerance); no weights have been written yet"
     ]
     assert not list((tmp_path / "run").glob("*.safetensors"))

@@ -15,6 +15,8 @@ from vankit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_ADVICE = "lower the learning rate (--lr), limit the gradients (--clip-grad), or use --precision 32-true"
+
 
 class KeepFinite(Callback):
     """Leaves out steps whose loss or gradients are not finite, or stops the run.
@@ -59,7 +61,8 @@ class KeepFinite(Callback):
         place = f"the {what} not finite in epoch {trainer.current_epoch + 1}, step {trainer.global_step + 1}"
         if self.left_out >= self.tolerance:
             before = f" (steps left out before: {self.left_out})" if self.left_out else ""
-            raise self._stop(place + before, "allow more steps to be left out (--nan-tolerance)")
+            more = "or allow more steps to be left out (--nan-tolerance)"
+            raise UserError(f"{place}{before}: {_ADVICE}, {more}; {self.last_good()}")
         self.left_out += 1
         if trainer.is_global_zero:
             logger.warning("%s: the step is left out (%d of at most %d)", place, self.left_out, self.tolerance)
@@ -70,12 +73,7 @@ class KeepFinite(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if _any_process_has_bad(_tensors_in(checkpoint), trainer):
             place = f"the weights or the optimiser's state are not finite after epoch {trainer.current_epoch + 1}"
-            raise self._stop(f"{place}, step {trainer.global_step}")
-
-    def _stop(self, place: str, *advice: str) -> UserError:
-        advice = ("use --precision 32-true", *advice)
-        wanted = f"lower the learning rate (--lr), limit the gradients (--clip-grad), {', or '.join(advice)}"
-        return UserError(f"{place}: {wanted}; {self.last_good()}")
+            raise UserError(f"{place}, step {trainer.global_step}: {_ADVICE}; {self.last_good()}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"left_out": self.left_out}
