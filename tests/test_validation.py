@@ -12,6 +12,7 @@ from PIL import Image
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 import vankit
+from vankit.deploy.opening import open_network
 from vankit.errors import UserError
 from vankit.validation import ClassificationReport, validate
 
@@ -112,6 +113,15 @@ def test_the_shipped_checkpoint_on_cifar10(shared_data: Callable[..., Path]) -> 
     report = validate(data, "van_b0.cifar10", **QUICK)
     assert report.count == 500
     assert abs(report.top1 - stated) < 4 * (stated * (1 - stated) / report.count) ** 0.5
+
+
+def test_logits_that_are_not_finite_have_no_measure(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    network = open_network(checkpoint=checkpoint)
+    with torch.no_grad():
+        network.module.head.fc.weight.mul_(1e38)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="the network's output is NaN or infinite"):
+        validate(data, network, output=tmp_path / "r.json", **QUICK)
+    assert not (tmp_path / "r.json").exists()
 
 
 def test_workers_below_zero_are_refused(data: Path, checkpoint: Path) -> None:

@@ -1,6 +1,8 @@
 """Errors that are answers to the user: what was wrong, what was expected, what to do."""
 
 import logging
+import math
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +17,22 @@ class MissingFileError(UserError, FileNotFoundError):
 
 class MissingPackageError(UserError, ImportError):
     """A library of an extra is not installed; the message names the extra."""
+
+
+def check_output(output: Any) -> None:
+    """Refuse what a network or an engine gave if a number of it is not finite.
+
+    Args:
+        output: an array of NumPy or a tensor of PyTorch, of floats.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    if not (abs(output) < math.inf).all():
+        raise UserError(
+            "the network's output is NaN or infinite, where numbers are expected: use other weights (--checkpoint), or "
+            "compute in float32 (--precision)"
+        )
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -187,7 +187,8 @@ def validate(
         A `ClassificationReport`, or a `DenseReport` for a detector or segmenter.
 
     Raises:
-        FileNotFoundError, ValueError: data or weights cannot be used, or their classes do not match.
+        FileNotFoundError, ValueError: data or weights cannot be used, their classes do not match, or the network's
+            output is not finite.
     """
     check_picture(picture)
     if workers < 0:
@@ -241,7 +242,7 @@ def _validate_classifier(
 
 def _write(report: "ClassificationReport | DenseReport", output: str | PathLike[str] | None) -> None:
     if output is not None:
-        write_text(output, json.dumps(report.to_dict(), indent=2) + "\n")
+        write_text(output, json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
 
 
 def _measure_scenes(

@@ -31,6 +31,27 @@ def test_train_and_validate(run: Run, tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads((tmp_path / "r.json").read_text())["images"] == 4
 
 
+def test_a_run_that_diverges_ends_in_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, level in (("a", 30), ("b", 220)):
+        for split in ("train", "val"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (32, 32), (level + i,) * 3).save(tmp_path / split / name / f"{i}.png")
+    options = ("--recipe", "short", "--epochs", "1", "--warmup-epochs", "0", "--img-size", "32", "--batch-size", "2")
+    words = ("train", tmp_path, *options, "--workers", "0", "--lr", "1e12", "--output", tmp_path / "run")
+    assert run(*words, "--nan-tolerance", "1") == 1
+    page = capsys.readouterr()
+    assert "best" not in page.out
+    assert [line for line in page.err.splitlines() if line.startswith("vankit: ")] == [
+        "vankit: the loss is not finite in epoch 1, step 3 (steps left out before: 1): lower the learning rate (--lr), "
+        "limit the gradients (--clip-grad), or use --precision 32-true, or allow more steps to be left out "
+        "(--nan-tolerance); no weights have been written yet"
+    ]
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+    assert run("train", tmp_path, *options, "--lr", "inf", "--output", tmp_path / "run") == 1
+    assert capsys.readouterr().err == "vankit: lr is inf, expected a finite number\n"
+
+
 def test_a_setting_of_another_task_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "shapes", "--task", "detect", "--mixup", "0.5", "--output", tmp_path / "run") == 1
     error = capsys.readouterr().err

@@ -274,6 +274,16 @@ def test_a_network_wrong_at_other_sizes_only_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_network_whose_output_is_not_finite_is_not_exported(format: Format, tmp_path: Path) -> None:
+    network = small()
+    with torch.no_grad():
+        network.stage2.norm.weight.fill_(3e38)  # itself finite
+    with pytest.raises(UserError, match="the network's output is NaN or infinite"):
+        vankit.export(network, out=tmp_path / "out", format=format, classes=CLASSES)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_exported_folder_is_replaced_and_kept_if_it_fails(
     network: nn.Module, exports: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -289,6 +289,16 @@ def test_calibration_images_are_drawn_evenly(monkeypatch: pytest.MonkeyPatch) ->
     assert [x.shape for x in module._calibration(images[:2])] == [(1, 3, 1, 1)] * 2
 
 
+def test_logits_that_are_not_finite_are_not_counted(
+    float32: Callable[[Format], Exported], photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = float32("openvino")
+    engine = exported.engine(cached=False)
+    monkeypatch.setattr(type(engine), "__call__", lambda self, x: np.full((len(x), 4), np.nan, np.float32))
+    with pytest.raises(UserError, match="the network's output is NaN or infinite"):
+        quantize(exported, open_pictures(photographs, exported.description), 1.0)
+
+
 def test_nothing_readable(float32: Callable[[Format], Exported], tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     pictures = open_pictures(tmp_path, Description(classes=CLASSES, preprocessing=PREPROCESSING))

@@ -69,6 +69,24 @@ def test_grad_cam_finds_what_was_put_there() -> None:
     assert predicted.rows[0]["score"] == pytest.approx(torch.tensor([1 / 64, 0, 1 / 16]).softmax(0)[2].item())
 
 
+class Divided(Colours):
+    """`Colours`, infinite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / torch.zeros(3)
+
+
+def test_what_is_not_finite_is_not_explained(photo: Path, tmp_path: Path) -> None:
+    (found,) = vankit.explain(photo, Divided(), output=tmp_path / "out", layer="cells")
+    assert "the network's output is NaN or infinite" in found.error
+    assert list((tmp_path / "out").iterdir()) == []
+    van = VAN(num_classes=2).eval()
+    with torch.no_grad():
+        van.stage1.patch_embed.norm.weight.fill_(3e38)
+    with pytest.raises(UserError, match="the network's output is NaN or infinite"):
+        vankit.explain(model=van, method="receptive-field", img_size=64)
+
+
 def test_the_picture_is_the_one_the_network_saw() -> None:
     picture = np.zeros((64, 128, 3), np.uint8)
     picture[:, 64:, 0] = 255

@@ -425,6 +425,18 @@ def test_heads_with_shared_tensors_come_back(head: str, tmp_path: Path) -> None:
     assert_same(found.state_dict(), network.state_dict())
 
 
+def test_a_network_that_is_not_finite_is_refused(tmp_path: Path, dense_file: Path, segmenter: Any) -> None:
+    file = weights.read_tensors(dense_file)
+    name = "classifier.bias"
+    assert name in file.tensors
+    weights.write_tensors({**file.tensors, name: file.tensors[name] * torch.nan}, tmp_path / "bad", file.metadata)
+    says = f"bad has NaN or infinite numbers in 1 of its {len(file.tensors)} tensors, such as {name}: "
+    with pytest.raises(UserError, match=says):
+        network_in_file(weights.read_tensors(tmp_path / "bad"))
+    with pytest.raises(UserError, match=says):
+        start_from(segmenter, tmp_path / "bad", "semantic_fpn")
+
+
 def test_settings_come_back(tmp_path: Path) -> None:
     network = build("retinanet")
     path = write(network, tmp_path / "best.safetensors", head="retinanet", short_sides=[48, 80], long_side=112)

@@ -457,6 +457,21 @@ def test_one_channel_file_into_a_colour_model(public: Any, tmp_path: Path) -> No
     torch.testing.assert_close(model.stage1.patch_embed.proj.weight.data, gray.expand(-1, 3, -1, -1) / 3)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(bad: float, public: Any, tmp_path: Path) -> None:
+    tensors = dict(public["official"])
+    spoilt = ["patch_embed1.proj.weight", "block1.0.norm1.running_var", "block1.0.norm1.bias", "head.bias"]
+    for name in spoilt:
+        tensors[name] = tensors[name].index_fill(0, torch.tensor(0), bad)
+    torch.save(tensors, tmp_path / "bad.pth")
+    model = timm.create_model("van_b0")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    says = rf"bad.pth has NaN or infinite numbers in 4 of its {len(tensors)} tensors, such as stage1.patch_embed.proj.w"
+    with pytest.raises(UserError, match=says):
+        vankit.load_checkpoint(model, tmp_path / "bad.pth")
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("variant", ["van_b1", "van_b2"])
 def test_other_variant_is_refused_and_changes_nothing(variant: str, files: dict[str, Path]) -> None:
     model = timm.create_model(variant)

@@ -110,6 +110,34 @@ def test_a_failing_image_does_not_stop_the_rest(predictor: Predictor, photos: Pa
     assert answers[1].labels == ()
 
 
+class Brightness(torch.nn.Module):
+    """Logits of two classes, infinite for a black picture."""
+
+    num_classes = 2
+    pretrained_cfg = {"input_size": (3, 40, 48), "crop_pct": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}  # noqa: RUF012
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean((2, 3))[:, :2]
+        return torch.stack([mean[:, 0], 1 / mean[:, 1]], 1)
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_a_logit_that_is_not_finite_fails_its_image_alone(engine: str, tmp_path: Path) -> None:
+    for name, level in (("0", 90), ("1-black", 0), ("2", 30), ("3-black", 0)):
+        Image.new("RGB", (48, 40), (level,) * 3).save(tmp_path / f"{name}.png")
+    predictor = Predictor(Brightness(), engine=engine, batch_size=4)
+    rows = predictor(sorted(tmp_path.glob("*.png")))
+    assert [row.error is None for row in rows] == [True, False, True, False]
+    assert [row.labels[0].index for row in rows if row.labels] == [1, 1]
+    for row in (rows[1], predictor(tmp_path / "1-black.png")):
+        assert row.labels == () and "the network's output is NaN or infinite" in str(row.error)
+    black = np.zeros((1, 3, 40, 48), np.float32)
+    with pytest.raises(UserError, match="the network's output is NaN or infinite"):
+        predictor.logits(black)
+    with pytest.raises(UserError, match="the network's output is NaN or infinite"):
+        inference_model(Brightness(), tmp_path / "1-black.png", engine=engine)
+
+
 def test_stream_reads_as_needed(predictor: Predictor, photos: Path) -> None:
     read = []
 

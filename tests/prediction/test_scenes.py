@@ -23,6 +23,7 @@ from vankit.heads.backbone import backbone_of
 from vankit.heads.build import HEADS
 from vankit.models.van import Stage
 from vankit.models.weights import read_metadata
+from vankit.prediction.scenes import iter_scenes
 from vankit.training.recipes import DenseConfig
 
 FAST = ("retinanet", "semantic_fpn")  # a detector and a segmenter; the others are slow
@@ -128,6 +129,25 @@ def test_a_bug_is_seen_and_the_rest_goes_on(
     (record,) = caplog.records
     assert "000000000139" in record.message and "this is a bug in vankit" in record.message
     assert record.exc_info is not None and record.exc_info[0] is KeyError
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=[pytest.mark.slow, pytest.mark.export])])
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_maps_that_are_not_finite_are_not_nothing_found(
+    task: str, engine: str, dense_checkpoint: Checkpoint, photograph: Path, tmp_path: Path
+) -> None:
+    """The weights are finite, but what they make of a picture is not."""
+    head = "retinanet" if task == "detect" else "semantic_fpn"
+    opened = open_network(checkpoint=dense_checkpoint(head, task))
+    with torch.no_grad():
+        for norm in ("weight", "bias"):
+            getattr(backbone_of(opened.module).stage4.norm, norm).fill_(3e38)
+    result = list(iter_scenes([photograph], opened, tmp_path / "out", engine=engine))
+    assert [type(each).__name__ for each in result] == ["Failure"]
+    assert "the network's output is NaN or infinite" in result[0].error
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
+    with pytest.raises(UserError, match="the network's output is NaN or infinite"):
+        vankit.validate("shapes", opened, workers=0, engine=engine)
 
 
 @pytest.mark.slow

@@ -77,6 +77,11 @@ def test_any_text_survives_jsonl(tmp_path_factory: pytest.TempPathFactory, pairs
     assert [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] == rows
 
 
+def test_json_lines_never_hold_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(tmp_path / "out.jsonl", [{**ROWS[0], "scores": [float("nan"), 0.5]}])
+
+
 def test_unknown_suffix(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rows\.xlsx: expected a name ending in \.csv, \.jsonl, \.parquet"):
         open_table(tmp_path / "rows.xlsx", 5)

@@ -1,5 +1,6 @@
 """The recipes hold the published settings, and nonsense is refused by name."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,7 @@ def test_unknown_task() -> None:
         ("smoothing", 1.5, "0 to 1"),
         ("drop_path_rate", -0.1, "0 to 1"),
         ("lr", -1.0, "0 or more"),
+        ("nan_tolerance", -1, "0 or more"),
         ("warmup_epochs", 300, "fewer than epochs"),
         ("batch_size", 7, "must be even"),
     ],
@@ -149,6 +151,18 @@ def test_unknown_task() -> None:
 def test_bad_settings_are_named(field: str, value: Any, says: str) -> None:
     with pytest.raises(UserError, match=f"{field} is .*{says}"):
         replace(TrainConfig(), **{field: value})
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("field", ["lr", "min_lr", "weight_decay", "clip_grad", "warmup_lr", "mixup", "val_share"])
+def test_settings_are_finite(field: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"^{field} is {value}, expected a finite number$"):
+        replace(TrainConfig(), **{field: value})
+
+
+def test_settings_of_several_numbers_are_finite() -> None:
+    with pytest.raises(UserError, match=r"^scale_range is \(1.0, inf\), expected a finite number$"):
+        DenseConfig(scale_range=(1.0, math.inf))
 
 
 def test_unknown_recipe() -> None:

@@ -9,20 +9,24 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from PIL import Image
+from torch import Tensor
 
 import vankit
+from vankit.data.images import ImageError
 from vankit.errors import MissingFileError, UserError
 from vankit.models.van import create_model
-from vankit.models.weights import read_checkpoint
-from vankit.training.classify import setup_classify
+from vankit.models.weights import read_checkpoint, read_metadata
+from vankit.training.classify import Classifier, setup_classify
 from vankit.training.loaders import Processes
-from vankit.training.recipes import TrainConfig, short
+from vankit.training.recipes import TrainConfig, short, short_semantic
 from vankit.training.run import KeepWeights, TrainResult, train
 
 TINY = replace(
@@ -49,8 +53,8 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     return train(data, "van_b0", TINY, tmp_path_factory.mktemp("run"))
 
 
-def metrics(out: Path) -> list[dict[str, str]]:
-    with (out / "metrics.csv").open(newline="") as file:
+def metrics(out: Path, name: str = "metrics.csv") -> list[dict[str, str]]:
+    with (out / name).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -154,6 +158,142 @@ def test_a_damaged_run_is_not_resumed(run: TrainResult, data: Path, tmp_path: Pa
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json is not JSON"):
         train(data, "van_b0", TINY, tmp_path / "run", resume=True)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".safetensors", ".ckpt")}
+
+
+def test_a_run_whose_loss_is_not_finite_stops_without_weights(data: Path, tmp_path: Path) -> None:
+    says = r"the loss is not finite in epoch 1, step 2: lower the learning rate \(--lr\).*no weights have been written"
+    with pytest.raises(UserError, match=says):
+        train(data, "van_b0", replace(TINY, lr=1e12), tmp_path)
+    assert files(tmp_path) == {}
+    assert train(data, "van_b0", replace(TINY, epochs=1), tmp_path).score >= 0  # another attempt needs no other folder
+
+
+def test_a_run_that_stops_leaves_its_last_good_weights(run: TrainResult, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.best.parent, tmp_path / "run")
+    before = files(tmp_path / "run")
+    with pytest.raises(UserError, match=r"not finite in epoch 3, .* those of epoch 2, .*run.last\.safetensors, from"):
+        train(data, "van_b0", replace(TINY, lr=1e12, epochs=4), tmp_path / "run", resume=True)
+    assert files(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("where", ["weights", "optimiser", "average"])
+def test_what_is_not_finite_is_not_written(where: str, data: Path, tmp_path: Path) -> None:
+    """Though every loss and gradient was."""
+    after_first: dict[str, bytes] = {}
+
+    def spoil(self: KeepWeights, trainer: Trainer, module: Any, *_: object) -> None:
+        if trainer.global_step == 4 + 1:
+            after_first.update(files(self.out))
+        if trainer.global_step != 4 + 4:
+            return
+        if where == "optimiser":
+            next(iter(trainer.optimizers[0].state.values()))["exp_avg_sq"].fill_(math.inf)
+        elif where == "average":
+            averaging = next(c for c in trainer.callbacks if isinstance(c, WeightAveraging))
+            next(averaging._average_model.parameters()).data.fill_(math.nan)
+        else:
+            module.model.stage1.patch_embed.norm.running_var[0] = math.nan
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeepWeights, "on_train_batch_end", spoil, raising=False)
+        says = r"the weights or the optimiser's state are not finite after epoch 2, step 8: .*of epoch 1, .*last\.saf"
+        with pytest.raises(UserError, match=says):
+            train(data, "van_b0", replace(TINY, ema_decay=0.5), tmp_path)
+    assert set(after_first) == {"best.safetensors", "last.safetensors", "resume.ckpt"}
+    assert files(tmp_path) == after_first
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_what_breaks_in_validation_loses_nothing(ema_decay: float, data: Path, tmp_path: Path) -> None:
+    config = replace(TINY, ema_decay=ema_decay)
+    shutil.copytree(data, tmp_path / "data")
+    picture = next((tmp_path / "data" / "val" / "dark").iterdir())
+    whole = picture.read_bytes()
+    broken = {"epoch": 0}
+
+    def break_picture(self: object, trainer: Trainer, *_: object) -> None:
+        picture.write_bytes(whole[:200] if trainer.current_epoch == broken["epoch"] else whole)
+
+    def attempt(resume: bool) -> TrainResult:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(KeepWeights, "on_train_batch_end", break_picture, raising=False)
+            return train(tmp_path / "data", "van_b0", config, tmp_path / "run", resume=resume)
+
+    seen = []
+    for epoch in (0, 1):
+        broken["epoch"] = epoch
+        with pytest.raises(ImageError, match="truncated"):
+            attempt(resume=epoch > 0)
+        last = read_checkpoint(tmp_path / "run" / "last.safetensors")
+        assert last.metadata["epoch"] == epoch + 1 and "measures" not in last.metadata
+        assert all(torch.isfinite(tensor).all() for tensor in last.state_dict.values())
+        state = torch.load(tmp_path / "run" / "resume.ckpt", weights_only=True)
+        assert state["global_step"] == 4 * (epoch + 1)
+        kept = {f"model.{name}": tensor for name, tensor in last.state_dict.items()}
+        torch.testing.assert_close(kept, dict(state["state_dict"]), rtol=0, atol=0)
+        assert ("current_model_state" in state) == bool(ema_decay)
+        picture.write_bytes(whole)
+        seen.append(measured(data, tmp_path / "run" / "last.safetensors"))
+    assert (tmp_path / "run" / "best.safetensors").exists()  # of the first epoch, validated on resuming
+
+    result = train(tmp_path / "data", "van_b0", config, tmp_path / "run", resume=True)
+    assert result.score == pytest.approx(max(seen), abs=1e-6)
+    assert read_checkpoint(result.last).metadata["measures"]["top-1"] == pytest.approx(seen[1], abs=1e-5)
+    names = [path.name for path in (tmp_path / "run").glob("metrics*.csv")]
+    rows = [row for name in names for row in metrics(tmp_path / "run", name) if row.get("val_top1")]
+    assert sorted((int(row["epoch"]), int(row["step"])) for row in rows) == [(0, 3), (1, 7)]
+
+
+def test_a_resumed_run_that_only_has_to_validate_trains_no_more(data: Path, tmp_path: Path) -> None:
+    config = replace(TINY, epochs=1)
+
+    def fail(*_: object) -> None:
+        raise KeyError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "validation_step", fail)
+        with pytest.raises(KeyError):
+            train(data, "van_b0", config, tmp_path)
+    before = read_checkpoint(tmp_path / "last.safetensors")
+    result = train(data, "van_b0", config, tmp_path, resume=True)
+    after = read_checkpoint(result.last)
+    torch.testing.assert_close(dict(after.state_dict), dict(before.state_dict), rtol=0, atol=0)
+    assert after.metadata == {**before.metadata, "measures": after.metadata["measures"]}
+    best = read_checkpoint(result.best)
+    torch.testing.assert_close(dict(best.state_dict), dict(before.state_dict), rtol=0, atol=0)
+
+
+def test_an_epoch_that_is_not_validated_is_kept(small_shapes: None, tmp_path: Path) -> None:
+    config = replace(
+        short_semantic("van_b0"), epochs=2, validate_every=2, short_sides=(32,), crop=32, batch_size=4, workers=0
+    )
+    seen: list[dict[str, Any]] = []
+
+    def look(self: KeepWeights, *_: object) -> None:
+        seen.append(read_metadata(self.out / "last.safetensors"))
+        assert (self.out / "resume.ckpt").exists() == bool(seen[-1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeepWeights, "on_train_batch_start", look, raising=False)
+        result = train("shapes", "van_b0", config, tmp_path / "run", task="segment")
+    assert [metadata.get("epoch") for metadata in seen] == [None, None, 1, 1]
+    assert "measures" not in seen[-1] and "mIoU" in read_metadata(result.last)["measures"]
+
+
+def test_a_validation_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path) -> None:
+    def infinite(self: Classifier, images: Tensor) -> Tensor:
+        logits = self.model(images)
+        return logits if self.training else logits / 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "forward", infinite)
+        with pytest.raises(UserError, match="the network's output is NaN or infinite"):
+            train(data, "van_b0", TINY, tmp_path)
+    assert set(files(tmp_path)) == {"last.safetensors", "resume.ckpt"}
 
 
 def test_fewer_images_than_a_batch(data: Path, tmp_path: Path) -> None:
@@ -350,3 +490,55 @@ def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     report = vankit.validate(data, checkpoint=tmp_path / "run" / "best.safetensors", workers=0, engine="torch")
     assert report.top1 == pytest.approx(checkpoint.metadata["measures"]["top-1"], abs=1e-5)
     assert report.count == 6
+
+
+_ONE_BAD_RANK = """
+import math, sys
+from dataclasses import replace
+import torch
+from vankit.errors import UserError
+from vankit.training.classify import Classifier
+from vankit.training.recipes import short
+from vankit.training.run import train
+
+plain = Classifier.training_step
+
+def step(self, batch, batch_idx):
+    images, labels = batch
+    if self.trainer.global_rank == 1 and batch_idx == 0:
+        images = images * math.nan
+    return plain(self, (images, labels), batch_idx)
+
+Classifier.training_step = step
+config = replace(short("van_b0"), epochs=2, warmup_epochs=0, batch_size=4, img_size=32, workers=0,
+                 nan_tolerance=int(sys.argv[3]))
+try:
+    train(sys.argv[1], "van_b0", config, sys.argv[2])
+except UserError as error:
+    print(f"stopped: {error}", flush=True)
+else:
+    print("finished", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tolerance", [1, 2])
+def test_processes_leave_out_a_step_together(tolerance: int, data: Path, tmp_path: Path) -> None:
+    """A batch of one process alone is bad, the first of each of two epochs."""
+    (tmp_path / "one_bad_rank.py").write_text(_ONE_BAD_RANK)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        str(tmp_path / "one_bad_rank.py"), str(data), str(tmp_path / "run"), str(tolerance),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = read_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in state.state_dict.values())
+    # of two steps in an epoch one is left out, its running statistics too
+    assert state.state_dict["stage1.patch_embed.norm.num_batches_tracked"] == tolerance
+    assert state.metadata["epoch"] == tolerance
+    if tolerance == 2:
+        assert done.stdout.count("finished") == 2
+    else:
+        assert done.stdout.count("stopped: the loss is not finite in epoch 2, step 3 (steps left out before: 1): ") == 2

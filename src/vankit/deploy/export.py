@@ -22,7 +22,7 @@ from vankit.deploy.opening import Weights, open_network
 from vankit.engines.base import Array
 from vankit.engines.cache import versions
 from vankit.engines.convert import SMALLEST, to_onnx, to_openvino, to_program
-from vankit.errors import UserError
+from vankit.errors import UserError, check_output
 
 TOLERANCE = 1e-4  # on logits in float32
 _CARD = "README.md"
@@ -65,8 +65,8 @@ def export(
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had, the options do not go together,
-            `out` holds other files, a logit is further than `TOLERANCE` from PyTorch's or a top-1 differs, or int8
-            loses more than `max_drop`. Nothing is written then.
+            `out` holds other files, a logit is not finite or further than `TOLERANCE` from PyTorch's, a top-1
+            differs, or int8 loses more than `max_drop`. Nothing is written then.
         UnsupportedNetworkError: the format cannot express the network.
         ImportError: a package is missing.
     """
@@ -184,7 +184,7 @@ def _largest_difference(exported: Exported, network: nn.Module) -> float:
     """Compare with the eager network on noise and on smooth pictures, at further sizes where the export is dynamic.
 
     Raises:
-        ValueError: a logit is further than `TOLERANCE` off, or a top-1 is another.
+        ValueError: a logit is further than `TOLERANCE` off or not finite, or a top-1 is another.
     """
     preprocessing, rng = exported.preprocessing, np.random.default_rng(0)
     channels, height, width = preprocessing.input_size
@@ -202,6 +202,8 @@ def _largest_difference(exported: Exported, network: nn.Module) -> float:
         with torch.inference_mode():
             expected = network(torch.from_numpy(x)).numpy()
         found = run(x)
+        for logits in (expected, found):
+            check_output(logits)
         difference = float(np.abs(found - expected).max())
         others = int((found.argmax(1) != expected.argmax(1)).sum())
         if not difference <= TOLERANCE or others:

@@ -28,7 +28,7 @@ from vankit.data.images import ImageError, find_images, load_image
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import FILES, Exported
 from vankit.engines.base import Array, Engine, cores
-from vankit.errors import MissingPackageError, UserError
+from vankit.errors import MissingPackageError, UserError, check_output
 from vankit.models.description import Description
 
 CALIBRATION_IMAGES = 300  # at most, evenly drawn
@@ -158,7 +158,7 @@ def quantize(exported: Exported, pictures: Pictures, max_drop: float) -> Int8Rep
 
     Raises:
         ImportError: nncf is missing.
-        ValueError: all that was tried loses more, or no image can be read.
+        ValueError: all that was tried loses more, a logit is not finite, or no image can be read.
     """
     with _quiet():
         try:
@@ -321,7 +321,9 @@ def _answers(engine: Engine, dataset: Any, title: str) -> tuple[NDArray[np.int64
     count, console = len(dataset), Console(stderr=True)
     for chunk in track(_chunks(dataset, range(count)), title, -(-count // _CHUNK), console=console, transient=True):
         if chunk:
-            best.extend(engine(np.stack([x for x, _ in chunk])).argmax(1))
+            logits = engine(np.stack([x for x, _ in chunk]))
+            check_output(logits)
+            best.extend(logits.argmax(1))
             labels.extend(label for _, label in chunk)
     return np.array(best, np.int64), np.array(labels, np.int64)
 

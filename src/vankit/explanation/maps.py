@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vankit.errors import MissingPackageError, UserError
+from vankit.errors import MissingPackageError, UserError, check_output
 from vankit.models.lka import LargeKernelAttention
 
 Block = tuple[int, int]  # stage and block, both from 1
@@ -110,7 +110,7 @@ def grad_cam(network: nn.Module, layer: str, x: Tensor, score: Callable[[Tensor]
 
     Raises:
         ImportError: captum is not installed.
-        ValueError: the layer's output is no map.
+        ValueError: the layer's output is no map, or the maps are not finite.
     """
     try:
         from captum.attr import LayerGradCam
@@ -124,6 +124,7 @@ def grad_cam(network: nn.Module, layer: str, x: Tensor, score: Callable[[Tensor]
 
     with _hooked(network.get_submodule(layer).register_forward_hook(rearranged)):
         found = LayerGradCam(score, probe).attribute(x.detach().requires_grad_(), relu_attributions=True)
+    check_output(found)
     return found[:, 0].detach()
 
 
@@ -230,7 +231,7 @@ def receptive_fields(network: nn.Module, layers: Sequence[str], x: Tensor, seed:
         For each layer (H, W): mean absolute gradient over pictures and colours, exactly 0 where there is no path.
 
     Raises:
-        ValueError: a layer's output is no map, or its middle depends on no pixel.
+        ValueError: a layer's output is no map, or its middle depends on no pixel, or not by finite numbers.
     """
     maps: dict[str, Tensor] = {}
 
@@ -250,6 +251,7 @@ def receptive_fields(network: nn.Module, layers: Sequence[str], x: Tensor, seed:
         middle = maps[name][:, :, maps[name].shape[2] // 2, maps[name].shape[3] // 2]  # (B, C)
         weights = torch.randn(middle.shape, generator=generator).to(middle)
         (gradient,) = torch.autograd.grad((middle * weights).sum(), x, retain_graph=True)
+        check_output(gradient)
         if not gradient.any():
             raise UserError(f"the middle of {name!r} depends on no pixel: pass another layer (--layer NAME)")
         fields.append(gradient.abs().mean((0, 1)).double().cpu().numpy())

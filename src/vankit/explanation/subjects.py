@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vankit.data.preprocessing import MEAN_STD
 from vankit.deploy.opening import Network, Weights, open_network
 from vankit.engines.choose import device_for
-from vankit.errors import UserError
+from vankit.errors import UserError, check_output
 from vankit.heads.backbone import backbone_of
 from vankit.prediction.scenes import DensePredictor
 from vankit.tasks.dense import infer
@@ -52,7 +52,11 @@ class Subject:
         raise NotImplementedError
 
     def scores(self, x: Tensor) -> Scores:
-        """What Grad-CAM explains, (classes,), and what is shown for it, 0 to 1, NaN for a class that was not found."""
+        """What Grad-CAM explains, (classes,), and what is shown for it, 0 to 1, NaN for a class that was not found.
+
+        Raises:
+            ValueError: the network's output is not finite.
+        """
         raise NotImplementedError
 
     def choose(self, shown: NDArray[np.float64], target: int | None) -> int:
@@ -121,6 +125,7 @@ class _Classifier(Subject):
 
     def scores(self, x: Tensor) -> Scores:
         logits = self.network(x)[0]
+        check_output(logits)
         return logits, logits.detach().double().softmax(0).cpu().numpy()
 
 

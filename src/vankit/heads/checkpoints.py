@@ -15,6 +15,7 @@ from vankit.heads.build import build_network
 from vankit.models import weights
 from vankit.models.description import Description
 from vankit.models.van import variant_of
+from vankit.models.weights.files import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ def start_from(network: nn.Module, path: str | PathLike[str], head: str, choice:
 
 
 def _load(network: nn.Module, tensors: Mapping[str, Tensor], path: str | PathLike[str], head: str) -> None:
+    check_finite(tensors, path)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:  # it may name hundreds of tensors

@@ -18,7 +18,7 @@ from PIL import Image
 from vankit.data.images import MAX_PIXELS, ImageLike, find_images, source_name, to_image
 from vankit.deploy.opening import Network, Weights, open_network
 from vankit.engines.base import Engine, check_options
-from vankit.errors import UserError, reason_of
+from vankit.errors import UserError, check_output, reason_of
 from vankit.prediction.tables import open_table
 
 if TYPE_CHECKING:
@@ -153,14 +153,16 @@ class Predictor:
             (B, num_classes), float32.
 
         Raises:
-            ValueError: x has another dtype, rank or size.
+            ValueError: x has another dtype, rank or size, or a logit is not finite.
         """
         x = np.asarray(x)
         expected = tuple(self.preprocessing.input_size)
         if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != expected:
             shape = ", ".join(map(str, expected))
             raise UserError(f"x is {x.dtype} of shape {x.shape}: expected float32 (B, {shape})")
-        return self.engine(x)
+        logits = self.engine(x)
+        check_output(logits)
+        return logits
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Any:
         """Label images.
@@ -190,7 +192,7 @@ class Predictor:
 
         first = take(2)
         if len(first) < 2:
-            yield from self._label(first, self.logits)
+            yield from self._label(first, self.engine)
         else:
             source = chain(first, source)
             yield from self._on_all_cores(take)
@@ -227,14 +229,22 @@ class Predictor:
     ) -> Iterator[Prediction]:
         prepared = [self._prepare(image) for image in images]
         ready = [x for _, x, _ in prepared if x is not None]
-        scores: Iterator[NDArray[np.float32]] = iter(_softmax(run(np.stack(ready))) if ready else ())
+        logits: Iterator[NDArray[np.float32]] = iter(run(np.stack(ready)) if ready else ())
         for name, x, error in prepared:
-            if x is None:
-                yield Prediction(name, error=error)
-                continue
-            row = next(scores)
-            best = np.argsort(-row, kind="stable")[: self.top_k]
-            yield Prediction(name, tuple(Label(self.classes[i], int(i), float(row[i])) for i in best))
+            yield Prediction(name, error=error) if x is None else self._prediction(name, next(logits))
+
+    def _prediction(self, name: str, logits: NDArray[np.float32]) -> Prediction:
+        """
+        Args:
+            logits: (num_classes,).
+        """
+        try:
+            check_output(logits)
+        except UserError as error:  # the other pictures go on
+            return Prediction(name, error=str(error))
+        scores = _softmax(logits[None])[0]
+        best = np.argsort(-scores, kind="stable")[: self.top_k]
+        return Prediction(name, tuple(Label(self.classes[i], int(i), float(scores[i])) for i in best))
 
     def _prepare(self, image: ImageLike) -> tuple[str, NDArray[np.float32] | None, str | None]:
         """Name, network input, error."""

@@ -19,7 +19,7 @@ from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine, check_options
 from vankit.engines.choose import device_for, engine_for
 from vankit.engines.torch import TorchEngine
-from vankit.errors import UserError, reason_of
+from vankit.errors import UserError, check_output, reason_of
 from vankit.files import replacing
 from vankit.tasks.dense import EVALUATORS, infer
 from vankit.tasks.results import Detections, Failure, PanopticMap, SemanticMap
@@ -87,6 +87,9 @@ class DensePredictor:
         device = device_for(engine, device)
         self.device = torch.device(device)
         _put_backbone_on(network, engine, precision, device)
+        for module in network.modules():
+            if isinstance(module, _Backbone | FeatureListNet):
+                module.register_forward_hook(_check_maps)
         self.network = network.to(memory_format=torch.channels_last).to(self.device)
         self.task, self.head = self.description.task, self.description.head
         self.classes, self.things = list(self.description.classes), list(self.description.things)
@@ -101,6 +104,9 @@ class DensePredictor:
 
         Returns:
             A dict per image, in its pixels, see `vankit.heads`; objects of every score.
+
+        Raises:
+            ValueError: the network's output is not finite.
         """
         with torch.inference_mode():
             return infer(self.network, [image.to(self.device) for image in images], self.description, self.test)
@@ -112,7 +118,7 @@ class DensePredictor:
             image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB order or (H, W) grey.
 
         Raises:
-            FileNotFoundError, ValueError: the image cannot be used.
+            FileNotFoundError, ValueError: the image cannot be used, or the network's output is not finite.
         """
         return self._found(source_name(image), to_image(image, self.max_pixels))
 
@@ -144,6 +150,12 @@ class _Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [torch.from_numpy(y) for y in self.engine.outputs(x.float().contiguous().numpy())]
+
+
+def _check_maps(_module: nn.Module, _images: Any, maps: list[Tensor]) -> None:
+    """In the results of a detector broken maps would only be missing: their scores are above no threshold."""
+    for each in maps:
+        check_output(each)
 
 
 def _put_backbone_on(network: nn.Module, engine: str, precision: str, device: str) -> None:
@@ -232,7 +244,7 @@ class _Folder:
             file_name = Path(result.source).name.encode("utf-8", "backslashreplace").decode()
             rows = [{**row, "file_name": file_name} for row in result.to_coco(image_id, self.category_ids)]
         for row in rows:
-            self.file.write(f"{self.separator}\n{json.dumps(row)}")
+            self.file.write(f"{self.separator}\n{json.dumps(row, allow_nan=False)}")
             self.separator = ","
 
 

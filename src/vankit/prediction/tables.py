@@ -132,7 +132,7 @@ class JsonLinesTable(_TextTable):
                 yield json.loads(line)["image"]
 
     def write(self, row: Row) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
 

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from vankit.errors import check_output
 from vankit.tasks.detect import Detect
 from vankit.tasks.panoptic import Panoptic
 from vankit.tasks.segment import Segment, Test, segment_logits
@@ -53,7 +54,19 @@ def infer(
         images: float32 (3, H, W), RGB, 0 to 1.
         description: of the network.
         test: for semantic segmentation, see `segment_logits`.
+
+    Raises:
+        ValueError: a number of the results is not finite.
     """
+    results = _infer(network, images, description, test)
+    for result in results:
+        for values in result.values():
+            if values.is_floating_point():
+                check_output(values)
+    return results
+
+
+def _infer(network: nn.Module, images: list[Tensor], description: Sizes, test: Test) -> list[dict[str, Tensor]]:
     if description.task != "segment":
         return network(images)
     sizes = {"short_side": description.short_sides[-1], "long_side": description.long_side, "crop": description.crop}

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from vankit.data.folders import open_dataset
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
-from vankit.errors import UserError
+from vankit.errors import UserError, check_output
 from vankit.models.description import Description
 from vankit.models.van import VAN, create_model, variant_of
 from vankit.models.weights import Choice, load_checkpoint, read_checkpoint
@@ -71,6 +71,7 @@ class Classifier(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         logits = self(images).float()
+        check_output(logits)
         self.top1(logits, labels)
         self.top5(logits, labels)
         self.log("val_loss", F.cross_entropy(logits, labels), on_epoch=True, sync_dist=True)

@@ -1,6 +1,7 @@
 """Training settings: one config, and the recipes that fill it, as plain functions."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ class Config:
         min_lr: learning rate at the end; not used by the step schedule.
         weight_decay: weight decay of AdamW.
         clip_grad: largest norm of all gradients together; 0 for no limit.
+        nan_tolerance: steps of the whole run that may be left out because their loss or gradients are not finite (NaN
+            or infinite). Such a step changes nothing in the network; one more stops the run.
         batch_size: images per process and step.
         accumulate: steps whose gradients are summed before an update.
         drop_path_rate: stochastic depth of the last block, 0 to 1.
@@ -46,6 +49,7 @@ class Config:
     min_lr: float = 1e-6
     weight_decay: float = 0.05
     clip_grad: float = 0.0
+    nan_tolerance: int = 0
     batch_size: int = 128
     accumulate: int = 1
     drop_path_rate: float = 0.1
@@ -60,11 +64,18 @@ class Config:
     lka: LkaSettings = field(default_factory=LkaSettings, hash=False)
 
     def __post_init__(self) -> None:
+        self._check_finite()
         self._check_range("batch_size", "accumulate", "lr_batch", low=1)
         self._check_range("drop_path_rate", "ema_decay", high=1)
-        self._check_range("workers", "lr", "min_lr", "weight_decay", "clip_grad")
+        self._check_range("workers", "lr", "min_lr", "weight_decay", "clip_grad", "nan_tolerance")
         self._check_choice("precision")
         HeldOut(self.val_share, self.seed)  # which checks them
+
+    def _check_finite(self) -> None:
+        for name, value in vars(self).items():
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise UserError(f"{name} is {value}, expected a finite number")
 
     def _check_choice(self, *names: str) -> None:
         known = {field.name: get_args(field.type) for field in dataclasses.fields(self)}

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
@@ -27,14 +27,17 @@ from vankit.models.van import VARIANTS
 from vankit.models.weights import Choice, architecture, read_metadata, write_tensors
 from vankit.training.classify import setup_classify
 from vankit.training.dense import DenseTask, setup_dense
+from vankit.training.finite import KeepFinite
 from vankit.training.loaders import Processes, Setup
 from vankit.training.recipes import Config, DenseConfig, TrainConfig, default_recipe, recipe
 
-# Lightning's advice on what the config and `out` have decided, and a deprecation in its own code
+# Lightning's advice on what the config and `out` have decided, or the version that began the run; and a deprecation in
+# its own code
 _ADVICE = (
     ".*does not have many workers",
     ".*number of training batches.*smaller than the logging interval",
     ".*directory .* exists and is not empty",
+    ".*callbacks used to create the checkpoint need to be provided",
     ".*LeafSpec.*is deprecated",
 )
 # which decide the optimiser's groups of parameters; a resumed one keeps those it has
@@ -86,7 +89,7 @@ def train(
             `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
         checkpoint: weights of any public format to start from, rather than the model's public ones; for the other tasks
             also of a whole network.
-        resume: continue the run in `out` from its last validated epoch.
+        resume: continue the run in `out` after its last trained epoch, which is validated first if it was not.
         task: classify, detect, segment or panoptic.
         head: see `vankit.heads.build.HEADS`; mask_rcnn, semantic_fpn or mask2former if None.
         skip_bad: leave out, with a warning, images and annotations that cannot be used (only for detection and
@@ -148,7 +151,7 @@ def _check_public_weights(model: str) -> None:
 
 
 def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state: Path | None) -> TrainResult:
-    keep = KeepWeights(out, setup.description)
+    keep = KeepWeights(out, setup.description, resumed=state is not None)
     start = time.perf_counter()
     with warnings.catch_warnings():
         for message in _ADVICE:
@@ -229,11 +232,11 @@ def _prepare(out: Path, record: dict[str, Any]) -> None:
 
 def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Trainer:
     """One Lightning Trainer: on the processes torchrun started if any, else on one accelerator or the CPU."""
-    callbacks: list[Callback] = [keep]
+    callbacks: list[Callback] = []
     if config.ema_decay:
-        # after `keep`: callbacks run in order, and this one swaps the averaged weights back out
         callbacks.append(WeightAveraging(avg_fn=_moving_average(config.ema_decay)))
-    callbacks.append(ModelCheckpoint(out, "resume", save_top_k=1, enable_version_counter=False))
+    # in this order: they see a state to save once the averaged weights are in it, and write it once it is checked
+    callbacks += [KeepFinite(config.nan_tolerance, keep.last_good), keep]
     if bar := sys.stdout.isatty():
         callbacks.append(RichProgressBar())
     dense = config if isinstance(config, DenseConfig) else None
@@ -252,6 +255,7 @@ def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Tr
         gradient_clip_val=config.clip_grad or None,
         logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="", version="tensorboard")],
         callbacks=callbacks,
+        enable_checkpointing=False,  # `keep` does it
         enable_progress_bar=bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -281,53 +285,93 @@ def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Te
 
 
 class KeepWeights(Callback):
-    """Writes last.safetensors after every validation and best.safetensors after the best, and prints a line of it.
+    """Writes last.safetensors and resume.ckpt after the training of every epoch, before anything in its validation can
+    fail, and again after the validation, then with best.safetensors if it was the best; prints a line of it.
 
     Args:
         out: folder.
         description: of the network.
+        resumed: whether the folder holds this run already.
     """
 
-    def __init__(self, out: Path, description: Description) -> None:
+    def __init__(self, out: Path, description: Description, resumed: bool = False) -> None:
         self.out = out
         self.description = description
         self.best = -1.0
         self.measure = ""
+        self.loss = math.nan
+        self.figures: dict[str, float] = {}  # of this epoch, once it is validated
+        self.improved = False
+        self.has_weights = resumed
         self.start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start = time.perf_counter()
+        self.figures, self.improved = {}, False
         set_epoch = getattr(getattr(trainer.train_dataloader, "dataset", None), "set_epoch", None)
         if set_epoch is not None:  # shards are shuffled by epoch
             set_epoch(trainer.current_epoch)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logged = trainer.callback_metrics
+        # the one of the state, where a run that is resumed only has to validate
+        self.loss = float(logged.get("train_loss_step", logged.get("train_loss", self.loss)))
+        self._save(trainer)
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         measures: dict[str, float] = pl_module.measures()  # on every process: it gathers
         self.measure, score = next(iter(measures.items()))
+        self.figures = {name: round(value, 5) for name, value in measures.items() if value == value}
         if isinstance(pl_module, DenseTask):  # a classifier logs its own
             named = {f"val_{name.replace(' ', '_')}": value for name, value in measures.items() if value == value}
             pl_module.log_dict(named, rank_zero_only=True)
         # NaN, the figure of images without objects, is no reason to keep the weights of the first epoch
-        if improved := not score <= self.best:
+        self.improved = not score <= self.best
+        if self.improved:
             self.best = score
-        if not trainer.is_global_zero:
-            return
-        epoch = trainer.current_epoch + 1
-        figures = {name: round(value, 5) for name, value in measures.items() if value == value}
-        metadata = {**self.description.to_metadata(), "epoch": epoch, "measures": figures}
-        state = pl_module.model.state_dict()
-        for name in ("last", "best") if improved else ("last",):
-            write_tensors(state, self.out / f"{name}.safetensors", metadata)
-        loss = float(trainer.callback_metrics.get("train_loss_step", trainer.callback_metrics.get("train_loss", "nan")))
+        if trainer.is_global_zero:
+            self._print(trainer, measures)
+
+    def _print(self, trainer: Trainer, measures: dict[str, float]) -> None:
         shown = "  ".join(f"{name} {value:.2%}" for name, value in list(measures.items())[:3])
         print(
-            f"epoch {epoch}/{trainer.max_epochs}  loss {loss:.3f}  {shown}  best {self.best:.2%}  "
-            f"{time.perf_counter() - self.start:.0f} s",
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self.loss:.3f}  {shown}  "
+            f"best {self.best:.2%}  {time.perf_counter() - self.start:.0f} s",
             flush=True,
         )
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.out / "resume.ckpt", weights_only=False)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the weights before their state, which holds the averaged ones if there are any."""
+        if trainer.validating:
+            # what Lightning takes for a validation that was begun: it runs that first on resuming
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
+            progress.update(ready=1, started=1)
+        if trainer.is_global_zero:
+            metadata = {**self.description.to_metadata(), "epoch": trainer.current_epoch + 1}
+            if self.figures:
+                metadata["measures"] = self.figures
+            state = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
+            for name in ("last", "best") if self.improved else ("last",):
+                write_tensors(state, self.out / f"{name}.safetensors", metadata)
+        self.has_weights = True
+
+    def last_good(self) -> str:
+        """Where the last weights that were written are."""
+        last = self.out / "last.safetensors"
+        if not self.has_weights:
+            return "no weights have been written yet"
+        epoch = read_metadata(last).get("epoch")
+        return f"the last good weights are those of epoch {epoch}, {last}, from which --resume continues"
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "measure": self.measure}
+        return {"best": self.best, "measure": self.measure, "loss": self.loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.measure = state_dict["best"], state_dict["measure"]
+        self.loss = state_dict.get("loss", math.nan)  # which early runs do not say

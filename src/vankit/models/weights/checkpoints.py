@@ -17,7 +17,7 @@ from vankit.errors import UserError
 from vankit.files import replacing, write_text
 from vankit.models.weights.beside import transformers_config
 from vankit.models.weights.candidates import Choice
-from vankit.models.weights.files import TensorFile, read_tensors, stored, write_tensors
+from vankit.models.weights.files import TensorFile, check_finite, read_tensors, stored, write_tensors
 from vankit.models.weights.formats import architecture, check_names, from_normalisation, rename, van_at
 
 logger = logging.getLogger(__name__)
@@ -167,6 +167,7 @@ def load_checkpoint(
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source, weights)
     path = checkpoint.path
+    check_finite(checkpoint.state_dict, path)
     own = model.state_dict()
     tensors = dict(checkpoint.state_dict)
     head, stem = "head.fc.weight", "stage1.patch_embed.proj.weight"

@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
@@ -159,6 +160,24 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | PathLike[str], meta
     header = {key: json.dumps(value) for key, value in metadata.items()}
     with replacing(path) as partial:
         partial.write_bytes(safetensors.torch.save(stored(tensors), {**header, "format": "pt"}))
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: str | PathLike[str]) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Args:
+        tensors: by name; those of integers pass.
+        path: of their file.
+
+    Raises:
+        ValueError: a number is not finite; the first tensors are named.
+    """
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise UserError(
+            f"{path} has NaN or infinite numbers in {len(bad)} of its {len(tensors)} tensors, such as "
+            f"{', '.join(bad[:3])}: its training went wrong, or the file is damaged; use other weights"
+        )
 
 
 def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
