@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--auto-augment augmix-x3", "auto_augment is 'augmix-x3', which timm cannot use"),
         ("--color-jitter -1", "color_jitter is -1.0, expected 0 or more"),
         ("--mixup -1", "mixup is -1.0, expected 0 or more"),
-        ("--cutmix nan", "cutmix is nan, expected 0 or more"),
+        ("--cutmix nan", "cutmix is nan, expected a finite number"),
         ("--warmup-lr -1", "warmup_lr is -1.0, expected 0 or more"),
         ("--min-lr -1", "min_lr is -1.0, expected 0 or more"),
         ("--crop-pct 0", "crop_pct is 0, expected more than 0"),
