@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback that breaks off, lies and forgets."""
+"""A Hugging Face hub, and a plain file server, on loopback that breaks off, lies and forgets."""
 
 import hashlib
 import http.server
@@ -18,10 +18,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeHub:
-    """Files as the Hugging Face hub serves them, and a log of what was asked.
+    """Files as the Hugging Face hub and a plain server serve them, and a log of what was asked.
 
     Attributes:
-        files: content by path, '<repo>/<file>'.
+        files: content by path, '<repo>/<file>'; its URL is that path, or '<repo>/resolve/main/<file>'.
         stated: sha256 that the hub states where it is not the content's.
         cuts: bytes after which the next GETs break off, one entry a GET.
         reset: break off with a reset connection, once a partial file in this cache holds something.
@@ -29,6 +29,7 @@ class FakeHub:
         status: answer to every request for a file there is.
         redirect: send the content from another place, as the hub does.
         requests: (method, Range header or '') of every request.
+        tokens: Authorization headers that came with requests.
         sent: content bytes sent.
     """
 
@@ -41,6 +42,7 @@ class FakeHub:
     status: int = 200
     redirect: bool = False
     requests: list[tuple[str, str]] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
     sent: int = 0
 
     def add(self, content: bytes, name: str = f"{REPO}/{FILE}") -> bytes:
@@ -67,8 +69,9 @@ def _handler(state: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
         def answer(self, body: bool) -> None:
             wanted = self.headers.get("Range", "")
             state.requests.append((self.command, wanted))
-            repo, _, name = self.path.removeprefix("/cdn").lstrip("/").partition("/resolve/main/")
-            content = state.files.get(f"{repo}/{name}")
+            state.tokens += self.headers.get_all("Authorization", [])
+            name = self.path.removeprefix("/cdn").lstrip("/").replace("/resolve/main/", "/")
+            content = state.files.get(name)
             if content is None or state.status != 200:
                 self.send_response(404 if content is None else state.status)
                 self.send_header("X-Error-Code", "EntryNotFound" if content is None else "")
@@ -76,7 +79,7 @@ def _handler(state: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
                 self.end_headers()
                 return
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and state.ranges else 0
-            sha256 = state.stated.get(f"{repo}/{name}") or hashlib.sha256(content).hexdigest()
+            sha256 = state.stated.get(name) or hashlib.sha256(content).hexdigest()
             away = state.redirect and not self.path.startswith("/cdn")
             self.send_response(302 if away else 206 if start else 200)
             if away:
@@ -84,7 +87,7 @@ def _handler(state: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
                 content, start = b"", 0  # the body is elsewhere
             self.send_header("ETag", f'"{sha256}"')
             self.send_header("X-Linked-Etag", f'"{sha256}"')
-            self.send_header("X-Linked-Size", str(len(state.files[f"{repo}/{name}"])))
+            self.send_header("X-Linked-Size", str(len(state.files[name])))
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Length", str(len(content) - start))
             if start:

@@ -5,6 +5,7 @@ import io
 import logging
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import timm
 import torch
 from fake_hub import FILE, REPO, FakeHub, serve
 
-import vankit  # noqa: F401  (registers the models)
+from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
 from vankit.models import hub
+from vankit.models.classifier import classifier_by_name
+from vankit.models.van import VAN, VARIANTS, create_model
+from vankit.models.weights import write_checkpoint
 
 
 @pytest.fixture
@@ -199,6 +203,110 @@ def test_malformed_repo_id(tmp_path: Path) -> None:
         hub.fetch("a/b/c/d", FILE, cache_dir=tmp_path, endpoint="http://127.0.0.1:9")
 
 
+# from other hosts
+
+
+def add_file(server: FakeHub, data: bytes) -> str:
+    """URL of a file whose name states the start of its sha256."""
+    name = f"van/van-b9_in1k-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    server.add(data, name)
+    return f"{server.endpoint}/{name}"
+
+
+def test_a_url_is_fetched_once(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = content()
+    url = add_file(server, data)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    path = hub.fetch_url(url)
+    assert path == tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2] and path.read_bytes() == data
+    server.status = 503
+    assert hub.fetch_url(url) == path
+    assert len(server.requests) == 2
+    assert server.tokens == [] and leftovers(tmp_path) == []
+
+
+def test_a_file_that_torch_hub_has_fetched_is_used(server: FakeHub, tmp_path: Path) -> None:
+    url = add_file(server, content(1000))
+    own = tmp_path / url.rpartition("/")[2]
+    torch.hub.download_url_to_file(url, str(own), progress=False)
+    asked = len(server.requests)
+    assert hub.fetch_url(url, tmp_path) == own
+    assert len(server.requests) == asked
+
+
+def test_a_broken_download_of_a_url_is_resumed(server: FakeHub, tmp_path: Path) -> None:
+    data = content()
+    url = add_file(server, data)
+    server.redirect, server.cuts = True, [1_000_000, 500_000] + [0] * 20
+    with pytest.raises(hub.DownloadError):
+        hub.fetch_url(url, tmp_path)
+    assert [path.read_bytes() for path in tmp_path.glob("*.incomplete")] == [data[:1_500_000]]
+    server.cuts = []
+    assert hub.fetch_url(url, tmp_path).read_bytes() == data
+    assert server.sent == len(data)
+
+
+def test_a_url_whose_content_is_another(server: FakeHub, tmp_path: Path) -> None:
+    url = add_file(server, content(1000))
+    server.files = dict.fromkeys(server.files, b"<html>Please log in</html>")
+    with pytest.raises(hub.DownloadError, match=r"states sha256 [0-9a-f]{8}, the content received twice has "):
+        hub.fetch_url(url, tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size] == []
+
+
+def test_a_damaged_file_of_a_url_is_never_used(
+    server: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = content(1000)
+    url = add_file(server, data)
+    path = hub.fetch_url(url, tmp_path)
+    path.write_bytes(data[:-1])
+    server.status = 503
+    with pytest.raises(hub.DownloadError, match="503"):
+        hub.fetch_url(url, tmp_path)
+    assert "damaged in the cache" in caplog.text
+    server.status = 200
+    assert hub.fetch_url(url, tmp_path).read_bytes() == data
+
+
+@pytest.mark.parametrize("left", [b"", b"other bytes", bytes(2000)])
+def test_a_url_without_a_size_starts_over(
+    left: bytes, server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = content(1000)
+    url = add_file(server, data)
+    (tmp_path / f"{url.rpartition('/')[2]}.vankit.incomplete").write_bytes(left)
+    monkeypatch.setattr(hub, "_size", lambda *_: None)
+    assert hub.fetch_url(url, tmp_path).read_bytes() == data
+
+
+def test_a_url_offline_says_what_to_do(tmp_path: Path, closed: str) -> None:
+    url = f"{closed}/van/van-b9_in1k-01234567.pth"
+    with pytest.raises(hub.DownloadError) as caught:
+        hub.fetch_url(url, tmp_path)
+    for part in (
+        f"could not fetch van-b9_in1k-01234567.pth from {url}: ", "refused", f"Get the file from {url}",
+        "--checkpoint FILE", "pretrained_cfg_overlay=dict(file=path)", "TORCH_HOME", "van_b0.cifar10",
+    ):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_a_url_of_a_silent_host_fails_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_DEADLINE", 0.2)
+    silent = socket.create_server(("127.0.0.1", 0))
+    with silent, pytest.raises(hub.DownloadError, match=r"no answer within 0\.2 s"):
+        hub.fetch_url(f"http://127.0.0.1:{silent.getsockname()[1]}/x.pth", tmp_path)
+
+
+def test_an_absent_url_and_one_that_is_none(server: FakeHub, tmp_path: Path) -> None:
+    with pytest.raises(hub.DownloadError, match="404"):
+        hub.fetch_url(f"{server.endpoint}/none.pth", tmp_path)
+    assert server.gets() == [""]
+    with pytest.raises(hub.DownloadError, match=r"could not fetch x\.pth from van/x\.pth"):
+        hub.fetch_url("van/x.pth", tmp_path)
+
+
 # through timm
 
 
@@ -240,16 +348,17 @@ def test_create_model_offline(tmp_path: Path, closed: str, monkeypatch: pytest.M
         timm.create_model("van_b0", pretrained=True, cache_dir=tmp_path)
 
 
-@pytest.mark.parametrize("variant", ["van_b4", "van_b5", "van_b6"])
-def test_variants_without_public_weights(variant: str) -> None:
-    with pytest.raises(UserError, match=rf"{variant} has no public weights.*van_b3\.in1k.*dict\(file=path\)"):
-        timm.create_model(variant, pretrained=True)
+def test_a_configuration_without_weights() -> None:
+    with pytest.raises(UserError, match=r"of van_b4 names no weights.*van_b3\.in1k.*van_b6\.in22k.*dict\(file=path\)"):
+        timm.create_model("van_b4", pretrained=True, pretrained_cfg={"num_classes": 3})
 
 
-def test_source_named_in_the_overlay_outranks_the_registry() -> None:
+def test_source_named_in_the_overlay_outranks_the_registry(server: FakeHub, tmp_path: Path) -> None:
     assert hub.resolve("van_b4", None, {"file": "x.pth"})["file"] == "x.pth"
-    url = hub.resolve("van_b0", None, {"url": "https://example.org/x.pth", "mean": (0, 0, 0)})
+    server.add(b"own", "x.pth")
+    url = hub.resolve("van_b0", None, {"url": f"{server.endpoint}/x.pth", "mean": (0, 0, 0)}, tmp_path)
     assert url["custom_load"] and url["hf_hub_id"] is None and url["mean"] == (0, 0, 0)
+    assert url["file"] == str(tmp_path / "x.pth")
     own = {"state_dict": {"a": 1}}
     assert hub.resolve("van_b0", None, own).items() >= own.items()
     assert not hub.resolve("van_b0", None, own).get("custom_load")
@@ -262,6 +371,60 @@ def test_revision_after_an_at_sign(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "fetch", lambda *args, **kwargs: calls.append((args, kwargs)) or Path("x"))
     hub.resolve("van_b4", None, {"hf_hub_id": "me/van@v2", "hf_hub_filename": "b4.pth"})
     assert calls == [(("me/van", "b4.pth"), {"revision": "v2", "cache_dir": None})]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("van_b4", "van-b4_3rdparty_in1k_20220909-f4665b92.pth"),
+        ("van_b4.in1k", "van-b4_3rdparty_in1k_20220909-f4665b92.pth"),
+        ("van_b4.in22k", "van-b4_3rdparty_in21k_20220909-db926b18.pth"),
+        ("van_b5", "van-b5_3rdparty_in21k_20220909-18e904e3.pth"),
+        ("van-b6_3rdparty_in21k", "van-b6_3rdparty_in21k_20220909-96c2cb3a.pth"),
+    ],
+)
+def test_openmmlabs_files(name: str, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(url: str, cache_dir: object) -> Path:
+        asked.append(url)
+        raise hub.DownloadError("no network")
+
+    monkeypatch.setattr(hub, "fetch_url", refuse)
+    with pytest.raises(hub.DownloadError, match="no network"):
+        create_model(name, pretrained=True)
+    assert asked == [f"https://download.openmmlab.com/mmclassification/v0/van/{file}"]
+
+
+@pytest.fixture
+def converted(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VAN:
+    """A VAN-B0 with 7 classes that `van_b4.in22k` is made to name: in OpenMMLab's layout, at a URL."""
+    model = VAN(num_classes=7, **VARIANTS["van_b0"])
+    write_checkpoint(model.state_dict(), tmp_path / "mm.pth", "mmpretrain")
+    monkeypatch.setitem(VARIANTS, "van_b4", VARIANTS["van_b0"])
+    cfg = timm.get_pretrained_cfg("van_b4.in22k")
+    named = replace(cfg, url=add_file(server, (tmp_path / "mm.pth").read_bytes()), num_classes=7)
+    monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, "van_b4.in22k", named)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return model
+
+
+def test_a_tag_with_a_url(converted: VAN, server: FakeHub) -> None:
+    network, description = classifier_by_name("van-b4_3rdparty_in21k")
+    for name, tensor in converted.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor), name
+    assert description.model == "van_b4.in22k" and len(description.classes) == 7
+    assert description.preprocessing == Preprocessing((3, 224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0.9, "bicubic")
+    features = timm.create_model("van_b4.in22k", pretrained=True, features_only=True)
+    assert torch.equal(features.stage4.norm.weight, converted.stage4.norm.weight)
+    assert server.gets() == [""]
+
+
+def test_a_head_for_other_classes_is_left_out(converted: VAN, caplog: pytest.LogCaptureFixture) -> None:
+    network = timm.create_model("van_b4.in22k", pretrained=True, num_classes=3)
+    assert torch.equal(network.stage4.norm.weight, converted.stage4.norm.weight)
+    assert network.head.fc.weight.shape == (3, 256)
+    assert "has 7 classes and the model 3: loaded the backbone only" in caplog.text
 
 
 def test_state_dict_passed_directly(golden_state_dict: Any, caplog: pytest.LogCaptureFixture) -> None:

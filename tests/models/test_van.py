@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vankit.errors import UserError
 from vankit.models.lka import LargeKernelAttention
-from vankit.models.van import VAN, create_model
+from vankit.models.van import ALIASES, VAN, architecture, create_model
 
 PARAMETERS = {
     "van_b0": 4_105_800,
@@ -303,9 +303,50 @@ def test_unknown_settings_of_the_attention():
 
 def test_registration():
     assert set(PARAMETERS) <= set(timm.list_models("van_b*"))
-    assert timm.list_models("van_b*", pretrained=True) == ["van_b0.cifar10", *(f"van_b{i}.in1k" for i in range(4))]
+    public = ["van_b0.cifar10", *(f"van_b{i}.in1k" for i in range(5)), *(f"van_b{i}.in22k" for i in (4, 5, 6))]
+    assert sorted(timm.list_models("van_b*", pretrained=True)) == sorted(public)
     assert all(timm.is_model(name) for name in PARAMETERS)
     assert timm.models.model_entrypoint("van_b0").__module__ == "vankit.models.van"
+
+
+@pytest.mark.parametrize(
+    ("alias", "tagged"),
+    [
+        ("van_tiny", "van_b0.in1k"),
+        ("van_large", "van_b3.in1k"),
+        ("van-small_3rdparty_in1k", "van_b1.in1k"),
+        ("van-base_8xb128_in1k", "van_b2.in1k"),
+        ("van-b4_3rdparty_in1k", "van_b4.in1k"),
+        ("van-b4_8xb128_in1k", "van_b4.in1k"),
+        ("van-b4_3rdparty_in21k", "van_b4.in22k"),
+        ("van-b6_3rdparty_in21k", "van_b6.in22k"),
+    ],
+)
+def test_other_names(alias, tagged):
+    name, tag = tagged.split(".")
+    with torch.device("meta"):
+        own = create_model(alias)
+        with pytest.warns(UserWarning, match=f"{alias} to current {tagged}"):
+            timms = timm.create_model(alias)
+    for model in (own, timms):
+        assert [len(stage.blocks) for stage in model._stages()] == DEPTHS[name]
+        assert (model.pretrained_cfg["architecture"], model.pretrained_cfg["tag"]) == (name, tag)
+    assert architecture(alias) == architecture(tagged) == name
+    assert alias not in timm.list_models("van*")
+
+
+def test_every_other_name_is_of_public_weights():
+    assert set(ALIASES.values()) == set(timm.list_pretrained("van_b*")) - {"van_b0.cifar10"}
+
+
+@pytest.mark.parametrize("name", ["van_b4", "van_b5", "van_b6"])
+def test_imagenet_22k_has_21841_classes(name):
+    with torch.device("meta"):
+        tagged, plain = timm.create_model(f"{name}.in22k"), timm.create_model(name)
+    assert tagged.num_classes == tagged.pretrained_cfg["num_classes"] == 21841
+    assert plain.num_classes == plain.pretrained_cfg["num_classes"] == 1000
+    count = sum(p.numel() for p in tagged.parameters())
+    assert count == PARAMETERS[name] + (21841 - 1000) * (WIDTHS[name][-1] + 1)
 
 
 @every_variant
@@ -898,3 +939,17 @@ def test_onnx_runtime_takes_the_traced_export(dynamic):
     for inputs in [x, images(33, 150, batch=1), images(224, 224, batch=3)] if dynamic else [x]:
         found = torch.from_numpy(session.run(None, {"x": inputs.numpy()})[0])
         torch.testing.assert_close(found, model(inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [384, 480])
+def test_b6_has_the_width_of_its_public_file(width: int, tmp_path: Path) -> None:
+    dims, file = (96, 192, width, 768), tmp_path / "b6.pth"
+    depths = VARIANTS["van_b6"]["depths"]
+    small = vankit.VAN(num_classes=2, embed_dims=dims, depths=depths, mlp_ratios=(8, 8, 4, 4), dtype=torch.float16)
+    torch.save({"state_dict": weights.rename(small.state_dict(), "vankit", "mmpretrain")}, file)
+    model = timm.create_model("van_b6", pretrained=True, num_classes=2, pretrained_cfg_overlay={"file": str(file)})
+    assert model.feature_info.channels() == list(dims)
+    assert torch.equal(model.stage3.norm.weight, small.stage3.norm.weight.float())
+    if width == 480:  # with ImageNet-1k's head: OpenMMLab's table
+        assert round(sum(p.numel() for p in model.parameters()) / 1e6 + 998 * 769 / 1e6, 1) == 283.9

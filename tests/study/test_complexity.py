@@ -120,6 +120,10 @@ def test_published_ablations(row: Ablation) -> None:
     )
 
 
+def test_other_names_of_a_variant(costs: dict[str, Any]) -> None:
+    assert complexity("van_large") == complexity("van_b3.in1k") == costs["van_b3"]
+
+
 def test_unknown_variant() -> None:
     with pytest.raises(UserError, match=r"van_b9.*expected one of van_b0"):
         complexity("van_b9")

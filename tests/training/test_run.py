@@ -354,14 +354,8 @@ def test_start_from_a_checkpoint(run: TrainResult, data: Path, tmp_path: Path) -
             assert torch.equal(tensor, after[name]), name
 
 
-@pytest.mark.parametrize(("model", "task"), [("van_b4", "classify"), ("van_b6", "detect")])
-def test_public_weights_that_do_not_exist(model: str, task: str, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{model} has no public weights to start from: .*--checkpoint.*--recipe in1k"):
-        train(data, model, out=tmp_path, task=task)
-
-
 def test_a_checkpoint_is_taken_instead_of_public_weights(data: Path, tmp_path: Path) -> None:
-    """Also of a model that has none; the hub is not asked."""
+    """No host is asked."""
     vankit.save_checkpoint(create_model("van_b4", num_classes=2), tmp_path / "b4.safetensors")
     config = replace(TINY, pretrained=True)
     setup = setup_classify(data, "van_b4", config, Processes(), tmp_path / "b4.safetensors")

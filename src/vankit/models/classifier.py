@@ -12,17 +12,9 @@ from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
 from vankit.models import weights
 from vankit.models.description import Description
-from vankit.models.van import VARIANTS, create_model, variant_of
+from vankit.models.van import ALIASES, VARIANTS, create_model, variant_of
 
 logger = logging.getLogger(__name__)
-
-# MMPretrain's names of the four published classifiers
-ALIASES = {
-    "van-tiny_3rdparty_in1k": "van_b0.in1k",
-    "van-small_3rdparty_in1k": "van_b1.in1k",
-    "van-base_3rdparty_in1k": "van_b2.in1k",
-    "van-large_3rdparty_in1k": "van_b3.in1k",
-}
 
 _IMAGENET = {1000: "ImageNet-1k", 21841: "ImageNet-22k"}
 
@@ -30,7 +22,7 @@ Classifier = tuple[nn.Module, Description]  # in eval mode, (B, C, H, W) → (B,
 
 
 def classifier_by_name(name: str, pretrained: bool = True, classes: Sequence[str] | None = None) -> Classifier:
-    """A timm model, or one of MMPretrain's four VAN names.
+    """A timm model, also by one of `ALIASES`.
 
     Args:
         name: such as van_b0 or van_b0.cifar10.

@@ -1,4 +1,4 @@
-"""Public checkpoints from the Hugging Face hub: fetched once, resumed, checked against their sha256."""
+"""Public checkpoints from the Hugging Face hub and other hosts: fetched once, resumed, checked by their sha256."""
 
 import logging
 import os
@@ -6,12 +6,14 @@ import queue
 import re
 import threading
 import time
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import timm
+import torch
 from huggingface_hub import (
-    HfFileMetadata,
     constants,
     get_hf_file_metadata,
     get_session,
@@ -30,13 +32,17 @@ from vankit.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
-_REQUEST_TIMEOUT = 5.0  # seconds until the hub must have answered a request for a file's metadata,
+_REQUEST_TIMEOUT = 5.0  # seconds until a host must have answered a request for a file's metadata,
 _DEADLINE = 8.0  # and for all of them: a host behind a silent firewall costs a timeout for each of its addresses
 _READ_TIMEOUT = 10.0  # seconds without a byte
 _ATTEMPTS = 6
 _PAUSE = 1.0  # seconds after an attempt that brought no byte
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # torch.hub's and OpenMMLab's: name-0123abcd.pth, the first digits
 _SOURCES = ("source", "state_dict", "file", "hf_hub_id", "url")
+
+
+Answer = TypeVar("Answer")
 
 
 class DownloadError(UserError, OSError):
@@ -76,15 +82,53 @@ def fetch(
         if local_files_only:
             raise FileNotFoundError(f"it is not in {cache}, and local_files_only is set")
         url = hf_hub_url(repo_id, filename, revision=revision, endpoint=endpoint)
-        metadata = _metadata(url, endpoint)
-        if metadata.etag and _SHA256.fullmatch(metadata.etag):
-            _download(url, metadata.etag, metadata.size, cache, repo_folder_name(repo_id=repo_id, repo_type="model"))
+        metadata = _soon(
+            lambda: get_hf_file_metadata(url, timeout=_REQUEST_TIMEOUT, library_name="vankit", endpoint=endpoint)
+        )
+        if (sha256 := metadata.etag) and _SHA256.fullmatch(sha256):
+            folder = repo_folder_name(repo_id=repo_id, repo_type="model")
+            blob = cache / folder / "blobs" / sha256  # where huggingface_hub looks for it
+            lock = cache / ".locks" / folder / f"{sha256}.lock"
+            _download(url, blob, lock, sha256, metadata.size, build_hf_headers(library_name="vankit"))
         # with the content in place this only files it under its revision and name
         path = Path(hf_hub_download(repo_id, filename, revision=revision, cache_dir=cache, endpoint=endpoint))
     except ValueError as error:  # a malformed repo_id or endpoint
         raise UserError(str(error)) from None
     except Exception as error:  # huggingface_hub lets its HTTP client's errors through, which are not OSErrors
-        raise DownloadError(_advice(repo_id, filename, endpoint, error)) from error
+        source, page = f"of {repo_id} from {endpoint}", f"https://huggingface.co/{repo_id}"
+        hint = "HF_ENDPOINT names another hub, HF_HOME the folder of cached files. "
+        raise DownloadError(_advice(filename, source, page, hint, error)) from error
+    return path
+
+
+def fetch_url(url: str, cache_dir: str | Path | None = None) -> Path:
+    """Path of a file from any host in torch.hub's folder of checkpoints, downloading it if it is not there.
+
+    MMPretrain and timm keep files of this kind there too, so that what they have fetched is used. As with `fetch`, the
+    host is not asked for a cached file, and a download that broke off is continued. Where the file's name states the
+    start of its sha256, the file has it, or it is not returned.
+
+    Args:
+        url: such as https://download.openmmlab.com/…/van-b4_3rdparty_in1k_20220909-f4665b92.pth.
+        cache_dir: folder to keep it in; None is TORCH_HOME's `hub/checkpoints`.
+
+    Raises:
+        DownloadError: no network, no such file, or content that is not what the name states.
+    """
+    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    path = Path(cache_dir or Path(torch.hub.get_dir()) / "checkpoints") / name
+    stated = _SHA256_IN_NAME.search(name)
+    sha256 = stated[1] if stated else ""
+    try:
+        if path.is_file():
+            if sha256_of(path).startswith(sha256):
+                return path
+            logger.warning("%s is damaged in the cache (its sha256 differs): fetching it again", path)
+        headers = build_hf_headers(library_name="vankit", token=False)  # the user's token is for the hub alone
+        _download(url, path, path.parent / ".locks" / f"{name}.lock", sha256, _size(url, headers), headers)
+    except Exception as error:
+        hint = "TORCH_HOME names the folder of cached files. "
+        raise DownloadError(_advice(name, f"from {url}", url, hint, error)) from error
     return path
 
 
@@ -105,17 +149,17 @@ def _cached(repo_id: str, filename: str, revision: str | None, cache: Path) -> P
     return None
 
 
-def _metadata(url: str, endpoint: str) -> HfFileMetadata:
-    """The hub's etag and size of a file, or an error soon: `hf_hub_download` takes 23 s to find that it is offline."""
-    answers: queue.SimpleQueue[HfFileMetadata | Exception] = queue.SimpleQueue()
+def _soon(ask: Callable[[], Answer]) -> Answer:
+    """An answer, or an error soon: `hf_hub_download` takes 23 s to find that it is offline."""
+    answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
 
-    def ask() -> None:
+    def wait() -> None:
         try:
-            answers.put(get_hf_file_metadata(url, timeout=_REQUEST_TIMEOUT, library_name="vankit", endpoint=endpoint))
+            answers.put(ask())
         except Exception as error:  # raised in the caller's thread
             answers.put(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
     try:
         answer = answers.get(timeout=_DEADLINE)
     except queue.Empty:
@@ -125,38 +169,44 @@ def _metadata(url: str, endpoint: str) -> HfFileMetadata:
     return answer
 
 
-def _download(url: str, sha256: str, size: int | None, cache: Path, folder: str) -> None:
-    """Put a file's content into the cache as `<folder>/blobs/<sha256>`, where huggingface_hub looks for it."""
-    blob = cache / folder / "blobs" / sha256
-    lock = cache / ".locks" / folder / f"{sha256}.lock"
-    blob.parent.mkdir(parents=True, exist_ok=True)
+def _size(url: str, headers: dict[str, str]) -> int | None:
+    """Bytes of a file; None where its host does not say, or answers with an error, which the download then meets."""
+    identity = headers | {"Accept-Encoding": "identity"}
+    response = _soon(lambda: get_session().head(url, headers=identity, timeout=_REQUEST_TIMEOUT, follow_redirects=True))
+    length = response.headers.get("Content-Length")
+    return int(length) if response.is_success and length else None
+
+
+def _download(url: str, path: Path, lock: Path, sha256: str, size: int | None, headers: dict[str, str]) -> None:
+    """Put a file's content at `path`, if its sha256 starts as stated."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock.parent.mkdir(parents=True, exist_ok=True)
-    partial = blob.with_name(f"{sha256}.vankit.incomplete")
+    partial = path.with_name(f"{path.name}.vankit.incomplete")
     with WeakFileLock(lock):
-        if blob.exists() and sha256_of(blob) == sha256:
+        if path.exists() and sha256_of(path).startswith(sha256):
             return
         for _ in range(2):  # what a broken transfer left may be bad: once more from the start
-            _transfer(url, partial, size)
+            _transfer(url, partial, size, headers)
             found = sha256_of(partial)
-            if found == sha256:
-                partial.replace(blob)
+            if found.startswith(sha256):
+                partial.replace(path)
                 return
             partial.unlink()
-    raise OSError(f"the hub states sha256 {sha256}, the content received twice has {found}")
+    raise OSError(f"its publisher states sha256 {sha256}, the content received twice has {found}")
 
 
-def _transfer(url: str, partial: Path, size: int | None) -> None:
+def _transfer(url: str, partial: Path, size: int | None, headers: dict[str, str]) -> None:
     """Append to `partial` what it lacks, and go on after a broken connection.
 
     huggingface_hub's own transfer deletes its partial file when a call fails and loses up to 10 MB at each break.
     """
     for attempt in range(_ATTEMPTS):
         with partial.open("ab") as file:
-            if size is not None and file.tell() > size:
+            if size is None or file.tell() > size:  # without a size nobody can say what is lacking
                 file.truncate(0)
             start = file.seek(0, os.SEEK_END)
             try:
-                return _append(url, file, start, size)
+                return _append(url, file, start, size, headers)
             except HfHubHTTPError:  # an answer, and it will not change
                 raise
             except Exception as error:
@@ -167,10 +217,10 @@ def _transfer(url: str, partial: Path, size: int | None) -> None:
                     time.sleep(_PAUSE)
 
 
-def _append(url: str, file: BinaryIO, start: int, size: int | None) -> None:
+def _append(url: str, file: BinaryIO, start: int, size: int | None, headers: dict[str, str]) -> None:
     if start == size:
         return
-    headers = build_hf_headers(library_name="vankit") | {"Accept-Encoding": "identity"}
+    headers = headers | {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
     with get_session().stream("GET", url, headers=headers, timeout=_READ_TIMEOUT) as response:
@@ -186,14 +236,13 @@ def _append(url: str, file: BinaryIO, start: int, size: int | None) -> None:
         raise OSError(f"received {file.tell()} of {size} bytes")
 
 
-def _advice(repo_id: str, filename: str, endpoint: str, error: Exception) -> str:
+def _advice(filename: str, source: str, page: str, hint: str, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     return (
-        f"could not fetch {filename} of {repo_id} from {endpoint}: {reason}\n"
-        f"Get the file from https://huggingface.co/{repo_id} on a machine that can, and pass it: `--checkpoint FILE`, "
+        f"could not fetch {filename} {source}: {reason}\n"
+        f"Get the file from {page} on a machine that can, and pass it: `--checkpoint FILE`, "
         "or in Python `vankit.load_checkpoint(model, path)` or `pretrained_cfg_overlay=dict(file=path)`. "
-        "HF_ENDPOINT names another hub, HF_HOME the folder of cached files. "
-        "`van_b0.cifar10` ships with vankit and needs no network."
+        f"{hint}`van_b0.cifar10` ships with vankit and needs no network."
     )
 
 
@@ -212,14 +261,14 @@ def resolve(
         variant: such as 'van_b0'.
         pretrained_cfg: tag or configuration, as timm's `create_model` takes it.
         pretrained_cfg_overlay: changes to it.
-        cache_dir: Hugging Face cache.
+        cache_dir: folder to keep the file in, see `fetch` and `fetch_url`.
 
     Returns:
         The overlay with which `build_model_with_cfg` calls `VAN.load_pretrained` on the file.
 
     Raises:
-        ValueError: the variant has no public weights.
-        DownloadError: see `fetch`.
+        ValueError: the configuration names no weights.
+        DownloadError: see `fetch` and `fetch_url`.
     """
     overlay = dict(pretrained_cfg_overlay or {})
     if any(overlay.get(key) for key in _SOURCES):
@@ -237,9 +286,9 @@ def resolve(
     if cfg.hf_hub_id:
         return overlay
     if cfg.url:
-        return {**overlay, "custom_load": True}
+        return {**overlay, "file": str(fetch_url(cfg.url, cache_dir)), "custom_load": True}
     public = ", ".join(timm.list_models("van_*", module="van", pretrained=True))
     raise UserError(
-        f"{variant} has no public weights; these have: {public}. Use pretrained=False, or pass a file of your own: "
+        f"this configuration of {variant} names no weights; public are {public}. Use pretrained=False, or pass a file: "
         "`pretrained_cfg_overlay=dict(file=path)`, or `--checkpoint FILE` on the command line"
     )

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_model_deprecations
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor
@@ -417,6 +417,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     )
 }
 
+_SIZES = ("tiny", "small", "base", "large")  # the names of B0 to B3 in the paper's first version
+
+# other names of the published weights: the authors' in VAN-Classification, those of MMPretrain and MMClassification
+ALIASES = {
+    **{f"van_{size}": f"van_b{i}.in1k" for i, size in enumerate(_SIZES)},
+    **{
+        f"van-{size}_{origin}_in1k": f"van_b{i}.in1k"
+        for origin in ("3rdparty", "8xb128")
+        for sizes in (_SIZES, ("b0", "b1", "b2", "b3", "b4"))
+        for i, size in enumerate(sizes)
+    },
+    **{f"van-b{i}_3rdparty_in21k": f"van_b{i}.in22k" for i in (4, 5, 6)},
+}
+
+
+def architecture(name: str) -> str:
+    """A model's name without its weights: van_b0 for van_b0, van_b0.cifar10 and van_tiny; others likewise.
+
+    Args:
+        name: timm's, or one of `ALIASES`.
+    """
+    return ALIASES.get(name, name).partition(".")[0]
+
 
 def variant_of(state_dict: Mapping[str, Tensor]) -> str | None:
     """The variant, van_b0 to van_b6, whose depths and widths these tensors (under vankit's names) have, else None."""
@@ -427,14 +450,18 @@ def variant_of(state_dict: Mapping[str, Tensor]) -> str | None:
 def create_model(name: str, **kwargs: Any) -> nn.Module:
     """`timm.create_model`, with an error that helps where the name is wrong, for any model while `lka` is empty.
 
+    Args:
+        name: timm's, or one of `ALIASES`.
+
     Raises:
         ValueError: timm knows no such model or weights, or `lka` is given for another network than a VAN.
     """
+    name = ALIASES.get(name, name)
     if (":" not in name and not timm.is_model(name)) or name.endswith(":"):
         raise UserError(f"unknown model {name!r}: expected one of {', '.join(VARIANTS)}, or another timm model")
     if not kwargs.get("lka"):
         kwargs.pop("lka", None)
-    elif name.split(".")[0] not in VARIANTS:
+    elif architecture(name) not in VARIANTS:
         raise UserError(f"{name} has no large kernel attention to set: leave out lka, or use {', '.join(VARIANTS)}")
     try:
         return timm.create_model(name, **kwargs)
@@ -463,6 +490,11 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
+def _openmmlab(file: str, **kwargs: Any) -> dict[str, Any]:
+    """The same for a file that OpenMMLab has converted from the authors'; its name ends with the sha256's start."""
+    return _cfg(url=f"https://download.openmmlab.com/mmclassification/v0/van/{file}", **kwargs)
+
+
 default_cfgs = generate_default_cfgs(
     {
         "van_b0.in1k": _cfg(
@@ -484,11 +516,16 @@ default_cfgs = generate_default_cfgs(
         "van_b3.in1k": _cfg(
             hf_hub_id="Visual-Attention-Network/VAN-Large-original", hf_hub_filename="van_large_839.pth.tar"
         ),
-        "van_b4": _cfg(),
-        "van_b5": _cfg(),
-        "van_b6": _cfg(),
+        "van_b4.in1k": _openmmlab("van-b4_3rdparty_in1k_20220909-f4665b92.pth"),
+        "van_b4.in22k": _openmmlab("van-b4_3rdparty_in21k_20220909-db926b18.pth", num_classes=21841),
+        "van_b5.in22k": _openmmlab("van-b5_3rdparty_in21k_20220909-18e904e3.pth", num_classes=21841),
+        "van_b6.in22k": _openmmlab("van-b6_3rdparty_in21k_20220909-96c2cb3a.pth", num_classes=21841),
     }
 )
+
+
+# what OpenMMLab's table of 283.9 M parameters means; the file itself decides
+_WIDER_B6 = (96, 192, 480, 768)
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> VAN:
@@ -497,6 +534,13 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> VAN:
         kwargs["pretrained_cfg_overlay"] = hub.resolve(
             variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"), kwargs.get("cache_dir")
         )
+        if variant == "van_b6" and (file := kwargs["pretrained_cfg_overlay"].get("file")):
+            widths = weights.architecture(weights.read_checkpoint(file).state_dict)["embed_dims"]
+            if widths == _WIDER_B6:
+                kwargs["embed_dims"] = widths
+    elif not kwargs.get("pretrained_cfg"):
+        # a plain van_b5 has the paper's classes, not those of weights that nobody asked for
+        kwargs["pretrained_cfg_overlay"] = {"num_classes": 1000, **(kwargs.get("pretrained_cfg_overlay") or {})}
     if kwargs.get("features_only"):
         kwargs["num_classes"] = 0  # timm drops the head only after it has loaded the weights
     return build_model_with_cfg(
@@ -544,3 +588,7 @@ def van_b5(pretrained: bool = False, **kwargs: Any) -> VAN:
 def van_b6(pretrained: bool = False, **kwargs: Any) -> VAN:
     """VAN-B6: 199.8 M parameters."""
     return _create("van_b6", pretrained, **kwargs)
+
+
+# timm warns that these are old names, and does not list them
+register_model_deprecations(__name__, ALIASES)

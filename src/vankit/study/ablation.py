@@ -14,7 +14,7 @@ from typing import Any
 from vankit.errors import UserError
 from vankit.files import read_json, save_figure, write_text
 from vankit.models.lka_settings import LkaSettings
-from vankit.models.van import VARIANTS
+from vankit.models.van import ALIASES, VARIANTS, architecture
 from vankit.models.weights import read_metadata
 from vankit.training.recipes import TrainConfig, short
 from vankit.training.run import train
@@ -97,6 +97,7 @@ def ablate(
     Raises:
         ValueError: there is no such row or model, or `out` holds runs of another model, data or config (workers aside).
     """
+    model = architecture(model) if model in ALIASES else model
     if model not in VARIANTS:
         raise UserError(f"unknown variant {model!r}: expected one of {', '.join(VARIANTS)}")
     if seeds < 1:

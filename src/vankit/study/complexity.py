@@ -9,11 +9,13 @@ from torch import nn
 
 from vankit.errors import UserError
 from vankit.models.lka import LargeKernelAttention
-from vankit.models.van import VAN, VARIANTS, Stage
+from vankit.models.van import VAN, VARIANTS, Stage, architecture
 
-# Published ImageNet-1k validation accuracy at 224 px in per cent, (top-1, top-5), of the weights that
-# `pretrained=True` fetches
-ACCURACY = {"van_b0": (75.41, 93.02), "van_b1": (81.01, 95.63), "van_b2": (82.80, 96.21), "van_b3": (83.86, 96.73)}
+# Published ImageNet-1k validation accuracy at 224 px in per cent, (top-1, top-5), of the public weights `in1k`
+ACCURACY = {
+    "van_b0": (75.41, 93.02), "van_b1": (81.01, 95.63), "van_b2": (82.80, 96.21), "van_b3": (83.86, 96.73),
+    "van_b4": (84.13, 96.86),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def complexity(
     """Parameters and multiply-accumulates of a variant.
 
     Args:
-        variant: van_b0 to van_b6.
+        variant: van_b0 to van_b6, also with a tag or by another name of theirs.
         size: side of a square image in pixels, or (height, width).
         num_classes: outputs of the head.
         lka: settings of its attention, see `vankit.VAN`.
@@ -67,10 +69,10 @@ def layers(
         Costs by (stage, kind): stage1 to stage4 with patch embedding, 1x1, depth-wise, dilated depth-wise, dense, MLP
         depth-wise, norm, layer scale and gate, as far as there are any; head with linear.
     """
-    if variant not in VARIANTS:
+    if architecture(variant) not in VARIANTS:
         raise UserError(f"unknown variant {variant!r}: expected one of {', '.join(VARIANTS)}")
     with torch.device("meta"):
-        network = VAN(num_classes=num_classes, lka=lka, **VARIANTS[variant])
+        network = VAN(num_classes=num_classes, lka=lka, **VARIANTS[architecture(variant)])
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
         raise UserError(f"size is {size}, expected 1 pixel or more")
