@@ -6,6 +6,7 @@ import math
 import pickle
 from collections import OrderedDict
 from functools import cache
+from pathlib import Path
 
 import pytest
 import timm
@@ -21,8 +22,9 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor
 
 from vankit.errors import UserError
+from vankit.models import weights
 from vankit.models.lka import LargeKernelAttention
-from vankit.models.van import ALIASES, VAN, architecture, create_model
+from vankit.models.van import ALIASES, VAN, VARIANTS, architecture, create_model
 
 PARAMETERS = {
     "van_b0": 4_105_800,
@@ -946,7 +948,7 @@ def test_onnx_runtime_takes_the_traced_export(dynamic):
 def test_b6_has_the_width_of_its_public_file(width: int, tmp_path: Path) -> None:
     dims, file = (96, 192, width, 768), tmp_path / "b6.pth"
     depths = VARIANTS["van_b6"]["depths"]
-    small = vankit.VAN(num_classes=2, embed_dims=dims, depths=depths, mlp_ratios=(8, 8, 4, 4), dtype=torch.float16)
+    small = VAN(num_classes=2, embed_dims=dims, depths=depths, mlp_ratios=(8, 8, 4, 4), dtype=torch.float16)
     torch.save({"state_dict": weights.rename(small.state_dict(), "vankit", "mmpretrain")}, file)
     model = timm.create_model("van_b6", pretrained=True, num_classes=2, pretrained_cfg_overlay={"file": str(file)})
     assert model.feature_info.channels() == list(dims)
