@@ -951,7 +951,7 @@ def test_b6_has_the_width_of_its_public_file(width: int, tmp_path: Path) -> None
     small = VAN(num_classes=2, embed_dims=dims, depths=depths, mlp_ratios=(8, 8, 4, 4), dtype=torch.float16)
     torch.save({"state_dict": weights.rename(small.state_dict(), "vankit", "mmpretrain")}, file)
     model = timm.create_model("van_b6", pretrained=True, num_classes=2, pretrained_cfg_overlay={"file": str(file)})
-    assert model.feature_info.channels() == list(dims)
+    assert [stage["num_chs"] for stage in model.feature_info] == list(dims)
     assert torch.equal(model.stage3.norm.weight, small.stage3.norm.weight.float())
     if width == 480:  # with ImageNet-1k's head: OpenMMLab's table
         assert round(sum(p.numel() for p in model.parameters()) / 1e6 + 998 * 769 / 1e6, 1) == 283.9
