@@ -299,6 +299,12 @@ def test_a_url_of_a_silent_host_fails_fast(tmp_path: Path, monkeypatch: pytest.M
         hub.fetch_url(f"http://127.0.0.1:{silent.getsockname()[1]}/x.pth", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["van-20240131.pth", "van-b0.pth", "van.pth"])
+def test_a_url_that_states_no_sha256(name: str, server: FakeHub, tmp_path: Path) -> None:
+    data = server.add(content(1000), name)
+    assert hub.fetch_url(f"{server.endpoint}/{name}", tmp_path).read_bytes() == data
+
+
 def test_an_absent_url_and_one_that_is_none(server: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(hub.DownloadError, match="404"):
         hub.fetch_url(f"{server.endpoint}/none.pth", tmp_path)

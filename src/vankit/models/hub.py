@@ -38,7 +38,8 @@ _READ_TIMEOUT = 10.0  # seconds without a byte
 _ATTEMPTS = 6
 _PAUSE = 1.0  # seconds after an attempt that brought no byte
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SHA256_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # torch.hub's and OpenMMLab's: name-0123abcd.pth, the first digits
+# the first digits, as torch.hub and OpenMMLab put them: name-0123abcd.pth; a date is none
+_SHA256_IN_NAME = re.compile(r"-(?!20\d{6}\.)([0-9a-f]{8,64})\.")
 _SOURCES = ("source", "state_dict", "file", "hf_hub_id", "url")
 
 
