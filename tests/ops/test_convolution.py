@@ -131,3 +131,16 @@ def test_every_useful_tap_is_kept_and_the_pixel_lies_between(k: int, dilation: i
     assert taps.first + taps.length <= k
     # the weight gradient counts on it, to meet every row of the gradient once
     assert 0 <= taps.before <= dilation * (taps.length - 1)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel", "error::torch.jit.TracerWarning")
+@pytest.mark.parametrize(("k", "dilation"), [(5, 1), (7, 3), (4, 2), (4, 3)])
+def test_a_trace_pads_by_numbers_and_holds_for_other_sizes(k: int, dilation: int) -> None:
+    """ONNX Runtime and fvcore know no convolution that has a mode."""
+    weight, bias = integers(3, 1, k, k), integers(3)
+    traced = torch.jit.trace(lambda x: convolve(x, weight, bias, dilation), integers(1, 3, 4, 4))
+    kinds = {node.kind() for node in traced.graph.nodes() if "conv" in node.kind()}
+    assert kinds == {"aten::_convolution"}
+    x = integers(2, 3, 19, 8)
+    assert torch.equal(traced(x), F.conv2d(x, weight, bias, padding="same", dilation=dilation, groups=3))

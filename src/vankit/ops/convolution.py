@@ -96,7 +96,7 @@ def _traced_lengths(weight: Tensor) -> list[int]:
 def would_train_in_bfloat16(x: Tensor) -> bool:
     """PyTorch 2.15's weight gradient of this convolution is wrong on CPUs in bfloat16 (NHWC, maps of 32 px and more:
     off by its own size, or NaN), and float32 takes no longer."""
-    if x.device.type != "cpu" or not torch.is_grad_enabled():
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.jit.is_tracing():
         return False
     if torch.is_autocast_enabled("cpu"):
         return torch.get_autocast_dtype("cpu") == torch.bfloat16
