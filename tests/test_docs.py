@@ -28,8 +28,9 @@ from vankit.tasks.panoptic import segments_of
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # run as they are elsewhere: installing by .ci/run, the demo by test_demo.py, two processes by test_run.py, int8 by
-# test_quantize.py, since noise cannot show what it loses; the bench by test_timing.py, in less time
-ELSEWHERE = ("pip install", "torchrun", "vankit export van_b0.cifar10 --int8", "vankit bench")
+# test_quantize.py, since noise cannot show what it loses; the bench by test_timing.py, in less time; scripts by
+# test_timm.py
+ELSEWHERE = ("pip install", "torchrun", "python -m vankit.timm", "vankit export van_b0.cifar10 --int8", "vankit bench")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -45,8 +46,10 @@ def commands(line: str) -> list[list[str]]:
     found = []
     for part in line.split("&&"):
         words = shlex.split(part, comments=True)
-        if words[0] == "torchrun":
+        if words[0] in ("python", "torchrun"):
             words = words[words.index("-m") + 1 :]
+        if words[0] == "vankit.timm":
+            continue
         if words[0] == "vankit":
             found.append(words[1:])
         else:
