@@ -19,10 +19,11 @@ from vankit.data.folders import class_index, open_dataset
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.images import ImageError
 from vankit.data.scenes import open_scenes
-from vankit.deploy.opening import Network, Weights, open_network
+from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
 from vankit.files import check_picture, save_figure, write_text
 from vankit.heads.build import HEADS
+from vankit.models.description import Weights
 from vankit.prediction.labels import Predictor
 from vankit.prediction.scenes import DensePredictor
 from vankit.tasks.dense import EVALUATORS

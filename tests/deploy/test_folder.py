@@ -223,5 +223,10 @@ def test_is_exported(made: Callable[[Format, bool], Path], tmp_path: Path, monke
     assert not is_exported("van_b0") and not is_exported(torch.nn.Identity()) and not is_exported(tmp_path / "nothing")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "van_b0").mkdir()
-    assert not is_exported("van_b0")  # a model's name
-    assert is_exported("./van_b0")  # and opening it says what is missing
+    for name in ("config.json", "labels.txt", "model.safetensors"):
+        (tmp_path / "van_b0" / name).touch()
+    assert not is_exported("van_b0") and not is_exported("./van_b0")
+    for name in ("export.json", "preprocessing.json", "model.xml"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+        assert is_exported(tmp_path / name)  # and opening it says what is missing

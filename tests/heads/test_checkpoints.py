@@ -361,7 +361,13 @@ def of_mmpretrain(tensors: Tensors) -> Tensors:
 @pytest.mark.parametrize("backbone", ["authors", "mmpretrain"])
 @pytest.mark.parametrize("head", MMSEG)
 def test_an_mmseg_file_is_a_segmenter_as_it_is(
-    head: str, backbone: str, wrapper: str, mmseg: Any, image: Tensor, tmp_path: Path
+    head: str,
+    backbone: str,
+    wrapper: str,
+    mmseg: Any,
+    image: Tensor,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     expected = build(head)
     path, tensors = mmseg(head)
@@ -370,6 +376,7 @@ def test_an_mmseg_file_is_a_segmenter_as_it_is(
     content = {"meta": {"CLASSES": CLASSES, "PALETTE": None}, "state_dict": {wrapper + k: t for k, t in named.items()}}
     torch.save(content, tmp_path / "iter.pth")
     opened = open_network(tmp_path / "iter.pth")
+    assert not caplog.messages  # the whole is loaded, not only the VAN
     description = opened.description
     assert (description.task, description.head, description.model) == ("segment", head, "van_b0")
     assert description.classes == tuple(CLASSES) and opened.module is not None

@@ -244,6 +244,7 @@ def test_other_classes_are_named(segmenter: Path, tmp_path: Path) -> None:
         ),
         ({"task": "classify", "head": "retinanet"}, "a classifier has no --head"),
         ({"task": "detect", "config": vankit.recipe("short", "van_b0")}, "is a TrainConfig, expected a DenseConfig"),
+        ({"weights": "ema"}, "chooses among those of a checkpoint to start from: pass one"),
         ({"task": "segment", "config": tiny("segment", crop=0)}, "crop is 0: segmentation trains on squares"),
     ],
 )

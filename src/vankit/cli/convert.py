@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from vankit.models.description import Weights
+
 
 def command(
     source: Path,
@@ -10,7 +12,7 @@ def command(
     /,
     *,
     to: Literal["vankit", "official", "mmpretrain", "hf"] = "vankit",
-    weights: Literal["raw", "ema"] | None = None,
+    weights: Weights | None = None,
 ) -> None:
     """Convert a checkpoint between the public formats; the tensors stay bit-exact.
 

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from vankit.models.description import Weights
+
 
 def command(
     images: list[str] | None = None,
@@ -11,7 +13,7 @@ def command(
     *,
     model: str | None = None,
     checkpoint: Path | None = None,
-    weights: Literal["raw", "ema"] | None = None,
+    weights: Weights | None = None,
     method: Literal["grad-cam", "attention", "receptive-field", "statistics"] = "grad-cam",
     target: list[str] | None = None,
     stage: int | None = None,

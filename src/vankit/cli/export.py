@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from vankit.models.description import Weights
+
 
 def command(
     model: str | None = None,
     /,
     *,
     checkpoint: Path | None = None,
-    weights: Literal["raw", "ema"] | None = None,
+    weights: Weights | None = None,
     output: Path | None = None,
     format: Literal["openvino", "onnx", "pt2"] = "openvino",
     int8: bool = False,

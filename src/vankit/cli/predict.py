@@ -10,6 +10,7 @@ from rich.console import Console
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import EngineName, Precision
 from vankit.errors import UserError
+from vankit.models.description import Weights
 
 
 def command(
@@ -18,7 +19,7 @@ def command(
     *,
     model: str | None = None,
     checkpoint: Path | None = None,
-    weights: Literal["raw", "ema"] | None = None,
+    weights: Weights | None = None,
     output: str | None = None,
     resume: bool = False,
     top_k: int = 5,

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from vankit.cli.settings import given, settings
 from vankit.cli.terminal import quieten_lightning
+from vankit.models.description import Weights
 from vankit.training import recipes
 
 _Settings = settings(
@@ -29,7 +30,7 @@ def command(
     recipe: str | None = None,
     output: Path | None = None,
     checkpoint: Path | None = None,
-    weights: Literal["raw", "ema"] | None = None,
+    weights: Weights | None = None,
     resume: bool = False,
     skip_bad: bool = False,
     settings: Annotated[_Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from vankit.cli.terminal import console
 from vankit.engines.base import EngineName, Precision
+from vankit.models.description import Weights
 
 
 def command(
@@ -15,7 +16,7 @@ def command(
     *,
     model: str | None = None,
     checkpoint: Path | None = None,
-    weights: Literal["raw", "ema"] | None = None,
+    weights: Weights | None = None,
     output: Path | None = None,
     plot: Path | None = None,
     batch_size: int = 64,

@@ -2,9 +2,9 @@
 
 from os import PathLike
 
-from vankit.deploy.opening import Weights
 from vankit.heads.checkpoints import is_dense, network_in_file
-from vankit.models import weights as files
+from vankit.models.description import Weights
+from vankit.models.weights import checkpoint_of, read_tensors, write_checkpoint, write_tensors
 
 
 def convert(
@@ -28,11 +28,11 @@ def convert(
         FileNotFoundError, ValueError: see `vankit.read_checkpoint` and `vankit.models.weights.write_checkpoint`.
         ImportError: a segmenter's head needs transformers.
     """
-    file = files.read_tensors(source, weights)
+    file = read_tensors(source, weights)
     if to == "vankit" and is_dense(file) and "head" not in file.metadata:
         network, description = network_in_file(file)
-        files.write_tensors(network.state_dict(), target, description.to_metadata())
+        write_tensors(network.state_dict(), target, description.to_metadata())
         return "mmseg"
-    checkpoint = files.checkpoint_of(file)
-    files.write_checkpoint(checkpoint.state_dict, target, to, checkpoint.metadata)
+    checkpoint = checkpoint_of(file)
+    write_checkpoint(checkpoint.state_dict, target, to, checkpoint.metadata)
     return checkpoint.format

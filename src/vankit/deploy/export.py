@@ -18,11 +18,12 @@ from torch import nn
 
 from vankit.deploy.card import model_card
 from vankit.deploy.folder import DESCRIPTION, FILES, Exported, Format, read_exported
-from vankit.deploy.opening import Weights, open_network
+from vankit.deploy.opening import open_network
 from vankit.engines.base import Array
 from vankit.engines.cache import versions
 from vankit.engines.convert import SMALLEST, to_onnx, to_openvino, to_program
 from vankit.errors import UserError, check_output
+from vankit.models.description import Weights
 
 TOLERANCE = 1e-4  # on logits in float32
 _CARD = "README.md"

@@ -1,7 +1,6 @@
 """Exported folders: what `vankit export` writes, opened without PyTorch (except its own format, pt2)."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -149,17 +148,13 @@ class Exported:
         return TorchEngine(model if self.dynamic else OneByOne(), "cpu", precision, batch_size=1)
 
 
-_OF_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", "pytorch_model.bin")
+# that a folder of another library would not have: an exported one from which a file was lost has one of them still
+_OWN = (*DESCRIPTION[:2], *(names[0] for names in FILES.values()))
 
 
 def is_exported(path: object) -> TypeGuard[str | PathLike[str]]:
-    """Whether this is the path of an exported folder, rather than of one with a checkpoint, or a model's name."""
-    if not isinstance(path, str | PathLike):
-        return False
-    named = isinstance(path, PathLike) or any(separator in path for separator in (os.sep, "/"))
-    if (Path(path) / DESCRIPTION[0]).is_file() or not named or not Path(path).is_dir():
-        return (Path(path) / DESCRIPTION[0]).is_file()
-    return not any(each.name.endswith(_OF_CHECKPOINTS) for each in Path(path).iterdir())
+    """Whether this is an exported folder, perhaps an incomplete one, rather than one with a checkpoint or a name."""
+    return isinstance(path, str | PathLike) and any((Path(path) / name).is_file() for name in _OWN)
 
 
 def read_exported(path: str | PathLike[str]) -> Exported:

@@ -4,17 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vankit.deploy.folder import Exported, is_exported, read_exported
 from vankit.errors import UserError
-from vankit.models.description import Description
+from vankit.models.description import Description, Weights
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-Weights = Literal["raw", "ema"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def open_network(
     """Open a network. An exported folder is opened without PyTorch.
 
     Args:
-        model: a timm model name such as van_b0, van_b0.cifar10 or one of MMPretrain's four VAN names; a folder that
+        model: a timm model name such as van_b0, van_b0.cifar10 or one of `vankit.models.van.ALIASES`; a folder that
             `vankit export` wrote; a checkpoint, or a folder with one; a network (B, 3, H, W) → (B, classes); or what
             this function returned. None takes the checkpoint's.
         checkpoint: a file of any public format, or of a detector or segmenter, which is opened by its file alone; or

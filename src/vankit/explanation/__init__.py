@@ -13,12 +13,12 @@ from PIL import Image
 from torch import nn
 
 from vankit.data.images import MAX_PIXELS, ImageLike, find_inputs, source_name, to_image
-from vankit.deploy.opening import Weights
 from vankit.errors import UserError, reason_of
 from vankit.explanation import methods
 from vankit.explanation.methods import Explanation
 from vankit.explanation.subjects import open_subject
 from vankit.files import replacing
+from vankit.models.description import Weights
 from vankit.tasks.results import Failure
 
 Method = Literal["grad-cam", "attention", "receptive-field", "statistics"]

@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vankit.data.preprocessing import MEAN_STD
-from vankit.deploy.opening import Network, Weights, open_network
+from vankit.deploy.opening import Network, open_network
 from vankit.engines.choose import device_for
 from vankit.errors import UserError, check_output
 from vankit.heads.backbone import backbone_of
+from vankit.models.description import Weights
 from vankit.prediction.scenes import DensePredictor
 from vankit.tasks.dense import infer
 

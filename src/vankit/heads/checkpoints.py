@@ -13,7 +13,7 @@ from vankit.errors import UserError
 from vankit.heads.backbone import backbone_of
 from vankit.heads.build import build_network
 from vankit.models import weights
-from vankit.models.description import Description
+from vankit.models.description import Description, Weights
 from vankit.models.van import variant_of
 from vankit.models.weights.files import check_finite
 
@@ -56,17 +56,16 @@ def network_in_file(file: weights.TensorFile) -> tuple[nn.Module, Description]:
         ValueError: the file does not say what network it holds, or its tensors do not fit.
         ImportError: its head needs transformers.
     """
-    if "head" in file.metadata:
+    if "head" not in file.metadata:
+        description = _of_mmseg(file)
+        network = build_network(description)
+        tensors: Mapping[str, Tensor] = _renamed(file, description.head or "", network)
+    else:
         try:
             description = Description.from_metadata(file.metadata)
         except UserError as error:
             raise UserError(f"{file.path}: {error}") from None
-        tensors: Mapping[str, Tensor] = file.tensors
-    else:
-        description = _of_mmseg(file)
-    network = build_network(description)
-    if "head" not in file.metadata:
-        tensors = _renamed(file, description.head or "", network)
+        network, tensors = build_network(description), file.tensors
     _load(network, tensors, file.path, description.head or "")
     return network.eval(), description
 
@@ -76,8 +75,10 @@ def _of_mmseg(file: weights.TensorFile) -> Description:
     head = next((name for name, part in _PARTS_OF_MMSEG.items() if any(map(part.match, tensors))), None)
     if head is None:
         raise UserError(f"{file.path} is not a Semantic FPN or UperNet: from mmseg, vankit reads these two")
-    found = weights.checkpoint_of(file)
-    model = variant_of(found.state_dict)
+    try:
+        model = variant_of(_backbone(file)[0])
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from None
     if model is None:
         raise UserError(f"{file.path} has a VAN of other widths or depths than van_b0 to van_b6 under its {head}")
     outputs = tensors[_CLASSIFIER].shape[0]
@@ -96,7 +97,7 @@ def _renamed(file: weights.TensorFile, head: str, network: nn.Module) -> dict[st
         raise UserError(f"{file.path}: {error}") from None
 
 
-def start_from(network: nn.Module, path: str | PathLike[str], head: str, choice: weights.Choice | None = None) -> None:
+def start_from(network: nn.Module, path: str | PathLike[str], head: str, choice: Weights | None = None) -> None:
     """Load what a checkpoint has for a network.
 
     All tensors whose shapes agree, of a file of the same head (vankit's or mmseg's) with perhaps other classes; else
@@ -152,8 +153,7 @@ def from_mmseg(file: weights.TensorFile, head: str, prefix: str) -> dict[str, Te
     Raises:
         ValueError: a tensor has no place, because the file is of another head.
     """
-    inside, others = weights.van_at(file.tensors, file.place)
-    backbone = weights.rename(inside, file.place.format, "vankit")
+    backbone, others = _backbone(file)
     if file.normalisation is not None:
         backbone = weights.from_normalisation(backbone, *file.normalisation)
     renamed = {prefix + name: tensor for name, tensor in backbone.items()}
@@ -168,6 +168,12 @@ def from_mmseg(file: weights.TensorFile, head: str, prefix: str) -> dict[str, Te
     if left:
         raise UserError(f"the checkpoint is not a {head} of mmseg: it also has {', '.join(left[:4])}")
     return renamed
+
+
+def _backbone(file: weights.TensorFile) -> tuple[dict[str, Tensor], list[str]]:
+    """The VAN of an mmseg file under vankit's names, and the names of the other tensors."""
+    inside, others = weights.van_at(file.tensors, file.place)
+    return weights.rename(inside, file.place.format, "vankit"), others
 
 
 def _mmseg_name(name: str, head: str) -> str | None:

@@ -12,7 +12,7 @@ from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
 from vankit.models import weights
 from vankit.models.description import Description
-from vankit.models.van import ALIASES, VARIANTS, create_model, variant_of
+from vankit.models.van import ALIASES, VARIANTS, architecture, create_model, variant_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,14 @@ def classifier_by_name(name: str, pretrained: bool = True, classes: Sequence[str
     name = ALIASES.get(name, name)
     network: Any = create_model(name, pretrained=pretrained)
     config = network.pretrained_cfg
-    file = config.get("file") if pretrained else None
-    metadata = weights.read_metadata(file) if file else {}
-    if config.get("source") == "local-dir" or name.startswith(("hf-hub:", "hf_hub:")):
-        metadata = {"classes": names} if (names := weights.label_names(config)) else {}
-    elif pretrained and config.get("num_classes") in _IMAGENET:
-        metadata = {"classes": _imagenet(config["num_classes"])} | metadata
+    if names := weights.label_names(config):
+        metadata: dict[str, Any] = {"classes": names}
+    elif ":" not in name and network.num_classes in _IMAGENET:
+        metadata = {"classes": _imagenet(network.num_classes)}  # what timm's own names of 1,000 or 21,841 outputs mean
+    else:
+        metadata = {}
+    if pretrained and (file := config.get("file")):
+        metadata |= weights.read_metadata(file)
     return described(network, name, metadata, classes)
 
 
@@ -62,15 +64,15 @@ def classifier_in_file(
     if not found.num_classes:
         others = f" (left out: {', '.join(found.left_out[:3])}, …)" if found.left_out else ""
         raise UserError(f"{file.path} holds no classification head, only a backbone{others}")
-    shape, variant = weights.architecture(found.state_dict), variant_of(found.state_dict)
+    variant = variant_of(found.state_dict)
     wanted = model or found.metadata.get("model") or variant
     name = ALIASES.get(wanted, wanted) if wanted else None
-    a_van = name is None or name.split(".")[0] in VARIANTS
-    if model is not None and a_van and variant is not None and variant != str(name).split(".")[0]:
+    a_van = name is None or architecture(name) in VARIANTS
+    if model is not None and a_van and variant not in (None, architecture(model)):
         raise UserError(f"{file.path} is a {variant}, not a {model}: leave out model (--model), or pass another file")
     options: dict[str, Any] = {"num_classes": found.num_classes, "lka": found.metadata.get("lka")}
     if a_van and variant is None:
-        name, options = None, options | shape  # of widths or depths of its own
+        name, options = None, options | weights.sizes_of(found.state_dict)  # of widths or depths of its own
     network = create_model(name or "van_b0", **options)
     weights.load_checkpoint(network, found)
     return described(network, name, found.metadata, classes)

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from vankit.data.held_out import HeldOut
 from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
+
+Weights = Literal["raw", "ema"]  # as trained, or their moving average, where a checkpoint has both
 
 _OF_CLASSIFIERS = ("task", "model", "lka", "classes", "preprocessing")
 _OF_SCENES = (

@@ -443,8 +443,8 @@ def architecture(name: str) -> str:
 
 def variant_of(state_dict: Mapping[str, Tensor]) -> str | None:
     """The variant, van_b0 to van_b6, whose depths and widths these tensors (under vankit's names) have, else None."""
-    shape = weights.architecture(state_dict)
-    return next((name for name, table in VARIANTS.items() if table == shape), None)
+    sizes = weights.sizes_of(state_dict)
+    return next((name for name, table in VARIANTS.items() if table == sizes), None)
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -535,7 +535,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> VAN:
             variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"), kwargs.get("cache_dir")
         )
         if variant == "van_b6" and (file := kwargs["pretrained_cfg_overlay"].get("file")):
-            widths = weights.architecture(weights.read_checkpoint(file).state_dict)["embed_dims"]
+            widths = weights.sizes_of(weights.read_checkpoint(file).state_dict)["embed_dims"]
             if widths == _WIDER_B6:
                 kwargs["embed_dims"] = widths
     elif not kwargs.get("pretrained_cfg"):

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vankit.data.images import MAX_PIXELS, ImageLike, find_images, source_name, to_image
-from vankit.deploy.opening import Network, Weights, open_network
+from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine, check_options
 from vankit.errors import UserError, check_output, reason_of
+from vankit.models.description import Weights
 from vankit.prediction.tables import open_table
 
 if TYPE_CHECKING:

@@ -18,10 +18,9 @@ from vankit.data.folders import open_dataset
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
 from vankit.errors import UserError, check_output
-from vankit.models.description import Description
+from vankit.models.description import Description, Weights
 from vankit.models.van import VAN, create_model, variant_of
-from vankit.models.weights import Choice, load_checkpoint, read_checkpoint
-from vankit.models.weights import architecture as architecture_of
+from vankit.models.weights import load_checkpoint, read_checkpoint, sizes_of
 from vankit.training.loaders import Processes, Setup, loaders, to_channels_last
 from vankit.training.recipes import TrainConfig
 
@@ -111,7 +110,7 @@ class Classifier(LightningModule):
 
 
 def build_classifier(
-    model: str, num_classes: int, config: TrainConfig, architecture: Mapping[str, Any] | None = None
+    model: str, num_classes: int, config: TrainConfig, sizes: Mapping[str, Any] | None = None
 ) -> torch.nn.Module:
     """The network that a config describes, in its memory format.
 
@@ -119,7 +118,7 @@ def build_classifier(
         model: a name such as van_b0 or van_b0.cifar10.
         num_classes: outputs of the head.
         config: the run's settings.
-        architecture: widths, depths and MLP ratios of its own, see `vankit.models.weights.architecture`.
+        sizes: widths, depths and MLP ratios of its own, see `vankit.models.weights.sizes_of`.
 
     Raises:
         ValueError: the model is not a VAN.
@@ -131,7 +130,7 @@ def build_classifier(
         drop_path_rate=config.drop_path_rate,
         drop_rate=config.drop_rate,
         lka=config.lka,
-        **architecture or {},
+        **sizes or {},
     )
     if not isinstance(network, VAN):
         raise UserError(f"{model} is not a VAN: expected van_b0 to van_b6")
@@ -149,8 +148,8 @@ def setup_classify(
     config: TrainConfig,
     processes: Processes,
     checkpoint: str | PathLike[str] | None = None,
-    weights: Choice | None = None,
-    architecture: Mapping[str, Any] | None = None,
+    weights: Weights | None = None,
+    sizes: Mapping[str, Any] | None = None,
 ) -> Setup:
     """A classifier's training run.
 
@@ -160,7 +159,7 @@ def setup_classify(
         processes: this process among all.
         checkpoint: weights of any public format to start from, also of a VAN with widths and depths of its own.
         weights: see `vankit.train`.
-        architecture: of such a VAN, when its run is resumed.
+        sizes: of such a VAN, when its run is resumed.
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the data or the weights cannot be used.
@@ -174,15 +173,15 @@ def setup_classify(
     if start is not None:
         config = replace(config, pretrained=False)
         if variant_of(start.state_dict) is None:
-            architecture = architecture_of(start.state_dict)
-    network = build_classifier(model, len(classes), config, architecture)
+            sizes = sizes_of(start.state_dict)
+    network = build_classifier(model, len(classes), config, sizes)
     if start is not None:
         load_checkpoint(network, start)
     task = Classifier(network, len(classes), config, config.batch_size * processes.world * config.accumulate)
     preprocessing = Preprocessing((3, config.img_size, config.img_size), MEAN_STD, MEAN_STD, config.crop_pct, "bicubic")
     held_out = announce(val_set, data, training=True, log=processes.rank == 0)
     description = Description(
-        model=model.split(".")[0] if architecture is None else None,
+        model=model.split(".")[0] if sizes is None else None,
         classes=classes,
         lka=config.lka,
         preprocessing=preprocessing,

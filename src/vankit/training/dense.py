@@ -19,9 +19,8 @@ from vankit.errors import UserError
 from vankit.heads.backbone import keep_training_size
 from vankit.heads.build import HEADS, build_network, check_head
 from vankit.heads.checkpoints import start_from
-from vankit.models.description import Description
+from vankit.models.description import Description, Weights
 from vankit.models.van import Stage
-from vankit.models.weights import Choice
 from vankit.tasks.dense import EVALUATORS, Evaluator, infer
 from vankit.training.loaders import Processes, Setup, loaders, to_channels_last
 from vankit.training.recipes import DenseConfig
@@ -132,7 +131,7 @@ def setup_dense(
     processes: Processes,
     checkpoint: str | PathLike[str] | None = None,
     skip_bad: bool = False,
-    weights: Choice | None = None,
+    weights: Weights | None = None,
 ) -> Setup:
     """A dense task's training run.
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from vankit.errors import MissingFileError, UserError
 from vankit.files import read_json, write_text
-from vankit.models.description import Description
+from vankit.models.description import Description, Weights
 from vankit.models.van import VARIANTS
-from vankit.models.weights import Choice, architecture, read_metadata, write_tensors
+from vankit.models.weights import read_metadata, sizes_of, write_tensors
 from vankit.training.classify import setup_classify
 from vankit.training.dense import DenseTask, setup_dense
 from vankit.training.finite import KeepFinite
@@ -73,7 +73,7 @@ def train(
     task: str = "classify",
     head: str | None = None,
     skip_bad: bool = False,
-    weights: Choice | None = None,
+    weights: Weights | None = None,
 ) -> TrainResult:
     """Train a classifier, a detector or a segmenter.
 
@@ -107,6 +107,8 @@ def train(
     head = head or _DEFAULT_HEADS.get(task)
     config = config or recipe(default_recipe(data, task, head), model, task, head)
     _check_task(task, head, config, skip_bad)
+    if weights is not None and checkpoint is None:
+        raise UserError("weights (--weights) chooses among those of a checkpoint to start from: pass one")
     if config.pretrained and checkpoint is None and not resume:
         _check_public_weights(model)
     out = Path(out) if out is not None else Path("runs") / "-".join(filter(None, (model, head, head and task)))
@@ -120,13 +122,13 @@ def train(
     else:
         assert isinstance(start_config, TrainConfig)
         begun = read_json(out / "config.json") if resume and (out / "config.json").is_file() else {}
-        setup = setup_classify(data, model, start_config, processes, start, weights, begun.get("architecture"))
+        setup = setup_classify(data, model, start_config, processes, start, weights, begun.get("sizes"))
     start_epoch = _check_same_run(out, model, setup.description, config) if resume else 0
     # every process and every resumption draws its own order, augmentation and drop path
     seed_everything(config.seed + processes.rank + processes.world * start_epoch, workers=True, verbose=False)
     record = {"data": str(data), **setup.description.to_metadata(), "model": model, **dataclasses.asdict(config)}
     if setup.description.model is None:  # no name says what it is
-        record["architecture"] = architecture(cast(nn.Module, setup.task.model).state_dict())
+        record["sizes"] = sizes_of(cast(nn.Module, setup.task.model).state_dict())
     return _fit(setup, config, out, record, state)
 
 

@@ -171,6 +171,7 @@ def test_assumed_names_are_said(
     assert "do not say what their 1,000 classes are: assumed ImageNet-1k's" in caplog.text
     caplog.clear()
     open_network(path, classes=[f"c{i}" for i in range(1000)])
+    assert open_network("van_b0", pretrained=False).description.classes[0].startswith("tench")  # that is its name
     assert not caplog.messages
     write(tmp_path, tensors(21841, "official"), "22k.pth")
     names = open_network(tmp_path / "22k.pth").description.classes

@@ -97,8 +97,13 @@ def test_a_wrapper_within_the_names(named: dict[str, Tensors], own: Tensors, tmp
     assert_read(tmp_path / "x.safetensors", own)
 
 
-def test_a_whole_pickled_module(network: Any, own: Tensors, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    torch.save({"model": nn.DataParallel(network), "epoch": 1}, tmp_path / "x.pth")
+@pytest.mark.parametrize("wrap", [
+    lambda network: {"model": nn.DataParallel(network), "epoch": 1}, lambda network: network, lambda network: [network],
+])  # fmt: skip
+def test_a_whole_pickled_module(
+    wrap: Callable[[Any], Any], network: Any, own: Tensors, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(wrap(network), tmp_path / "x.pth")
     assert_read(tmp_path / "x.pth", own)
     assert "also holds objects of" in caplog.text and "none of their code was run" in caplog.text
 

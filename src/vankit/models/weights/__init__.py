@@ -9,7 +9,6 @@ safetensors). Which one a file holds is detected from its content.
 """
 
 from vankit.models.weights.beside import label_names
-from vankit.models.weights.candidates import Choice
 from vankit.models.weights.checkpoints import (
     Checkpoint,
     checkpoint_of,
@@ -22,22 +21,20 @@ from vankit.models.weights.files import TensorFile, file_in, read_metadata, read
 from vankit.models.weights.formats import (
     FORMATS,
     Place,
-    architecture,
     block_counts,
     from_normalisation,
     name_table,
     places,
     rename,
+    sizes_of,
     van_at,
 )
 
 __all__ = [
     "FORMATS",
     "Checkpoint",
-    "Choice",
     "Place",
     "TensorFile",
-    "architecture",
     "block_counts",
     "checkpoint_of",
     "file_in",
@@ -51,6 +48,7 @@ __all__ = [
     "read_tensors",
     "rename",
     "save_checkpoint",
+    "sizes_of",
     "van_at",
     "write_checkpoint",
     "write_tensors",

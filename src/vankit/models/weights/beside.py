@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vankit.errors import UserError
 from vankit.files import read_json
-from vankit.models.weights.formats import architecture
+from vankit.models.weights.formats import sizes_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,6 @@ def stated(path: Path, content: Any, fmt: str) -> dict[str, Any]:
     if fmt in ("vankit", "official") and "architecture" in config:
         return _of_timm(path, config)
     return {}
-
-
-def normalisation_of(content: Any) -> tuple[Sequence[float], Sequence[float]] | None:
-    """(mean, std), in units of 0 to 1, that OpenMMLab's config in a checkpoint states; None if it states none."""
-    settings = _of_openmmlab(content).get("preprocessing", {})
-    return (settings["mean"], settings["std"]) if "mean" in settings else None
 
 
 def _json_beside(path: Path, name: str) -> dict[str, Any]:
@@ -247,7 +241,7 @@ def transformers_config(path: Path, tensors: Mapping[str, Tensor], metadata: Map
         names = [f"LABEL_{i}" for i in range(outputs)]  # transformers' own word for not knowing
     settings: dict[str, Any] = {"input_size": [3, 224, 224], "mean": _HALF, "std": _HALF, "crop_pct": 0.9}
     settings |= {"interpolation": "bicubic", **(metadata.get("preprocessing") or {})}
-    shape = architecture(tensors)
+    sizes = sizes_of(tensors)
     config = {
         "architectures": ["VanForImageClassification" if outputs else "VanModel"],
         "model_type": "van",
@@ -255,9 +249,9 @@ def transformers_config(path: Path, tensors: Mapping[str, Tensor], metadata: Map
         "num_channels": tensors["stage1.patch_embed.proj.weight"].shape[1],
         "patch_sizes": [7, 3, 3, 3],
         "strides": [4, 2, 2, 2],
-        "hidden_sizes": shape["embed_dims"],
-        "depths": shape["depths"],
-        "mlp_ratios": shape["mlp_ratios"],
+        "hidden_sizes": sizes["embed_dims"],
+        "depths": sizes["depths"],
+        "mlp_ratios": sizes["mlp_ratios"],
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
         "id2label": {str(i): name for i, name in enumerate(names)},

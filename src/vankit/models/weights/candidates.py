@@ -6,17 +6,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
 from vankit.errors import UserError
+from vankit.models.description import Weights
 from vankit.models.weights.formats import Place, not_a_van, places
 from vankit.models.weights.pickles import Opaque, StoredTensor
 
 logger = logging.getLogger(__name__)
-
-Choice = Literal["raw", "ema"]
 
 # put around modules by torch.compile, FSDP and activation checkpointing, anywhere in a name
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -46,7 +45,7 @@ class Candidate:
         return ", ".join(filter(None, (".".join(self.path), prefix))) or "the top"
 
 
-def find_van(content: Any, weights: Choice | None, path: Path) -> Candidate:
+def find_van(content: Any, weights: Weights | None, path: Path) -> Candidate:
     """The VAN in a file's content. Averaged weights are taken where there are both; what was chosen is logged.
 
     Args:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from vankit.errors import UserError
 from vankit.files import replacing, write_text
+from vankit.models.description import Weights
 from vankit.models.weights.beside import transformers_config
-from vankit.models.weights.candidates import Choice
 from vankit.models.weights.files import TensorFile, check_finite, read_tensors, stored, write_tensors
-from vankit.models.weights.formats import architecture, check_names, from_normalisation, rename, van_at
+from vankit.models.weights.formats import check_names, from_normalisation, rename, sizes_of, van_at
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Checkpoint:
         return 0 if head is None else head.shape[0]
 
 
-def read_checkpoint(path: str | PathLike[str], weights: Choice | None = None) -> Checkpoint:
+def read_checkpoint(path: str | PathLike[str], weights: Weights | None = None) -> Checkpoint:
     """Read a checkpoint of any public format, as data: no code in the file is run.
 
     The VAN is found by the names of its tensors, under whatever keys and prefixes they are. What else is there is left
@@ -146,7 +146,7 @@ def write_checkpoint(
 
 
 def load_checkpoint(
-    model: nn.Module, source: str | PathLike[str] | Checkpoint, weights: Choice | None = None
+    model: nn.Module, source: str | PathLike[str] | Checkpoint, weights: Weights | None = None
 ) -> Checkpoint:
     """Load a checkpoint file of any public format into a VAN.
 
@@ -163,7 +163,8 @@ def load_checkpoint(
         The checkpoint, with its metadata.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_checkpoint`; or the file holds another variant.
+        FileNotFoundError, ValueError: see `read_checkpoint`; or the file holds another variant, or numbers that
+            are not finite.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source, weights)
     path = checkpoint.path
@@ -191,7 +192,7 @@ def load_checkpoint(
     other = settings is not None and settings != theirs
     try:
         if stem in own:
-            _check_same_architecture(own, tensors)
+            _check_same_sizes(own, tensors)
         check_names(set(own), set(tensors))
         wrong = [k for k in own if own[k].shape != tensors[k].shape]
         if wrong:
@@ -206,8 +207,8 @@ def load_checkpoint(
     return checkpoint
 
 
-def _check_same_architecture(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    theirs, ours = architecture(tensors), architecture(own)
+def _check_same_sizes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    theirs, ours = sizes_of(tensors), sizes_of(own)
     if theirs != ours:
         shown = [
             f"widths {', '.join(map(str, a['embed_dims']))}, depths {', '.join(map(str, a['depths']))} and MLP ratios "

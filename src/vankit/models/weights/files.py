@@ -16,8 +16,9 @@ from torch import Tensor
 
 from vankit.errors import MissingFileError, UserError
 from vankit.files import read_json, replacing
-from vankit.models.weights.beside import normalisation_of, stated
-from vankit.models.weights.candidates import Choice, find_van
+from vankit.models.description import Weights
+from vankit.models.weights.beside import stated
+from vankit.models.weights.candidates import find_van
 from vankit.models.weights.formats import Place
 from vankit.models.weights.pickles import PickleFile, Planted, Unreadable, open_pickle
 
@@ -48,7 +49,7 @@ class TensorFile:
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None
 
 
-def read_tensors(path: str | PathLike[str], weights: Choice | None = None) -> TensorFile:
+def read_tensors(path: str | PathLike[str], weights: Weights | None = None) -> TensorFile:
     """The tensors of the network in a file; see `read_checkpoint`."""
     path = file_in(Path(path))
     try:
@@ -71,7 +72,7 @@ def read_tensors(path: str | PathLike[str], weights: Choice | None = None) -> Te
         raise UserError(f"{path} is not a readable checkpoint (truncated download?): {error}") from None
 
 
-def _of_pickle(path: Path, file: PickleFile, weights: Choice | None) -> TensorFile:
+def _of_pickle(path: Path, file: PickleFile, weights: Weights | None) -> TensorFile:
     found = find_van(file.content, weights, path)
     if file.foreign:
         more = ", …" if len(file.foreign) > 4 else ""
@@ -80,15 +81,17 @@ def _of_pickle(path: Path, file: PickleFile, weights: Choice | None) -> TensorFi
             path, ", ".join(file.foreign[:4]), more,
         )  # fmt: skip
     tensors = {name: file.tensor(tensor) for name, tensor in found.tensors.items()}
-    run = _run_beside(path) if "pytorch-lightning_version" in file.content else {}
+    lightning = isinstance(file.content, Mapping) and "pytorch-lightning_version" in file.content
+    run = _run_beside(path) if lightning else {}
     if run and found.place.prefix.startswith(_TRAINED):
         tensors = {name.removeprefix(_TRAINED): tensor for name, tensor in tensors.items()}
         place = Place(found.place.format, found.place.prefix.removeprefix(_TRAINED))
         return TensorFile(path, tensors, place, run)
-    normalisation = None
+    metadata, normalisation = stated(path, file.content, found.place.format), None
     if any(name.removeprefix(found.place.outer).startswith(_MMSEG) for name in tensors):
-        normalisation = normalisation_of(file.content) or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    return TensorFile(path, tensors, found.place, stated(path, file.content, found.place.format), normalisation)
+        settings = metadata.get("preprocessing", {})
+        normalisation = settings.get("mean", IMAGENET_DEFAULT_MEAN), settings.get("std", IMAGENET_DEFAULT_STD)
+    return TensorFile(path, tensors, found.place, metadata, normalisation)
 
 
 def _run_beside(path: Path) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def block_counts(names: Mapping[str, Any], fmt: str) -> tuple[int, ...]:
     return tuple(len(found) for found in blocks)
 
 
-def architecture(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """`embed_dims`, `depths` and `mlp_ratios` of the VAN whose tensors, under vankit's names, these are.
 
     Raises:
