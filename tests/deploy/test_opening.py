@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import vankit
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import Exported
 from vankit.deploy.opening import open_network
 from vankit.errors import MissingFileError, UserError
+from vankit.models import weights
 from vankit.models.description import Description
 
 PREPROCESSING = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, 1.0, "bicubic")
@@ -144,3 +145,35 @@ def test_weights_are_chosen_of_checkpoints_alone(checkpoint: Path) -> None:
 def test_a_checkpoint_of_another_variant_says_which(checkpoint: Path) -> None:
     with pytest.raises(UserError, match="is a van_b0, not a van_b1: leave out model"):
         open_network("van_b1", checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_what_users_reported(golden_state_dict: Callable[[str], dict[str, Tensor]], tmp_path: Path) -> None:
+    build = Path(__file__).parents[3] / "shared" / "cases" / "build.py"
+    if not build.is_file():
+        pytest.skip(f"no {build}")
+    subprocess.run([sys.executable, build, "checkpoints", tmp_path], check=True)
+    expected = weights.rename(golden_state_dict("van_b0"), "official", "vankit")
+    classes = {"mmpretrain_classes.pth": "c", "hf_finetuned": "n", "timm_folder": "t"}
+    paths = sorted(tmp_path.iterdir())
+    assert len(paths) == 18
+    for path in paths:
+        found = vankit.read_checkpoint(path)
+        headless = path.name in ("hf_bare_backbone.bin", "mmdet_retinanet.pth")
+        assert found.num_classes == (0 if headless else 1000), path
+        for name, tensor in found.state_dict.items():
+            assert torch.equal(tensor, expected[name]) or name.endswith("num_batches_tracked"), (path, name)
+        assert len(found.state_dict) == len(expected) - 2 * headless
+        if headless:
+            with pytest.raises(UserError, match="holds no classification head, only a backbone"):
+                open_network(path)
+            continue
+        description = open_network(path).description
+        letter = classes.get(path.name)
+        assert description.classes[999] == (
+            f"{letter}999" if letter else "toilet tissue, toilet paper, bathroom tissue"
+        )
+        assert description.preprocessing is not None
+        side, mean = (64, 0.5) if letter == "t" else (256, 0.485) if letter == "n" else (224, 0.5)
+        assert (description.preprocessing.input_size[-1], description.preprocessing.mean[0]) == (side, mean), path
