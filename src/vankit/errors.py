@@ -19,6 +19,10 @@ class MissingPackageError(UserError, ImportError):
     """A library of an extra is not installed; the message names the extra."""
 
 
+class NotFiniteError(UserError):
+    """A network gave numbers that are NaN or infinite."""
+
+
 def check_output(output: Any) -> None:
     """Refuse what a network or an engine gave if a number of it is not finite.
 
@@ -29,9 +33,9 @@ def check_output(output: Any) -> None:
         ValueError: a number is NaN or infinite.
     """
     if not (abs(output) < math.inf).all():
-        raise UserError(
-            "the network's output is NaN or infinite, where numbers are expected: use other weights (--checkpoint), or "
-            "compute in float32 (--precision)"
+        raise NotFiniteError(
+            "the network's output is NaN or infinite, where numbers are expected: use other weights, or compute in "
+            "float32"
         )
 
 

@@ -142,6 +142,25 @@ def test_weights_are_chosen_of_checkpoints_alone(checkpoint: Path) -> None:
     assert open_network(checkpoint=checkpoint, weights="raw").module is not None
 
 
+def test_no_weights_are_chosen_of_what_is_open_or_exported(checkpoint: Path, folder: Path) -> None:
+    for model in (open_network(checkpoint), folder):
+        with pytest.raises(UserError, match="leave out checkpoint.* and weights"):
+            open_network(model, weights="ema")
+
+
+def test_a_models_name_is_not_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "van_b0").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert open_network("van_b0", pretrained=False).source == "van_b0"
+    with pytest.raises(MissingFileError, match="no checkpoint in the folder"):
+        open_network("./van_b0")
+
+
+def test_a_path_to_train_from_is_a_checkpoint(checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="this is a path: pass it as the checkpoint"):
+        vankit.train("shapes", str(checkpoint))
+
+
 def test_a_checkpoint_of_another_variant_says_which(checkpoint: Path) -> None:
     with pytest.raises(UserError, match="is a van_b0, not a van_b1: leave out model"):
         open_network("van_b1", checkpoint)

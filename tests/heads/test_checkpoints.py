@@ -593,3 +593,15 @@ def test_an_mmseg_file_read_as_a_classifier_gives_the_van_inside(mmseg: Any, cla
     checkpoint = weights.read_checkpoint(mmseg("semantic_fpn")[0])
     assert checkpoint.format == "official"
     assert_same(but_the_stem(checkpoint.state_dict), but_the_stem(without_head(classifier)))
+
+
+def test_of_another_mmseg_head_the_van_is_converted(mmseg: Any, tmp_path: Path) -> None:
+    path, tensors = mmseg("semantic_fpn")
+    other = {name.replace("scale_heads", "fuse"): tensor for name, tensor in tensors.items()}
+    torch.save({"state_dict": other}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="is not a Semantic FPN or UperNet"):
+        open_network(tmp_path / "other.pth")
+    for to, name in (("vankit", "van.safetensors"), ("official", "van.pth")):
+        assert vankit.convert(tmp_path / "other.pth", tmp_path / name, to) == "official"
+        found = weights.read_checkpoint(tmp_path / name)
+        assert_same(found.state_dict, weights.read_checkpoint(path).state_dict)

@@ -364,7 +364,13 @@ def test_source_named_in_the_overlay_outranks_the_registry(server: FakeHub, tmp_
     server.add(b"own", "x.pth")
     url = hub.resolve("van_b0", None, {"url": f"{server.endpoint}/x.pth", "mean": (0, 0, 0)}, tmp_path)
     assert url["custom_load"] and url["hf_hub_id"] is None and url["mean"] == (0, 0, 0)
-    assert url["file"] == str(tmp_path / "x.pth")
+    path = Path(url["file"])
+    assert path.parent == tmp_path and path.name.endswith("-x.pth")
+    server.add(b"another", "other/x.pth")
+    assert hub.fetch_url(f"{server.endpoint}/other/x.pth", tmp_path).read_bytes() == b"another"
+    assert hub.fetch_url(f"{server.endpoint}/x.pth", tmp_path).read_bytes() == b"own"
+    server.add(b"step", "step-00010000.pth")  # no hash
+    assert hub.fetch_url(f"{server.endpoint}/step-00010000.pth", tmp_path).read_bytes() == b"step"
     own = {"state_dict": {"a": 1}}
     assert hub.resolve("van_b0", None, own).items() >= own.items()
     assert not hub.resolve("van_b0", None, own).get("custom_load")

@@ -4,6 +4,7 @@ import argparse
 import collections
 import json
 import logging
+import math
 import os
 import pickle
 import struct
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
+import safetensors.torch
 import timm
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -107,7 +109,7 @@ def test_other_attentions_keep_their_names_and_settings(tmp_path: Path) -> None:
     model = timm.create_model("van_b0", lka={"form": "lska"})
     vankit.save_checkpoint(model, tmp_path / "lska.safetensors")
     found = weights.read_checkpoint(tmp_path / "lska.safetensors")
-    assert found.metadata == {"lka": {"form": "lska"}}
+    assert found.metadata == {"lka": {"form": "lska"}, "preprocessing": weights.beside.PUBLISHED}
     assert_equal(found.state_dict, model.state_dict())
     again = timm.create_model("van_b0", pretrained_cfg_overlay={"file": str(tmp_path / "lska.safetensors")},
                               pretrained=True, lka=found.metadata["lka"])  # fmt: skip
@@ -217,7 +219,8 @@ def test_convert_is_bit_exact(source: str, to: str, files: dict[str, Path], publ
     assert_equal(weights.rename(checkpoint.state_dict, "vankit", "official"), public["official"])
     if to == "vankit":
         with safetensors.safe_open(target, "pt") as file:
-            assert file.metadata() == {"format": "pt"}
+            named = source in ("vankit", "official")  # the others' files in `files` do not say what they are
+            assert file.metadata() == {"format": "pt"} | ({"model": '"van_b0"'} if named else {})
     else:
         content = torch.load(target, weights_only=True)
         assert_equal(content if to == "hf" else content["state_dict"], public[to])
@@ -486,3 +489,64 @@ def test_same_depths_other_widths_is_refused(golden_names: Any, tmp_path: Path) 
     torch.save({"state_dict": wide}, tmp_path / "wide.pth")
     with pytest.raises(UserError, match=r"wide\.pth: it holds another variant, .*64, .*model has widths 32"):
         weights.load_checkpoint(timm.create_model("van_b0"), tmp_path / "wide.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "the file is empty"),
+        (b"<!DOCTYPE html><p>Not found", "it is a web page: download the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "it is a pointer of git-lfs: run git lfs pull"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "neither safetensors nor a PyTorch file"),
+        (b"\x80\x02\x8e" + struct.pack("<Q", 10**13), "truncated download"),
+    ],
+    ids=["empty", "page", "git-lfs", "jpeg", "ten terabytes"],
+)
+def test_what_is_no_checkpoint_is_named(content: bytes, cause: str, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(UserError, match=rf"x\.pth is not a readable checkpoint \({cause}"):
+        weights.read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_torchscript_file_is_named(tmp_path: Path) -> None:
+    torch.jit.trace(torch.nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8)).save(tmp_path / "x.pt")
+    with pytest.raises(UserError, match="it is a TorchScript program; load it with"):
+        weights.read_checkpoint(tmp_path / "x.pt")
+
+
+def test_the_file_of_a_folder(files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "logs.ckpt").mkdir()
+    (tmp_path / "._MODEL.PTH").touch()
+    (tmp_path / "MODEL.PTH").symlink_to(files["mmpretrain"])
+    assert weights.file_in(tmp_path) == tmp_path / "MODEL.PTH"
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    with pytest.raises(UserError, match=r"has 2 checkpoints \(MODEL\.PTH, model-00001"):
+        weights.file_in(tmp_path)
+    (tmp_path / "model.safetensors.index.json").touch()
+    with pytest.raises(UserError, match=r"has a checkpoint in pieces \(model\.safetensors\.index\.json\)"):
+        weights.file_in(tmp_path)
+    (tmp_path / "export.json").touch()
+    with pytest.raises(UserError, match=r"is an exported folder, not a checkpoint: pass it as the model"):
+        weights.file_in(tmp_path)
+
+
+def test_suffixes_are_read_in_capitals_too(public: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"vankit files are safetensors"):
+        weights.write_checkpoint(weights.rename(public["official"], "official", "vankit"), tmp_path / "x.PTH")
+
+
+def test_a_printed_checkpoint_is_a_line(files: dict[str, Path]) -> None:
+    assert len(repr(weights.read_checkpoint(files["official"]))) < 500
+
+
+def test_float8_is_read(public: Any, tmp_path: Path) -> None:
+    tensors = weights.rename(public["official"], "official", "vankit")
+    tensors["stage1.norm.weight"] = torch.ones(32).to(torch.float8_e4m3fn)
+    safetensors.torch.save_file(tensors, tmp_path / "x.safetensors")
+    model = timm.create_model("van_b0")
+    vankit.load_checkpoint(model, tmp_path / "x.safetensors")
+    assert torch.equal(model.state_dict()["stage1.norm.weight"], torch.ones(32))
+    tensors["stage1.norm.weight"] = torch.full([32], math.nan).to(torch.float8_e4m3fn)
+    safetensors.torch.save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="NaN or infinite numbers in 1 of"):
+        vankit.load_checkpoint(model, tmp_path / "x.safetensors")

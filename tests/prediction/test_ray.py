@@ -288,10 +288,11 @@ def test_workers_fit_the_nodes(nodes: list[Any], workers: int | None, options: d
 
 
 @pytest.mark.parametrize("option", ["checkpoint", "model"])
-def test_the_manifest_knows_the_weights(tmp_path: Path, option: str) -> None:
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_the_manifest_knows_the_weights(tmp_path: Path, option: str, what: str) -> None:
     weights = tmp_path / "exported" / "weights.bin"
     weights.parent.mkdir()
-    value = weights if option == "checkpoint" else weights.parent
+    value = weights if what == "file" else weights.parent
     described = []
     for content in (b"1", b"2", b"1"):
         weights.write_bytes(content)

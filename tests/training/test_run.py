@@ -23,7 +23,7 @@ import vankit
 from vankit.data.images import ImageError
 from vankit.errors import MissingFileError, UserError
 from vankit.models.van import create_model
-from vankit.models.weights import read_checkpoint, read_metadata
+from vankit.models.weights import from_normalisation, read_checkpoint, read_metadata
 from vankit.training.classify import Classifier, setup_classify
 from vankit.training.loaders import Processes
 from vankit.training.recipes import TrainConfig, short, short_semantic
@@ -291,8 +291,10 @@ def test_a_validation_that_is_not_finite_stops_the_run(data: Path, tmp_path: Pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "forward", infinite)
-        with pytest.raises(UserError, match="the network's output is NaN or infinite"):
-            train(data, "van_b0", TINY, tmp_path)
+        says = r"in the validation after epoch 1 .* the run has diverged; start another \(--output\), and lower the"
+        for resume in (False, True):
+            with pytest.raises(UserError, match=says):
+                train(data, "van_b0", TINY, tmp_path, resume=resume)
     assert set(files(tmp_path)) == {"last.safetensors", "resume.ckpt"}
 
 
@@ -362,6 +364,31 @@ def test_a_checkpoint_is_taken_instead_of_public_weights(data: Path, tmp_path: P
     torch.testing.assert_close(
         dict(setup.task.model.state_dict()), dict(read_checkpoint(tmp_path / "b4.safetensors").state_dict)
     )
+
+
+def test_a_starting_point_of_another_normalisation_is_adapted(data: Path, tmp_path: Path) -> None:
+    model = create_model("van_b0", num_classes=2)
+    given = {"preprocessing": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}
+    vankit.save_checkpoint(model, tmp_path / "x.safetensors", metadata=given)
+    setup = setup_classify(data, "van_b0", TINY, Processes(), tmp_path / "x.safetensors")
+    trained: Any = setup.task.model
+    expected = from_normalisation(model.state_dict(), **given["preprocessing"])
+    torch.testing.assert_close(dict(trained.state_dict()), expected)
+
+
+def test_a_state_is_replaced_at_once(run: TrainResult, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.best.parent, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "resume.ckpt").read_bytes()
+
+    def interrupted(self: Trainer, path: Path, **_: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "save_checkpoint", interrupted)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(data, "van_b0", replace(TINY, epochs=3), tmp_path, resume=True)
+    assert (tmp_path / "resume.ckpt").read_bytes() == before
 
 
 def test_a_van_of_other_widths_is_trained_and_resumed(data: Path, tmp_path: Path) -> None:

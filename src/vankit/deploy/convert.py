@@ -1,10 +1,14 @@
 """Checkpoints from format to format: of classifiers, and segmenters of mmseg to vankit."""
 
+import logging
 from os import PathLike
 
-from vankit.heads.checkpoints import is_dense, network_in_file
+from vankit.heads.checkpoints import mmseg_head, network_in_file
 from vankit.models.description import Weights
 from vankit.models.weights import checkpoint_of, read_tensors, write_checkpoint, write_tensors
+from vankit.models.weights.files import not_finite
+
+logger = logging.getLogger(__name__)
 
 
 def convert(
@@ -12,8 +16,9 @@ def convert(
 ) -> str:
     """Convert a checkpoint file between the public formats; tensors stay bit-exact.
 
-    Of a detector or segmenter the VAN inside is converted. A segmenter of mmsegmentation becomes a whole segmenter in
-    vankit's own format, and there its first convolution is adapted to vankit's normalisation.
+    Of a detector or segmenter the VAN inside is converted. A Semantic FPN or UperNet of mmsegmentation becomes a whole
+    segmenter in vankit's own format. The first convolution of mmsegmentation's networks is adapted from their
+    normalisation to the mean and standard deviation of 0.5 that all these formats expect.
 
     Args:
         source: any file that `vankit.read_checkpoint` reads.
@@ -29,10 +34,15 @@ def convert(
         ImportError: a segmenter's head needs transformers.
     """
     file = read_tensors(source, weights)
-    if to == "vankit" and is_dense(file) and "head" not in file.metadata:
+    if to == "vankit" and mmseg_head(file):
         network, description = network_in_file(file)
         write_tensors(network.state_dict(), target, description.to_metadata())
         return "mmseg"
     checkpoint = checkpoint_of(file)
+    if bad := not_finite(checkpoint.state_dict):
+        logger.warning(
+            "%s has NaN or infinite numbers in %d tensors, such as %s: converted, but vankit will refuse to use it",
+            source, len(bad), bad[0],
+        )  # fmt: skip
     write_checkpoint(checkpoint.state_dict, target, to, checkpoint.metadata)
     return checkpoint.format

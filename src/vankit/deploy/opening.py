@@ -62,14 +62,16 @@ def open_network(
         ImportError: a detector's or segmenter's head needs transformers.
     """
     if isinstance(model, Network):
-        if checkpoint is not None or classes is not None:
-            raise UserError(f"{model.source} is open, with its weights and classes: leave out checkpoint and classes")
+        if (checkpoint, classes, weights) != (None, None, None):
+            raise UserError(f"{model.source} is open: leave out checkpoint, classes and weights")
         return model
     if is_exported(model):
-        if checkpoint is not None:
-            raise UserError(f"{model} is an exported folder, which contains its weights: leave out checkpoint")
+        if (checkpoint, weights) != (None, None):
+            raise UserError(
+                f"{model} is an exported folder, which contains its weights: leave out checkpoint and weights"
+            )
         return _folder(model, classes)
-    if checkpoint is None and isinstance(model, str | PathLike) and (Path(model).is_file() or _names_a_folder(model)):
+    if checkpoint is None and isinstance(model, str | PathLike) and _is_path(model):
         model, checkpoint = None, model
     from torch import nn
 
@@ -98,9 +100,13 @@ def open_network(
     return Network(description, str(checkpoint), module)
 
 
-def _names_a_folder(model: str | PathLike[str]) -> bool:
-    """Whether it is a folder, or can only have been meant for one."""
-    return Path(model).is_dir() or str(model).endswith(("/", "\\"))
+def _is_path(model: str | PathLike[str]) -> bool:
+    """Whether it is a file or folder, or can only have been meant for one, rather than a model's name."""
+    if isinstance(model, str) and not any(separator in model for separator in "/\\"):
+        from vankit.models.van import is_model
+
+        return Path(model).exists() and not is_model(model)
+    return Path(model).exists() or str(model).endswith(("/", "\\"))
 
 
 def _folder(path: str | PathLike[str], classes: Sequence[str] | None) -> Network:

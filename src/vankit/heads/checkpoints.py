@@ -45,6 +45,13 @@ def is_dense(file: weights.TensorFile) -> bool:
     return "head" in file.metadata or _CLASSIFIER in mmseg_tensors(file)
 
 
+def mmseg_head(file: weights.TensorFile) -> str | None:
+    """The head of mmseg's segmenters that are read, semantic_fpn or upernet, that a file holds, else None."""
+    tensors = mmseg_tensors(file)
+    heads = (head for head, part in _PARTS_OF_MMSEG.items() if any(map(part.match, tensors)))
+    return next(heads, None) if _CLASSIFIER in tensors else None
+
+
 def network_in_file(file: weights.TensorFile) -> tuple[nn.Module, Description]:
     """The network of a checkpoint of a detector or segmenter, in eval mode, and its description.
 
@@ -72,7 +79,7 @@ def network_in_file(file: weights.TensorFile) -> tuple[nn.Module, Description]:
 
 def _of_mmseg(file: weights.TensorFile) -> Description:
     tensors = mmseg_tensors(file)
-    head = next((name for name, part in _PARTS_OF_MMSEG.items() if any(map(part.match, tensors))), None)
+    head = mmseg_head(file)
     if head is None:
         raise UserError(f"{file.path} is not a Semantic FPN or UperNet: from mmseg, vankit reads these two")
     try:
@@ -114,7 +121,7 @@ def start_from(network: nn.Module, path: str | PathLike[str], head: str, choice:
     """
     file = weights.read_tensors(path, choice)
     if file.metadata.get("head") != head and not (head in _MMSEG and _CLASSIFIER in mmseg_tensors(file)):
-        weights.load_checkpoint(backbone_of(network), weights.checkpoint_of(file))
+        weights.load_checkpoint(backbone_of(network), weights.for_half(weights.checkpoint_of(file)))
         return
     own = network.state_dict()
     tensors = file.tensors if "head" in file.metadata else _renamed(file, head, network)

@@ -63,9 +63,15 @@ def classifier_in_file(
     found = weights.checkpoint_of(file)
     if not found.num_classes:
         others = f" (left out: {', '.join(found.left_out[:3])}, …)" if found.left_out else ""
-        raise UserError(f"{file.path} holds no classification head, only a backbone{others}")
+        raise UserError(
+            f"{file.path} holds no classification head, only a backbone{others}: give it one with vankit train DATA "
+            "--checkpoint"
+        )
     variant = variant_of(found.state_dict)
-    wanted = model or found.metadata.get("model") or variant
+    said = found.metadata.get("model")
+    if said and variant and architecture(said) in VARIANTS and architecture(said) != variant:
+        said = None  # a name that its writer gave to another VAN
+    wanted = model or said or variant
     name = ALIASES.get(wanted, wanted) if wanted else None
     a_van = name is None or architecture(name) in VARIANTS
     if model is not None and a_van and variant not in (None, architecture(model)):
@@ -101,8 +107,8 @@ def described(
     if own is None and classes is None and outputs in _IMAGENET:
         own = _imagenet(outputs)
         logger.warning(
-            "the weights do not say what their %s classes are: assumed %s's, in its order; pass classes= if they are "
-            "others", f"{outputs:,}", _IMAGENET[outputs],
+            "the weights do not say what their %s classes are: assumed %s's, in its order; if they are others, "
+            "pass classes= in Python", f"{outputs:,}", _IMAGENET[outputs],
         )  # fmt: skip
     names = list(classes or own or (str(i) for i in range(outputs)))
     if not outputs or len(names) != outputs:

@@ -1,5 +1,6 @@
 """Public checkpoints from the Hugging Face hub and other hosts: fetched once, resumed, checked by their sha256."""
 
+import hashlib
 import logging
 import os
 import queue
@@ -38,8 +39,8 @@ _READ_TIMEOUT = 10.0  # seconds without a byte
 _ATTEMPTS = 6
 _PAUSE = 1.0  # seconds after an attempt that brought no byte
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# the first digits, as torch.hub and OpenMMLab put them: name-0123abcd.pth; a date is none
-_SHA256_IN_NAME = re.compile(r"-(?!20\d{6}\.)([0-9a-f]{8,64})\.")
+# the first digits, as torch.hub and OpenMMLab put them: name-0123abcd.pth; a number is a date or a step
+_SHA256_IN_NAME = re.compile(r"-(?!\d+\.)([0-9a-f]{8,64})\.")
 _SOURCES = ("source", "state_dict", "file", "hf_hub_id", "url")
 
 
@@ -117,16 +118,18 @@ def fetch_url(url: str, cache_dir: str | Path | None = None) -> Path:
         DownloadError: no network, no such file, or content that is not what the name states.
     """
     name = PurePosixPath(unquote(urlsplit(url).path)).name
-    path = Path(cache_dir or Path(torch.hub.get_dir()) / "checkpoints") / name
     stated = _SHA256_IN_NAME.search(name)
     sha256 = stated[1] if stated else ""
+    # without a hash, another host may have another file of this name
+    own = name if stated else f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    path = Path(cache_dir or Path(torch.hub.get_dir()) / "checkpoints") / own
     try:
         if path.is_file():
             if sha256_of(path).startswith(sha256):
                 return path
             logger.warning("%s is damaged in the cache (its sha256 differs): fetching it again", path)
         headers = build_hf_headers(library_name="vankit", token=False)  # the user's token is for the hub alone
-        _download(url, path, path.parent / ".locks" / f"{name}.lock", sha256, _size(url, headers), headers)
+        _download(url, path, path.parent / ".locks" / f"{own}.lock", sha256, _size(url, headers), headers)
     except Exception as error:
         hint = "TORCH_HOME names the folder of cached files. "
         raise DownloadError(_advice(name, f"from {url}", url, hint, error)) from error

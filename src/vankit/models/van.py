@@ -342,16 +342,18 @@ class VAN(nn.Module):
     @torch.jit.ignore
     def load_pretrained(self, path: str) -> None:
         """timm's hook for `pretrained=True` and `pretrained_cfg_overlay=dict(file=path)`: any public format."""
-        weights.load_checkpoint(self, path)
+        stated = weights.load_checkpoint(self, path).metadata.get("preprocessing") or {}
+        cfg: dict[str, Any] = getattr(self, "pretrained_cfg", {})
+        cfg.update({name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # timm reads a `checkpoint_path` by itself, and knows no other names than the model's own
         own = {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
         place = next(iter(weights.places(own)), None)
         if place is not None and place.format != "vankit" and place.outer == prefix:
-            inside, _ = weights.van_at(own, place)
+            inside, others = weights.van_at(own, place)
             renamed = weights.rename(inside, place.format, "vankit")
-            for name in own:
+            for name in own.keys() - set(others):
                 del state_dict[name]
             state_dict.update({prefix + name: tensor for name, tensor in renamed.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -447,6 +449,12 @@ def variant_of(state_dict: Mapping[str, Tensor]) -> str | None:
     return next((name for name, table in VARIANTS.items() if table == sizes), None)
 
 
+def is_model(name: str) -> bool:
+    """Whether `create_model` knows a model of this name, or it names one on the hub."""
+    name = ALIASES.get(name, name)
+    return timm.is_model(name) if ":" not in name else not name.endswith(":")
+
+
 def create_model(name: str, **kwargs: Any) -> nn.Module:
     """`timm.create_model`, with an error that helps where the name is wrong, for any model while `lka` is empty.
 
@@ -457,8 +465,9 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         ValueError: timm knows no such model or weights, or `lka` is given for another network than a VAN.
     """
     name = ALIASES.get(name, name)
-    if (":" not in name and not timm.is_model(name)) or name.endswith(":"):
-        raise UserError(f"unknown model {name!r}: expected one of {', '.join(VARIANTS)}, or another timm model")
+    if not is_model(name):
+        hint = "; this is a path: pass it as the checkpoint (--checkpoint)" if Path(name).exists() else ""
+        raise UserError(f"unknown model {name!r}: expected one of {', '.join(VARIANTS)}, or another timm model{hint}")
     if not kwargs.get("lka"):
         kwargs.pop("lka", None)
     elif architecture(name) not in VARIANTS:
@@ -468,7 +477,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     except RuntimeError as error:
         if "pretrained" not in str(error).lower():
             raise
-        raise UserError(f"{name}: {error}") from None
+        public = ", ".join(timm.list_pretrained(f"{architecture(name)}.*"))
+        raise UserError(f"{name}: {error} Public are {public or 'none'}") from None
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

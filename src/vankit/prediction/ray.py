@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vankit.data.images import IMAGE_SUFFIXES, find_images
-from vankit.deploy.folder import is_exported
 from vankit.errors import MissingFileError, MissingPackageError, UserError
 from vankit.files import sha256_of
 from vankit.prediction.labels import Prediction, Predictor, row_of
@@ -119,9 +118,9 @@ def _describe(options: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {"options": json.loads(json.dumps(options, default=os.fspath))}
     except TypeError as error:
         raise UserError(f"a cluster job takes options that are names, numbers and paths: {error}") from None
-    files = [Path(options["checkpoint"])] if options.get("checkpoint") else []
-    if is_exported(options.get("model")):
-        files += sorted(Path(options["model"]).rglob("*"))
+    files: list[Path] = []
+    for path in (Path(options[name]) for name in ("checkpoint", "model") if options.get(name)):
+        files += sorted(path.rglob("*")) if path.is_dir() else [path]
     found["files_sha256"] = [sha256_of(file) for file in files if file.is_file()]
     return found
 

@@ -15,7 +15,7 @@ from vankit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_ADVICE = "lower the learning rate (--lr), limit the gradients (--clip-grad), or use --precision 32-true"
+ADVICE = "lower the learning rate (--lr), limit the gradients (--clip-grad), or use --precision 32-true"
 
 
 class KeepFinite(Callback):
@@ -62,7 +62,7 @@ class KeepFinite(Callback):
         if self.left_out >= self.tolerance:
             before = f" (steps left out before: {self.left_out})" if self.left_out else ""
             more = "or allow more steps to be left out (--nan-tolerance)"
-            raise UserError(f"{place}{before}: {_ADVICE}, {more}; {self.last_good()}")
+            raise UserError(f"{place}{before}: {ADVICE}, {more}; {self.last_good()}")
         self.left_out += 1
         if trainer.is_global_zero:
             logger.warning("%s: the step is left out (%d of at most %d)", place, self.left_out, self.tolerance)
@@ -73,7 +73,7 @@ class KeepFinite(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if _any_process_has_bad(_tensors_in(checkpoint), trainer):
             place = f"the weights or the optimiser's state are not finite after epoch {trainer.current_epoch + 1}"
-            raise UserError(f"{place}, step {trainer.global_step}: {_ADVICE}; {self.last_good()}")
+            raise UserError(f"{place}, step {trainer.global_step}: {ADVICE}; {self.last_good()}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"left_out": self.left_out}

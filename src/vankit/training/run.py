@@ -20,14 +20,14 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from vankit.errors import MissingFileError, UserError
+from vankit.errors import MissingFileError, NotFiniteError, UserError
 from vankit.files import read_json, write_text
 from vankit.models.description import Description, Weights
 from vankit.models.van import VARIANTS
 from vankit.models.weights import read_metadata, sizes_of, write_tensors
 from vankit.training.classify import setup_classify
 from vankit.training.dense import DenseTask, setup_dense
-from vankit.training.finite import KeepFinite
+from vankit.training.finite import ADVICE, KeepFinite
 from vankit.training.loaders import Processes, Setup
 from vankit.training.recipes import Config, DenseConfig, TrainConfig, default_recipe, recipe
 
@@ -161,7 +161,15 @@ def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state:
         trainer = _trainer(config, out, keep, len(setup.train_loader))
         if trainer.is_global_zero:
             _prepare(out, record)
-        trainer.fit(setup.task, setup.train_loader, setup.val_loader, ckpt_path=state, weights_only=True)
+        try:
+            trainer.fit(setup.task, setup.train_loader, setup.val_loader, ckpt_path=state, weights_only=True)
+        except NotFiniteError:
+            best = out / "best.safetensors"
+            kept = f"; the best weights so far are in {best}" if best.is_file() else ""
+            raise UserError(
+                f"in the validation after epoch {trainer.current_epoch + 1} the network's output is NaN or infinite: "
+                f"the run has diverged{kept}; start another (--output), and {ADVICE}"
+            ) from None
     if keep.best < 0:
         raise UserError(
             f"{record['data']} is too small for a whole epoch: use more images or shards, fewer --workers "
@@ -346,7 +354,10 @@ class KeepWeights(Callback):
         self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.out / "resume.ckpt", weights_only=False)
+        state, partial = self.out / "resume.ckpt", self.out / "resume.ckpt.partial"
+        trainer.save_checkpoint(partial, weights_only=False)  # it does not replace a file at once
+        if trainer.is_global_zero:
+            partial.replace(state)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the weights before their state, which holds the averaged ones if there are any."""

@@ -1,7 +1,9 @@
 """What checkpoints and the JSON files beside them say of classes and preprocessing."""
 
+import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 from torch import Tensor
 
@@ -77,6 +80,25 @@ def test_sizes_in_all_of_transformers_forms(values: dict[str, Any], size: int, c
                    preprocessor_config=processor(**values))  # fmt: skip
     found = open_network(folder).description.preprocessing
     assert found is not None and (found.input_size[1], found.crop_pct) == (size, crop)
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "std"),
+    [
+        ({"image_mean": 0.5, "image_std": 0.25}, 0.5, 0.25),
+        ({"do_normalize": False}, 0.0, 1.0),
+        ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3}, 0.5, 0.2),
+        ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, 0.5, 0.5),
+    ],
+)
+def test_normalisation_in_all_of_transformers_forms(
+    values: dict[str, Any], mean: float, std: float, tmp_path: Path
+) -> None:
+    folder = write(tmp_path, tensors(2, "hf"), preprocessor_config=processor(**values),
+                   config=transformers_config(["a", "b"]))  # fmt: skip
+    found = open_network(folder).description.preprocessing
+    assert found is not None
+    np.testing.assert_allclose([found.mean, found.std], [[mean] * 3, [std] * 3])
 
 
 def test_placeholders_are_no_names(tmp_path: Path) -> None:
@@ -246,3 +268,118 @@ def test_a_name_that_promises_another_kind_of_file(to: str, name: str, tmp_path:
     with pytest.raises(UserError, match="expected a name that ends in"):
         vankit.convert(tmp_path / "own.safetensors", tmp_path / "out" / name, to)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "expected"),
+    [
+        ("van_b0.cifar10", {"img_size": None, "mean": None, "interpolation": ""}, (64, 0.5, 1.0, "bicubic")),
+        ("van_tiny", {"img_size": 96}, (96, 0.5, 0.9, "bicubic")),
+        (
+            "van_b0",
+            {"input_size": [3, 32, 32], "mean": [0.4] * 3, "std": [0.2] * 3, "crop_pct": 1, "interpolation": "nearest"},
+            (32, 0.4, 1, "nearest"),
+        ),
+        ("resnet18", {"img_size": 96}, (224, 0.5, 0.9, "bicubic")),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_timms_train_script(
+    arch: str, options: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    state = timm.create_model("van_b0", num_classes=2).state_dict()
+    content = {"epoch": 3, "arch": arch, "state_dict": state, "args": argparse.Namespace(lr=1, **options)}
+    description = open_network(write(tmp_path, content, "model_best.pth.tar") / "model_best.pth.tar").description
+    found = description.preprocessing
+    assert found is not None and description.model is not None and description.model.startswith("van_b0")
+    assert (found.input_size[-1], found.mean[0], found.crop_pct, found.interpolation) == expected
+
+
+def test_a_model_that_the_file_names_wrongly_is_that_of_its_shapes(tmp_path: Path) -> None:
+    model = timm.create_model("van_b0", num_classes=2)
+    vankit.save_checkpoint(model, tmp_path / "x.safetensors", metadata={"model": "van_b1"})
+    assert open_network(tmp_path / "x.safetensors").description.model == "van_b0"
+
+
+def test_the_short_side_of_openmmlab(tmp_path: Path) -> None:
+    text = "p = [dict(type='Resize', size=(256, -1)), dict(type='CenterCrop', crop_size=224)]"
+    path = write(tmp_path, {"meta": {"cfg": text}, "state_dict": tensors(2, "mmpretrain")}, "x.pth") / "x.pth"
+    found = open_network(path).description.preprocessing
+    assert found is not None and min(found.resized(1000, 500)) == 256 and found.input_size == (3, 224, 224)
+
+
+def test_images_of_other_channel_order_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = "img_norm_cfg = dict(mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)"
+    for order in ("True", "False"):
+        said = text.replace("[127.5] * 3", "[127.5, 127.5, 127.5]").replace("True", order)
+        write(tmp_path, {"meta": {"config": said}, "state_dict": tensors(2, "mmpretrain")}, f"{order}.pth")
+        open_network(tmp_path / f"{order}.pth")
+        assert ("feeds the network BGR images" in caplog.text) == (order == "False")
+
+
+@pytest.mark.parametrize(
+    ("header", "passed_over"),
+    [
+        ({"epoch": "3"}, ""), ({"classes": "3"}, "classes"), ({"classes": "a,b"}, "classes"), ({"model": "5"}, "model"),
+        ({"preprocessing": "0.5", "classes": '["a", 1]'}, "preprocessing, classes"), ({"notes": "[" * 100_000}, ""),
+    ],
+)  # fmt: skip
+def test_headers_of_other_writers_hide_nothing(
+    header: dict[str, str], passed_over: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, tensors(2, "hf"), config=transformers_config(["a", "b"]), preprocessor_config=processor())
+    (tmp_path / "pytorch_model.bin").unlink()
+    save_file(tensors(2, "hf"), tmp_path / "model.safetensors", {"format": "pt", **header})
+    description = open_network(tmp_path).description
+    assert description.classes == ("a", "b") and description.preprocessing is not None
+    assert description.preprocessing.mean == IMAGENET["mean"]
+    assert (f"{passed_over} were not written by vankit" in caplog.text) == bool(passed_over)
+
+
+def test_a_config_of_another_trainer_beside_lightnings_file(tmp_path: Path) -> None:
+    content = {
+        "state_dict": {f"model.{k}": t for k, t in tensors(2, "vankit").items()},
+        "pytorch-lightning_version": "2",
+    }
+    write(tmp_path, content, "x.ckpt", config={"model": {"name": "x"}, "data": "y", "task": "classify"})
+    assert open_network(tmp_path / "x.ckpt").description.classes == ("0", "1")
+
+
+def test_what_a_format_has_no_place_for_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = {**weights.beside.PUBLISHED, "input_size": [3, 64, 64]}
+    metadata = {"classes": ["a", "b"], "preprocessing": settings}
+    vankit.models.weights.write_checkpoint(tensors(2, "vankit"), tmp_path / "x.pth", "mmpretrain", metadata)
+    assert "mmpretrain files have no place for preprocessing (input_size [3, 64, 64]): keep" in caplog.text
+    assert open_network(tmp_path / "x.pth").description.classes == ("a", "b")
+    caplog.clear()
+    metadata["preprocessing"] = weights.beside.PUBLISHED
+    vankit.models.weights.write_checkpoint(tensors(2, "vankit"), tmp_path / "x.pth", "mmpretrain", metadata)
+    assert not caplog.messages
+    vankit.models.weights.write_checkpoint(tensors(2, "vankit"), tmp_path / "x.pth", "official", metadata)
+    assert "official files have no place for class names: keep" in caplog.text
+
+
+def test_a_model_says_its_preprocessing(tmp_path: Path) -> None:
+    """Where it is saved, and where it was loaded by timm."""
+    model = timm.create_model("van_b0.cifar10", pretrained=True)
+    vankit.save_checkpoint(model, tmp_path / "x.safetensors")
+    found = open_network(tmp_path / "x.safetensors").description.preprocessing
+    assert found is not None and (found.input_size, found.crop_pct) == ((3, 64, 64), 1.0)
+    again = timm.create_model("van_b0", pretrained=True, num_classes=10,
+                              pretrained_cfg_overlay={"file": str(tmp_path / "x.safetensors")})  # fmt: skip
+    assert timm.data.resolve_model_data_config(again)["input_size"] == (3, 64, 64)
+
+
+def test_weights_of_another_normalisation_are_adapted_to_training(tmp_path: Path) -> None:
+    folder = write(tmp_path, tensors(2, "hf"), config=transformers_config(["a", "b"]), preprocessor_config=processor())
+    found = weights.read_checkpoint(folder)
+    adapted = weights.for_half(found)
+    images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    stems = []
+    for checkpoint, mean, std in ((found, IMAGENET["mean"], IMAGENET["std"]), (adapted, HALF["mean"], HALF["std"])):
+        network = vankit.VAN(num_classes=2, **SMALL).double()
+        network.load_state_dict(checkpoint.state_dict)
+        normalised = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+        stems.append(network.stage1.patch_embed.proj(normalised)[..., 1:-1, 1:-1])  # exact but at the padding
+    torch.testing.assert_close(*stems, atol=1e-5, rtol=1e-5)
+    assert weights.for_half(adapted) is not found and weights.for_half(replace(found, metadata={})).metadata == {}

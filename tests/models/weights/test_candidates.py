@@ -108,7 +108,10 @@ def test_a_whole_pickled_module(
     assert "also holds objects of" in caplog.text and "none of their code was run" in caplog.text
 
 
-@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema"])
+@pytest.mark.parametrize(
+    "key",
+    ["state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema", "EMA", "modelEma", "swa_model", "averaged"],
+)
 def test_the_average_is_taken_and_said(
     key: str, named: dict[str, Tensors], own: Tensors, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -247,3 +250,38 @@ def test_state_dicts_of_public_names_load_as_they_are(network: Any, named: dict[
         assert torch.equal(fresh(x), network(x))
     with pytest.raises(RuntimeError, match="Missing key"):
         fresh.load_state_dict({name: t for name, t in named["vankit"].items() if "norm1" not in name})
+
+
+def test_an_averaged_model_of_torch_is_one_by_its_counter(network: Any, own: Tensors, tmp_path: Path) -> None:
+    path = save({"net": plus(own), "second": AveragedModel(network).state_dict()}, tmp_path)
+    assert_read(path, own)
+    assert_read(path, plus(own), weights="raw")
+
+
+def test_pyramids_with_the_same_stem_are_not_vans(named: dict[str, Tensors], own: Tensors, tmp_path: Path) -> None:
+    pvt = {"patch_embed1.proj.weight": torch.zeros(4, 3, 7, 7), "block1.0.attn.q.weight": torch.zeros(4, 4)}
+    with pytest.raises(UserError, match="this is not a VAN checkpoint: expected tensors named as in"):
+        weights.read_checkpoint(save(pvt, tmp_path))
+    assert_read(save({"teacher": pvt, "student": named["official"]}, tmp_path), own)
+
+
+@pytest.mark.parametrize("word", ["EMA", "avg", ""])
+def test_other_words_for_a_choice_are_refused(word: Any, own: Tensors, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"weights is '{word}': expected raw or ema"):
+        weights.read_checkpoint(save(own, tmp_path), weights=word)
+
+
+def test_loading_strictly_names_what_is_not_of_the_van(network: Any, named: dict[str, Tensors]) -> None:
+    model = vankit.VAN(num_classes=5, embed_dims=(4, 6, 8, 10), depths=(1, 1, 2, 1), mlp_ratios=(2, 2, 1, 1))
+    other = {**named["mmpretrain"], "decode_head.conv_seg.weight": torch.zeros(2, 4, 1, 1)}
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*decode_head\.conv_seg\.weight"):
+        model.load_state_dict(other)
+    assert model.load_state_dict(other, strict=False).unexpected_keys == ["decode_head.conv_seg.weight"]
+
+
+def test_activation_checkpointing_and_sharding_wrap_names(own: Tensors, tmp_path: Path) -> None:
+    wrapped = {
+        f"_fsdp_wrapped_module.{name}".replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): tensor
+        for name, tensor in own.items()
+    }
+    assert_read(save({"model": wrapped}, tmp_path), own)

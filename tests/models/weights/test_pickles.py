@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import copy
 import copyreg
 import io
 import pickle
@@ -201,6 +202,11 @@ def test_an_extension_code_is_not_looked_up(tmp_path: Path) -> None:
         copyreg.remove_extension("os", "system", 7)
 
 
+def test_classes_of_a_package_called_code_are_no_plant(tmp_path: Path) -> None:
+    with open_pickle(archive(tmp_path / "x.pth", b"ccode.train\nConfig\n)R.")) as file:
+        assert file.foreign == ["code.train.Config"]
+
+
 PLANTED = [b"cos\nsystem\n", b"cposix\nsystem\n", b"cbuiltins\neval\n", b"csubprocess\nPopen\n",
            b"\x80\x04" + text("os") + text("system") + b"\x93", b"(ios\nsystem\n"]  # fmt: skip
 
@@ -231,6 +237,31 @@ DAMAGED = {
     "an empty stack": (b"0.", "damaged"),
     "an unknown opcode": (b"\xff.", "damaged"),
     "a memo entry that is not there": (b"h\x05.", "damaged"),
+    "a storage of a long name": (
+        b"\x80\x02("
+        + text("storage")
+        + b"ctorch\n"
+        + b"." * 10**6
+        + b"X\n"
+        + text("0")
+        + text("cpu")
+        + number(1)
+        + b"tQ.",
+        "numbers of an unknown kind",
+    ),
+    "numbers with one hash": (
+        b"\x80\x02}(" + b"".join(number(i * (2**61 - 1)) + b"K\x01" for i in range(30_000)) + b"u.",
+        None,
+    ),
+    "one list made a dict many times": (
+        b"\x80\x02]("
+        + b"".join(number(i) + b"N\x86" for i in range(3000))
+        + b"eq\x010"
+        + b"ccollections\nOrderedDict\nq\x02"
+        + b"h\x02h\x01\x85R0" * 3000
+        + b".",
+        None,
+    ),
 }
 
 
@@ -265,3 +296,62 @@ def test_damage_is_unreadable_or_read(edits: list[tuple[int, int]]) -> None:
         result = _Machine().run(io.BytesIO(data))
         assert isinstance(result, (StoredTensor, Opaque, dict, list, tuple, str, bytes, int, float, type(None)))
     assert set(sys.modules) == imported
+
+
+def test_nesting_without_end_is_not_followed(tmp_path: Path) -> None:
+    depth = 300_000
+    archive(tmp_path / "x.pth", (b"}" + text("a")) * depth + b"}" + b"s" * depth + b".")
+    start = time.perf_counter()
+    with pytest.raises(UserError, match="holds no state dict"):
+        weights.read_checkpoint(tmp_path / "x.pth")
+    assert time.perf_counter() - start < 30  # it would be many minutes
+
+
+def test_tensors_that_overlap_cannot_outgrow_the_file(tmp_path: Path) -> None:
+    flat = torch.zeros(100_000)
+    torch.save({"whole": flat, "half": flat[:50_000], "rest": flat[50_000:]}, tmp_path / "views.pth")
+    assert {name: len(tensor) for name, tensor in read(tmp_path / "views.pth").items()} == {
+        "whole": 100_000, "half": 50_000, "rest": 50_000,
+    }  # fmt: skip
+    torch.save([flat[:-1] for _ in range(40)], tmp_path / "x.pth")
+    with open_pickle(tmp_path / "x.pth") as file, pytest.raises(Unreadable, match="its tensors overlap"):
+        [file.tensor(stored) for stored in file.content]
+
+
+def test_parts_of_an_archive_that_overlap_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(archive(tmp_path / "x.pth", b"].", {"0": bytes(10**5)}), "a") as file:
+        for i in range(1, 5):
+            entry = copy.copy(file.getinfo("x/data/0"))
+            entry.filename = f"x/data/{i}"
+            file.filelist.append(entry)
+        file.writestr("x/last", b"")  # so that the directory is written anew
+    with pytest.raises(Unreadable, match="larger than the file"), open_pickle(tmp_path / "x.pth"):
+        pass
+
+
+def test_big_endian_numbers_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as file:
+        file.writestr("x/data.pkl", tensor_of((4,), (1,)))
+        file.writestr("x/byteorder", b"big")
+        file.writestr("x/data/0", FOUR["0"])
+    with pytest.raises(Unreadable, match="big-endian"), open_pickle(tmp_path / "x.pth"):
+        pass
+
+
+def test_a_former_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1000)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(content[:-100])
+    with pytest.raises(Unreadable, match="is cut off"), open_pickle(tmp_path / "x.pth"):
+        pass
+
+
+@given(edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_archive_is_unreadable_or_read(edits: list[tuple[int, int]], tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.pth"
+    data = bytearray(archive(path, tensor_of((2, 2), (1, 2)), FOUR).read_bytes())
+    for place, value in edits:
+        data[place % len(data)] = value
+    path.write_bytes(data)
+    with contextlib.suppress(Unreadable, Planted), open_pickle(path) as file:
+        assert not isinstance(file.content, StoredTensor) or file.tensor(file.content).numel() <= 4

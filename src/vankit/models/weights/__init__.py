@@ -12,6 +12,7 @@ from vankit.models.weights.beside import label_names
 from vankit.models.weights.checkpoints import (
     Checkpoint,
     checkpoint_of,
+    for_half,
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
@@ -38,6 +39,7 @@ __all__ = [
     "block_counts",
     "checkpoint_of",
     "file_in",
+    "for_half",
     "from_normalisation",
     "label_names",
     "load_checkpoint",

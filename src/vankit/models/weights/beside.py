@@ -3,6 +3,7 @@
 import ast
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,17 @@ from torch import Tensor
 from vankit.errors import UserError
 from vankit.files import read_json
 from vankit.models.weights.formats import sizes_of
+from vankit.models.weights.pickles import entries
 
 logger = logging.getLogger(__name__)
 
 _HALF = [0.5, 0.5, 0.5]
+# that of the published weights
+PUBLISHED: dict[str, Any] = {
+    "input_size": [3, 224, 224], "mean": _HALF, "std": _HALF, "crop_pct": 0.9, "interpolation": "bicubic",
+}  # fmt: skip
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
+_A_VAN = re.compile(r"van_(b[0-6](\.\w+)?|tiny|small|base|large)")
 _LARGEST_CONFIG = 10**6  # characters
 # the published files, which were trained at mean = std = 0.5 although the JSON of their repositories says otherwise
 _ORIGINALS = ("van_tiny_754.pth.tar", "van_small_811.pth.tar", "van_base_828.pth.tar", "van_large_839.pth.tar")
@@ -29,7 +36,8 @@ def stated(path: Path, content: Any, fmt: str) -> dict[str, Any]:
     Args:
         path: the checkpoint. Beside it, transformers' `config.json` (`id2label`) and `preprocessor_config.json`, and
             timm's `config.json` (`label_names`, `pretrained_cfg`), are read where they go with `fmt`.
-        content: of the file; OpenMMLab's `meta` names classes and holds the text of the run's config.
+        content: of the file; OpenMMLab's `meta` names classes and holds the text of the run's config, timm's `args` are
+            the options of its train.py.
         fmt: one of `FORMATS`.
 
     Returns:
@@ -43,7 +51,7 @@ def stated(path: Path, content: Any, fmt: str) -> dict[str, Any]:
         return _of_transformers(path, config)
     if fmt in ("vankit", "official") and "architecture" in config:
         return _of_timm(path, config)
-    return {}
+    return _of_timm_run(content)
 
 
 def _json_beside(path: Path, name: str) -> dict[str, Any]:
@@ -102,9 +110,12 @@ def _image_processor(settings: Mapping[str, Any]) -> dict[str, Any]:
         percent = 224 / 256  # its default
     resample = settings.get("resample")
     words = dict(enumerate(_RESAMPLE))
-    mean, std = settings.get("image_mean"), settings.get("image_std")
+    mean, std = _per_channel(settings.get("image_mean")), _per_channel(settings.get("image_std"))
     if settings.get("do_normalize") is False:
         mean, std = [0.0] * 3, [1.0] * 3
+    factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+    if mean and std and factor and factor != 1 / 255:  # what they are in units of 0 to 1
+        mean, std = ([number / (255 * factor) for number in three] for three in (mean, std))
     return _given(
         input_size=[3, side, side] if side else None,
         mean=mean,
@@ -112,6 +123,11 @@ def _image_processor(settings: Mapping[str, Any]) -> dict[str, Any]:
         crop_pct=percent,
         interpolation=words.get(resample) if isinstance(resample, int) else None,
     )
+
+
+def _per_channel(values: Any) -> list[float] | None:
+    values = [values] * 3 if isinstance(values, int | float) else values
+    return list(values) if _three(values) else None
 
 
 def _side(size: Any) -> int | None:
@@ -137,6 +153,24 @@ def _of_timm(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         classes=label_names(config) or label_names(cfg),
         preprocessing=_given(**settings),
     )
+
+
+def _of_timm_run(content: Any) -> dict[str, Any]:
+    """Of the checkpoints of timm's train.py: the model, whose preprocessing it has but for the options given."""
+    saved = entries(content)
+    arch, args = saved.get("arch"), entries(saved.get("args"))
+    if not isinstance(arch, str) or not _A_VAN.fullmatch(arch):
+        return {}
+    side, size, percent = args.get("img_size"), args.get("input_size"), args.get("crop_pct")
+    word = args.get("interpolation")
+    settings = _given(
+        input_size=list(size or ()) if _three(size) else [3, side, side] if _last(side) else None,
+        mean=_per_channel(args.get("mean")),
+        std=_per_channel(args.get("std")),
+        crop_pct=percent if isinstance(percent, int | float) else None,
+        interpolation=word if word in _RESAMPLE else None,
+    )
+    return _given(model=arch, preprocessing=settings)
 
 
 def label_names(config: Mapping[str, Any]) -> list[str] | None:
@@ -175,6 +209,11 @@ def _settings_in(text: str) -> dict[str, Any]:
         if all(map(_three, statistics)):
             mean, std = ([number / 255 for number in three] for three in statistics)  # type: ignore[union-attr]
             settings |= {"mean": mean, "std": std}
+            if values.get("to_rgb", values.get("bgr_to_rgb")) is False:
+                logger.warning(
+                    "a checkpoint's config feeds the network BGR images (to_rgb=False), and vankit feeds it RGB: swap "
+                    "the channels of its first convolution, or expect wrong answers"
+                )
         kind = values.get("type")
         if kind in ("Resize", "ResizeEdge"):
             scale = _last(values.get("scale", values.get("size")))
@@ -208,9 +247,11 @@ def _three(values: Any) -> bool:
 
 
 def _last(size: Any) -> int | None:
-    """A side in pixels; of (width, height) the second, and -1 for "keep the ratio" is none."""
-    size = size[-1] if isinstance(size, list | tuple) and size else size
-    return size if isinstance(size, int) and size > 0 else None
+    """A side in pixels; of two the second, unless it is -1 for "keep the ratio"."""
+    sides = [
+        side for side in (size if isinstance(size, list | tuple) else [size]) if isinstance(side, int) and side > 0
+    ]
+    return sides[-1] if sides else None
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -233,14 +274,13 @@ def transformers_config(path: Path, tensors: Mapping[str, Tensor], metadata: Map
     """
     target = path.with_name("config.json")
     if target.exists() and read_json(target).get("model_type") != "van":
-        raise UserError(f"{target} is of another model: choose a folder of its own for transformers' files")
+        raise UserError(f"{target} is of another model: choose a folder without one")
     head = tensors.get("head.fc.weight")
     outputs = 0 if head is None else head.shape[0]
     names = list(metadata.get("classes") or ())
     if len(names) != outputs:
         names = [f"LABEL_{i}" for i in range(outputs)]  # transformers' own word for not knowing
-    settings: dict[str, Any] = {"input_size": [3, 224, 224], "mean": _HALF, "std": _HALF, "crop_pct": 0.9}
-    settings |= {"interpolation": "bicubic", **(metadata.get("preprocessing") or {})}
+    settings = {**PUBLISHED, **(metadata.get("preprocessing") or {})}
     sizes = sizes_of(tensors)
     config = {
         "architectures": ["VanForImageClassification" if outputs else "VanModel"],

@@ -3,23 +3,24 @@
 import logging
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args
 
 from torch import Tensor
 
 from vankit.errors import UserError
 from vankit.models.description import Weights
 from vankit.models.weights.formats import Place, not_a_van, places
-from vankit.models.weights.pickles import Opaque, StoredTensor
+from vankit.models.weights.pickles import Opaque, StoredTensor, attributes, entries
 
 logger = logging.getLogger(__name__)
 
 # put around modules by torch.compile, FSDP and activation checkpointing, anywhere in a name
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_EMA = re.compile(r"(?:^|[._])ema(?:[._]|$)")
+_EMA = re.compile(r"(?:^|[._]|(?<=[a-z])(?=E))(?:ema|averaged|avg|swa)(?:[._]|$)", re.IGNORECASE)
+_DEEPEST = 64  # levels of a file that are looked at; real ones have about six
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +57,13 @@ def find_van(content: Any, weights: Weights | None, path: Path) -> Candidate:
     Raises:
         ValueError: there is no VAN, or not of the weights asked for.
     """
+    if weights not in (None, *get_args(Weights)):
+        raise UserError(f"weights is {weights!r}: expected {' or '.join(get_args(Weights))}")
     groups = list(_mappings(content))
     if not groups:
         raise UserError(f"{path} holds no state dict: expected named tensors")
     found = [
-        Candidate(keys, tensors, place, _averaged(keys, place, content))
+        Candidate(keys, tensors, place, _averaged(keys, tensors, place, content))
         for keys, tensors in groups
         for place in places(tensors)
     ]
@@ -85,34 +88,30 @@ def find_van(content: Any, weights: Weights | None, path: Path) -> Candidate:
 
 def _mappings(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """The named tensors of every dict and pickled module, outermost first, and the keys that lead there."""
-    queue: deque[tuple[tuple[str, ...], Any]] = deque([((), content)])
+    queue: deque[tuple[tuple[str, ...], Any, int]] = deque([((), content, 0)])
     seen: set[int] = set()
     while queue:
-        keys, node = queue.popleft()
-        if id(node) in seen:  # it may contain itself
+        keys, node, depth = queue.popleft()
+        if id(node) in seen or depth > _DEEPEST:  # it may contain itself
             continue
         seen.add(id(node))
-        tensors = _module_tensors(node) if _is_module(node) else _tensors(_entries(node))
+        tensors = _module_tensors(node) if _is_module(node) else _tensors(node)
         if tensors:
             yield keys, {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
         if not _is_module(node):
-            queue.extend((keys if key is None else (*keys, key), child) for key, child in _children(node))
+            queue.extend((keys if key is None else (*keys, key), child, depth + 1) for key, child in _children(node))
 
 
-def _tensors(entries: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+def _tensors(node: Any) -> dict[str, Any]:
     return {
-        name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor | StoredTensor)
+        name: value
+        for name, value in entries(node).items()
+        if isinstance(name, str) and isinstance(value, Tensor | StoredTensor)
     }
 
 
-def _entries(node: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(node, Mapping):
-        return node.items()
-    return [*node.items.items(), *_attributes(node).items()] if isinstance(node, Opaque) else ()
-
-
 def _children(node: Any) -> Iterator[tuple[str | None, Any]]:
-    for name, child in _entries(node):
+    for name, child in entries(node).items():
         if isinstance(child, Mapping | list | tuple | Opaque):
             yield (name if isinstance(name, str) else None), child
     values = node.values if isinstance(node, Opaque) else node
@@ -120,35 +119,31 @@ def _children(node: Any) -> Iterator[tuple[str | None, Any]]:
         yield from ((None, child) for child in values if isinstance(child, Mapping | list | tuple | Opaque))
 
 
-def _attributes(node: Opaque) -> dict[Any, Any]:
-    return node.state if isinstance(node.state, dict) else {}
-
-
 def _is_module(node: Any) -> TypeGuard[Opaque]:
     """Of `torch.save(model, path)`."""
-    return isinstance(node, Opaque) and isinstance(_attributes(node).get("_modules"), Mapping)
+    return isinstance(node, Opaque) and isinstance(attributes(node).get("_modules"), Mapping)
 
 
 def _module_tensors(module: Opaque) -> dict[str, Any]:
     """The state dict of a pickled module."""
     tensors: dict[str, Any] = {}
-    queue: deque[tuple[str, Opaque]] = deque([("", module)])
+    queue: deque[tuple[str, Opaque, int]] = deque([("", module, 0)])
     seen: set[int] = set()
     while queue:
-        prefix, node = queue.popleft()
-        if id(node) in seen:
+        prefix, node, depth = queue.popleft()
+        if id(node) in seen or depth > _DEEPEST:
             continue
         seen.add(id(node))
         for kind in ("_parameters", "_buffers"):
-            own = _attributes(node).get(kind)
-            tensors |= {prefix + name: value for name, value in _tensors(_entries(own)).items()}
-        for name, child in _entries(_attributes(node).get("_modules")):
+            own = attributes(node).get(kind)
+            tensors |= {prefix + name: value for name, value in _tensors(own).items()}
+        for name, child in entries(attributes(node).get("_modules")).items():
             if isinstance(child, Opaque) and isinstance(name, str):
-                queue.append((f"{prefix}{name}.", child))
+                queue.append((f"{prefix}{name}.", child, depth + 1))
     return tensors
 
 
-def _averaged(keys: tuple[str, ...], place: Place, content: Any) -> bool:
+def _averaged(keys: tuple[str, ...], tensors: Mapping[str, Any], place: Place, content: Any) -> bool:
     """Whether weights are moving averages, by the names that lead to them, and by what frameworks swap on writing."""
     top = content if isinstance(content, Mapping) else {}
     theirs = top.get("ema_state_dict")
@@ -156,4 +151,5 @@ def _averaged(keys: tuple[str, ...], place: Place, content: Any) -> bool:
         return keys[:1] == ("state_dict",)
     if isinstance(theirs, Mapping) and "steps" in theirs:  # mmengine's EMAHook does the same
         return keys[:1] == ("state_dict",)
-    return bool(_EMA.search(".".join((*keys, place.prefix))))
+    of_torch = place.prefix.rpartition("module.")[0] + "n_averaged" in tensors  # AveragedModel's
+    return of_torch or bool(_EMA.search(".".join((*keys, place.prefix))))

@@ -1,9 +1,10 @@
 """A VAN in a file: read, written, converted and loaded, in any of the formats."""
 
 import io
+import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from vankit.errors import UserError
 from vankit.files import replacing, write_text
 from vankit.models.description import Weights
-from vankit.models.weights.beside import transformers_config
+from vankit.models.weights.beside import PUBLISHED, transformers_config
 from vankit.models.weights.files import TensorFile, check_finite, read_tensors, stored, write_tensors
 from vankit.models.weights.formats import check_names, from_normalisation, rename, sizes_of, van_at
 
@@ -38,11 +39,11 @@ class Checkpoint:
         left_out: names of the file's tensors that are not the VAN's, such as those of a detector's head.
     """
 
-    state_dict: dict[str, Tensor]
+    state_dict: dict[str, Tensor] = field(repr=False)
     format: str
     path: Path
     metadata: dict[str, Any] = field(default_factory=dict)
-    left_out: Sequence[str] = ()
+    left_out: Sequence[str] = field(default=(), repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -96,8 +97,15 @@ def checkpoint_of(file: TensorFile) -> Checkpoint:
 def save_checkpoint(
     model: nn.Module, path: str | PathLike[str], to: str = "vankit", metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Save a VAN, with the settings of its attention; see `write_checkpoint` for the arguments."""
-    settings = {"lka": model.lka} if getattr(model, "lka", None) else {}
+    """Save a VAN, with the settings of its attention and the preprocessing that its `pretrained_cfg` states.
+
+    See `write_checkpoint` for the arguments; what `metadata` says outranks the model.
+    """
+    settings: dict[str, Any] = {"lka": model.lka} if getattr(model, "lka", None) else {}
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    preprocessing = {name: cfg[name] for name in PUBLISHED if cfg.get(name)}
+    if preprocessing:
+        settings["preprocessing"] = preprocessing
     write_checkpoint(model.state_dict(), path, to, {**settings, **(metadata or {})})
 
 
@@ -116,7 +124,7 @@ def write_checkpoint(
             reads.
         to: one of `FORMATS`.
         metadata: JSON-able values by name. `vankit` files keep all of them, `hf` has places for classes and
-            preprocessing, the others for none.
+            preprocessing, `mmpretrain` for classes, `official` for none. What of these two is lost is warned about.
 
     Raises:
         ValueError: a tensor has no place in the format, the name's suffix is that of another kind of file, or the
@@ -126,23 +134,38 @@ def write_checkpoint(
     path = Path(path)
     if to == "hf" and (path.is_dir() or not (path.suffix or path.exists())):
         path = path / "model.safetensors"
-    safe = path.suffix == ".safetensors"
+    safe = path.suffix.lower() == ".safetensors"
     if to in ("official", "mmpretrain") and safe:
         raise UserError(f"{path}: {to} files are pickles: expected a name that ends in .pth or .pth.tar")
-    if to == "vankit" and path.suffix in (".pth", ".pt", ".tar", ".bin", ".ckpt"):
+    if to == "vankit" and path.suffix.lower() in (".pth", ".pt", ".tar", ".bin", ".ckpt"):
         raise UserError(f"{path}: vankit files are safetensors: expected a name that ends in .safetensors")
     a_file = path.is_file() or not path.exists()  # rather than a device such as /dev/stdout
     beside = transformers_config(path, state_dict, metadata or {}) if to == "hf" and a_file else {}
     if to == "vankit" or (to == "hf" and safe):
         write_tensors(tensors, path, (metadata or {}) if to == "vankit" else {})
     else:
-        content = {"state_dict": stored(tensors)} if to != "hf" else stored(tensors)
+        classes = (metadata or {}).get("classes")
+        content: dict[str, Any] = {"state_dict": stored(tensors)} if to != "hf" else stored(tensors)
+        if to == "mmpretrain":
+            content = {"meta": {"dataset_meta": {"classes": tuple(classes)}} if classes else {}, **content}
+        if to != "hf":
+            _warn_of_loss(path, to, metadata or {})
         buffer = io.BytesIO()  # PyTorch's own writer says of a full disk that it is a bug
-        torch.save({"meta": {}, **content} if to == "mmpretrain" else content, buffer)
+        torch.save(content, buffer)
         with replacing(path) as partial:
             partial.write_bytes(buffer.getbuffer())
     for file, text in beside.items():
         write_text(file, text)
+
+
+def _warn_of_loss(path: Path, to: str, metadata: Mapping[str, Any]) -> None:
+    lost = ["class names"] if to == "official" and metadata.get("classes") else []
+    stated = json.loads(json.dumps(metadata.get("preprocessing") or {}))  # in which tuples are lists
+    other = [f"{name} {value}" for name, value in stated.items() if value != PUBLISHED.get(name)]
+    if other:
+        lost.append(f"preprocessing ({', '.join(other)})")
+    if lost:
+        logger.warning("%s: %s files have no place for %s: keep a note beside it", path, to, " and ".join(lost))
 
 
 def load_checkpoint(
@@ -174,16 +197,16 @@ def load_checkpoint(
     head, stem = "head.fc.weight", "stage1.patch_embed.proj.weight"
     rows = own[head].shape[0] if head in own else 0
     if rows != checkpoint.num_classes:
+        found = f"{checkpoint.num_classes} classes and the model {rows}" if checkpoint.num_classes else "no head"
         logger.log(
             logging.WARNING if rows else logging.INFO,  # a model without a head was asked for
-            "%s has %d classes and the model %d: loaded the backbone only, the model's head is unchanged",
-            path, checkpoint.num_classes, rows,
+            "%s has %s: loaded the backbone only, the model's head is unchanged", path, found,
         )  # fmt: skip
         for name in (head, "head.fc.bias"):
             tensors.pop(name, None)
             if name in own:
                 tensors[name] = own[name]
-    if stem in own and own[stem].shape[1] != tensors[stem].shape[1]:
+    if stem in own and tensors[stem].dim() == 4 and own[stem].shape[1] != tensors[stem].shape[1]:
         chans = own[stem].shape[1]
         logger.warning("%s takes %d channels, the model %d: adapted the first convolution",
                        path, tensors[stem].shape[1], chans)  # fmt: skip
@@ -205,6 +228,23 @@ def load_checkpoint(
         logger.warning("%s was trained with lka=%s, the model has lka=%s", path, theirs, settings)
     model.load_state_dict(tensors)
     return checkpoint
+
+
+def for_half(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint whose images are normalised otherwise, for images of mean and standard deviation 0.5.
+
+    Training normalises its images so, and the first convolution is adapted to that; this is logged.
+    """
+    stated = checkpoint.metadata.get("preprocessing") or {}
+    mean, std = (list(stated.get(name, PUBLISHED[name])) for name in ("mean", "std"))
+    if [mean, std] == [PUBLISHED["mean"], PUBLISHED["std"]]:
+        return checkpoint
+    logger.warning(
+        "%s was trained at mean %s and std %s, and training here normalises by 0.5: adapted its first convolution",
+        checkpoint.path, mean, std,
+    )  # fmt: skip
+    tensors = from_normalisation(checkpoint.state_dict, mean, std)
+    return replace(checkpoint, state_dict=tensors)
 
 
 def _check_same_sizes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

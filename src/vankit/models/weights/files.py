@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vankit.errors import MissingFileError, UserError
 from vankit.files import read_json, replacing
-from vankit.models.description import Weights
+from vankit.models.description import Description, Weights
 from vankit.models.weights.beside import stated
 from vankit.models.weights.candidates import find_van
 from vankit.models.weights.formats import Place
@@ -28,6 +28,7 @@ _USUAL_NAMES = ("best.safetensors", "model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 _TRAINED = "model."  # what Lightning has before the names of the network in training
 _MMSEG = ("decode_head.", "auxiliary_head.")
+_KINDS: dict[str, Any] = {"model": str, "lka": dict, "classes": list, "preprocessing": dict}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class TensorFile:
     """
 
     path: Path
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor] = field(repr=False)
     place: Place
     metadata: dict[str, Any]
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None
@@ -57,7 +58,7 @@ def read_tensors(path: str | PathLike[str], weights: Weights | None = None) -> T
             with safetensors.safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 found = find_van(tensors, weights, path)
-                metadata = _metadata_of(file) or stated(path, {}, found.place.format)
+                metadata = {**stated(path, {}, found.place.format), **_metadata_of(file)}
                 return TensorFile(path, dict(found.tensors), found.place, metadata)
         with open_pickle(path) as file:
             return _of_pickle(path, file, weights)
@@ -69,7 +70,20 @@ def read_tensors(path: str | PathLike[str], weights: Weights | None = None) -> T
             f"Expected tensors and plain values; ask its author for a safetensors file. Found: {error}"
         ) from None
     except (Unreadable, safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable checkpoint (truncated download?): {error}") from None
+        raise UserError(f"{path} is not a readable checkpoint ({_cause(path)}): {error}") from None
+
+
+def _cause(path: Path) -> str:
+    """What a file that is no checkpoint often is, by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(100)
+    if not start:
+        return "the file is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of git-lfs: run git lfs pull"
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page: download the file itself"
+    return "truncated download?" if start.startswith((b"PK", b"\x80")) else "neither safetensors nor a PyTorch file"
 
 
 def _of_pickle(path: Path, file: PickleFile, weights: Weights | None) -> TensorFile:
@@ -95,10 +109,11 @@ def _of_pickle(path: Path, file: PickleFile, weights: Weights | None) -> TensorF
 
 
 def _run_beside(path: Path) -> dict[str, Any]:
-    """What vankit's training wrote of the run whose state this file is."""
+    """What vankit's training wrote of the run whose state this file is, without the run's settings."""
     record = path.with_name("config.json")
     content = read_json(record) if record.is_file() else {}
-    return content if {"data", "model", "task"} <= set(content) else {}
+    ours = {"data", "task", "model", "lka", "classes"} <= set(content)
+    return {f.name: content[f.name] for f in fields(Description) if f.name in content} if ours else {}
 
 
 def file_in(path: Path) -> Path:
@@ -113,13 +128,23 @@ def file_in(path: Path) -> Path:
     if not path.is_dir():
         raise MissingFileError(f"no checkpoint at {path}: pass the path of a .safetensors, .pth, .pth.tar or .bin file")
     usual = next((path / name for name in _USUAL_NAMES if (path / name).is_file()), None)
-    files = [usual] if usual else [each for each in sorted(path.iterdir()) if each.name.endswith(_SUFFIXES)]
+    files = [usual] if usual else [each for each in sorted(path.iterdir()) if _may_be_one(each)]
+    if (path / "export.json").is_file():
+        raise UserError(f"{path} is an exported folder, not a checkpoint: pass it as the model (--model)")
     if not files:
         raise MissingFileError(f"no checkpoint in the folder {path}: expected {', '.join(_USUAL_NAMES)}, or one file")
+    if index := next(path.glob("*.index.json"), None):
+        raise UserError(
+            f"{path} has a checkpoint in pieces ({index.name}): save it anew in one file, which is expected"
+        )
     if len(files) > 1:
-        names = ", ".join(each.name for each in files[:4])
+        names = ", ".join([*(each.name for each in files[:4]), *(["…"] if len(files) > 4 else [])])
         raise UserError(f"the folder {path} has {len(files)} checkpoints ({names}): pass the path of one of them")
     return files[0]
+
+
+def _may_be_one(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".") and path.name.lower().endswith(_SUFFIXES)
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -141,14 +166,20 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, Any]:
 def _metadata_of(file: Any) -> dict[str, Any]:
     metadata = {key: _parse(value) for key, value in (file.metadata() or {}).items()}
     metadata.pop("format", None)  # safetensors' own word for PyTorch, not the writer's
-    return metadata
+    foreign = [key for key, kind in _KINDS.items() if not isinstance(metadata.get(key), kind | None)]
+    classes = metadata.get("classes")
+    if isinstance(classes, list) and not all(isinstance(name, str) for name in classes):
+        foreign.append("classes")
+    if foreign:
+        logger.warning("a checkpoint's %s were not written by vankit: passed over", ", ".join(foreign))
+    return {key: value for key, value in metadata.items() if key not in foreign}
 
 
 def _parse(value: str) -> Any:
     """vankit stores lists and dicts in safetensors' string-only metadata as JSON; other writers store plain text."""
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
@@ -175,12 +206,18 @@ def check_finite(tensors: Mapping[str, Tensor], path: str | PathLike[str]) -> No
     Raises:
         ValueError: a number is not finite; the first tensors are named.
     """
-    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if bad:
+    if bad := not_finite(tensors):
         raise UserError(
             f"{path} has NaN or infinite numbers in {len(bad)} of its {len(tensors)} tensors, such as "
             f"{', '.join(bad[:3])}: its training went wrong, or the file is damaged; use other weights"
         )
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors in which a number is NaN or infinite."""
+    # float8 has no isfinite of its own
+    wide = {name: tensor.float() if "float8" in str(tensor.dtype) else tensor for name, tensor in tensors.items()}
+    return [name for name, tensor in wide.items() if not torch.isfinite(tensor).all()]
 
 
 def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

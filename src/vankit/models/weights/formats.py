@@ -1,7 +1,7 @@
 """The public formats as name tables: what every tensor of a VAN is called in each."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ _BLOCK = (
     ("mlp.dw", "mlp.dwconv.dwconv", "mlp.dwconv", "mlp.depth_wise"),
     ("mlp.fc2", "mlp.fc2", "mlp.fc2", "mlp.out_dense"),
 )  # fmt: skip
+
+_PROJECTION = next(row for row in _BLOCK if row[0] == "attn.proj_1")
 
 _BLOCK_PREFIX = (
     "stage{s}.blocks.{b}", "block{s}.{b}", "backbone.blocks{s}.{b}", "van.encoder.stages.{i}.layers.{b}"
@@ -111,15 +113,21 @@ def _leaves(module: str) -> tuple[str, ...]:
     return (".weight", ".bias")
 
 
-def places(names: Iterable[str]) -> list[Place]:
+def places(names: Collection[str]) -> list[Place]:
     """Every VAN that these tensor names hold, in their order."""
-    stems = [f"{stem.format(s=1, i=0).removeprefix(own)}.weight" for stem, own in zip(_EMBED[0], _OWN, strict=True)]
-    return [
-        Place(fmt, name.removesuffix(stem))
-        for name in names
-        for fmt, stem in zip(FORMATS, stems, strict=True)
-        if name == stem or name.endswith(f".{stem}")
-    ]
+    found = []
+    columns = zip(FORMATS, _OWN, _EMBED[0], _BLOCK_PREFIX, _PROJECTION, strict=True)
+    for fmt, own, embed, block, projection in columns:
+        stem = f"{embed.format(s=1, i=0).removeprefix(own)}.weight"
+        # of VAN alone: other pyramids begin with the same stem
+        marker = f"{block.format(s=1, i=0, b=0).removeprefix(own)}.{projection}."
+        vans = {name.partition(marker)[0] for name in names if marker in name}
+        found += [
+            (i, Place(fmt, name.removesuffix(stem)))
+            for i, name in enumerate(names)
+            if (name == stem or name.endswith(f".{stem}")) and name.removesuffix(stem) in vans
+        ]
+    return [place for _, place in sorted(found, key=lambda each: each[0])]
 
 
 def not_a_van(names: Iterable[str]) -> UserError:

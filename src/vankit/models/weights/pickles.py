@@ -6,7 +6,7 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,9 @@ _DTYPES = {
 }  # fmt: skip
 # of no use in a checkpoint but to run something; it would not run here, but whoever planted it should be found out
 _PLANTED = re.compile(
-    r"(os|posix|nt|sys|subprocess|pty|runpy|shutil|socket|ctypes|importlib|code|webbrowser|commands)\b"
+    r"(os|posix|nt|sys|subprocess|_posixsubprocess|pty|runpy|shutil|socket|ctypes|importlib|webbrowser)\b"
     r"|(builtins|__builtin__)\.(eval|exec|execfile|compile|__import__|open|input|breakpoint)$"
+    r"|code\.(interact|Interactive\w+)$|commands\.get\w*output$|timeit\.\w+$|(marshal|_?pickle)\.loads?$"
 )
 # classes whose presence says nothing, and whose objects nobody misses
 _USUAL = re.compile(
@@ -77,7 +78,7 @@ class StoredTensor:
     dtype: torch.dtype
 
 
-@dataclass(frozen=True)
+@dataclass
 class PickleFile:
     """An open file.
 
@@ -89,6 +90,7 @@ class PickleFile:
     content: Any
     foreign: list[str]
     _read: Callable[[Storage], bytes]
+    _spare: int  # bytes that parts of storages may still be copied to
     _storages: dict[str, Tensor] = field(default_factory=dict)
 
     def tensor(self, stored: StoredTensor) -> Tensor:
@@ -112,7 +114,12 @@ class PickleFile:
         if numbers > len(flat) or (numbers and last >= len(flat)):
             raise Unreadable(f"a tensor of shape {size} claims more numbers than the {len(flat)} of its storage")
         tensor = flat.as_strided(size, stride, offset) if numbers else flat.new_empty(size)
-        return tensor if tensor.is_contiguous() and numbers == len(flat) else tensor.clone().contiguous()
+        if tensor.is_contiguous() and numbers == len(flat):
+            return tensor
+        self._spare -= tensor.nbytes
+        if self._spare < 0:
+            raise Unreadable("its tensors overlap, and are together larger than the file")
+        return tensor.clone().contiguous()
 
 
 @contextmanager
@@ -131,14 +138,17 @@ def open_pickle(path: Path) -> Iterator[PickleFile]:
             else:
                 file.seek(0)
                 yield _in_sequence(file, path.stat().st_size)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, EOFError, MemoryError, NotImplementedError, RuntimeError, UnicodeError) as error:
             raise Unreadable(str(error) or type(error).__name__) from None
 
 
 def _in_zip(archive: zipfile.ZipFile, size: int) -> PickleFile:
     entries = {entry.filename: entry for entry in archive.infolist()}
+    if any(name.endswith("/constants.pkl") for name in entries):
+        raise Unreadable("it is a TorchScript program; load it with torch.jit.load and save its state_dict()")
     # torch.save stores without compression; else a small file could unfold to any size
-    if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size for entry in entries.values()):
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries.values())
+    if not stored or sum(entry.file_size for entry in entries.values()) > size:
         raise Unreadable("its parts are compressed, or larger than the file")
     root = next((name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")), None)
     if root is None:
@@ -155,13 +165,13 @@ def _in_zip(archive: zipfile.ZipFile, size: int) -> PickleFile:
 
     machine = _Machine()
     content = machine.run(io.BytesIO(archive.read(f"{root}data.pkl")))
-    return PickleFile(content, machine.foreign(), read)
+    return PickleFile(content, machine.foreign(), read, size)
 
 
 def _in_sequence(file: BinaryIO, size: int) -> PickleFile:
     """The format before PyTorch 1.6: pickles one after the other, then the storages."""
     if _Machine().run(file) != _MAGIC:
-        raise Unreadable("neither safetensors nor a PyTorch file")
+        raise Unreadable("its first object is not PyTorch's")
     _Machine().run(file)  # protocol
     _Machine().run(file)  # the machine it was written on
     machine = _Machine()
@@ -186,7 +196,7 @@ def _in_sequence(file: BinaryIO, size: int) -> PickleFile:
         file.seek(start)
         return file.read(length)
 
-    return PickleFile(content, machine.foreign(), read)
+    return PickleFile(content, machine.foreign(), read, size)
 
 
 class _Machine:
@@ -213,7 +223,7 @@ class _Machine:
                     raise Unreadable(f"a pickle with {opcode.name}")
                 self.stack.append(arg) if act is None else act(arg)
         except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, struct.error) as error:
-            raise Unreadable(f"damaged at {type(error).__name__} {error}"[:200]) from None
+            raise Unreadable(f"damaged: {error}"[:200]) from None
         raise Unreadable("it ends too early")
 
     # marks and memo
@@ -316,8 +326,9 @@ class _Machine:
         target = self.stack[-1]
         entries = target.items if isinstance(target, Opaque) else target
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # tuples of tuples can take for ever to hash, and no name is one
-            entries[key if isinstance(key, str | int | float | bytes) else object()] = value
+            # tuples of tuples can take for ever to hash, and long numbers can share one hash; no name is either
+            plain = isinstance(key, str | float | bytes) or (isinstance(key, int) and abs(key) < 2**63)
+            entries[key if plain else object()] = value
 
     def _empty_set(self, _: Any) -> None:
         self.stack.append(Opaque("builtins.set"))
@@ -381,7 +392,7 @@ class _Machine:
         """PyTorch's: ("storage", class, key, place, elements, …); others are of old pickled modules' source code."""
         match self.stack.pop():
             case ("storage", Opaque() as kind, key, _, _, *_):
-                name = re.sub(r".*\._?(\w+)Storage$", r"\1", kind.name)
+                name = kind.name.rpartition(".")[2].removeprefix("_").removesuffix("Storage")
                 if name not in _DTYPES:
                     raise Unreadable(f"numbers of an unknown kind, {kind.name}")
                 storage = self.storages.setdefault(_text(key), Storage(key, _DTYPES[name]))
@@ -414,6 +425,10 @@ def _result(function: Any, args: Any) -> Any:
             return _as_dict(args)
         case "Size" | "tuple" | "list", (list() | tuple() as items,):
             return items
+        case "encode", (str() as text, "latin1"):  # bytes, before protocol 3
+            return text.encode("latin1")
+        case "bytes", ():
+            return b""
         case _:
             return Opaque(name, args)
 
@@ -426,10 +441,24 @@ def _stored(storage: Storage, offset: Any, size: Any, stride: Any, dtype: torch.
 
 
 def _as_dict(args: tuple[Any, ...]) -> dict[Any, Any]:
-    """The dict that a call to a kind of dict made: empty, of a dict, or of pairs."""
+    """The dict that a call to a kind of dict made: empty, of a dict, or of pairs. Nothing is copied twice."""
     first = args[-1] if args else None
     if isinstance(first, dict):
-        return dict(first)
+        return first
     if isinstance(first, list):
-        return {pair[0]: pair[1] for pair in first if len(pair) == 2 and isinstance(pair[0], str)}
+        pairs = {pair[0]: pair[1] for pair in first if len(pair) == 2 and isinstance(pair[0], str)}
+        first.clear()
+        return pairs
     return {}
+
+
+def entries(node: Any) -> Mapping[Any, Any]:
+    """The items of a dict, or the items and attributes of an object that was not made; nothing of anything else."""
+    if isinstance(node, Mapping):
+        return node
+    return {**node.items, **attributes(node)} if isinstance(node, Opaque) else {}
+
+
+def attributes(node: Opaque) -> dict[Any, Any]:
+    """What an object was to be given, by name."""
+    return node.state if isinstance(node.state, dict) else {}
