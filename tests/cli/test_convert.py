@@ -25,5 +25,5 @@ def test_numbers_that_are_not_finite_are_said(
     found.state_dict["stage1.norm.weight"][0] = torch.nan
     save_file(found.state_dict, tmp_path / "nan.safetensors")
     assert run("convert", tmp_path / "nan.safetensors", tmp_path / "w.pth", "--to", "official") == 0
-    assert "has NaN or infinite numbers in 1 tensors, such as stage1.norm.weight: converted, but" in caplog.text
+    assert "NaN or infinite numbers in 1 of its 402 tensors, such as stage1.norm.weight: converted, but" in caplog.text
     assert vankit.read_checkpoint(tmp_path / "w.pth").state_dict["stage1.norm.weight"][0].isnan()

@@ -148,12 +148,14 @@ def test_no_weights_are_chosen_of_what_is_open_or_exported(checkpoint: Path, fol
             open_network(model, weights="ema")
 
 
-def test_a_models_name_is_not_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_models_name_is_not_a_folder(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "van_b0").mkdir()
     monkeypatch.chdir(tmp_path)
     assert open_network("van_b0", pretrained=False).source == "van_b0"
     with pytest.raises(MissingFileError, match="no checkpoint in the folder"):
         open_network("./van_b0")
+    (tmp_path / "van_b0.pth").symlink_to(checkpoint)
+    assert open_network("van_b0.pth").description.classes == CLASSES  # nor is a file a model's tag
 
 
 def test_a_path_to_train_from_is_a_checkpoint(checkpoint: Path) -> None:

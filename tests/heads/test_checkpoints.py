@@ -395,6 +395,12 @@ def test_the_normalisation_that_an_mmseg_file_states_is_used(mmseg: Any, classif
     found = weights.read_checkpoint(tmp_path / "half.pth").state_dict
     stem = "stage1.patch_embed.proj.weight"
     torch.testing.assert_close(found[stem], classifier.state_dict()[stem])
+    statistics = "dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])"
+    torch.save({"meta": {"config": f"img_norm_cfg = {statistics}"}, "state_dict": tensors}, tmp_path / "stated.pth")
+    network = build("retinanet")
+    start_from(network, tmp_path / "stated.pth", "retinanet")  # adapted once
+    adapted = weights.read_checkpoint(path).state_dict[stem]
+    torch.testing.assert_close(backbone_of(network).state_dict()[stem], adapted)
     assert not torch.equal(weights.read_checkpoint(path).state_dict[stem], classifier.state_dict()[stem])
 
 

@@ -528,6 +528,8 @@ def test_the_file_of_a_folder(files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "export.json").touch()
     with pytest.raises(UserError, match=r"is an exported folder, not a checkpoint: pass it as the model"):
         weights.file_in(tmp_path)
+    (tmp_path / "best.safetensors").touch()
+    assert weights.file_in(tmp_path) == tmp_path / "best.safetensors"
 
 
 def test_suffixes_are_read_in_capitals_too(public: Any, tmp_path: Path) -> None:

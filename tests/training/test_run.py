@@ -388,7 +388,7 @@ def test_a_state_is_replaced_at_once(run: TrainResult, data: Path, tmp_path: Pat
         patch.setattr(Trainer, "save_checkpoint", interrupted)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             train(data, "van_b0", replace(TINY, epochs=3), tmp_path, resume=True)
-    assert (tmp_path / "resume.ckpt").read_bytes() == before
+    assert (tmp_path / "resume.ckpt").read_bytes() == before and not list(tmp_path.glob("*.partial"))
 
 
 def test_a_van_of_other_widths_is_trained_and_resumed(data: Path, tmp_path: Path) -> None:

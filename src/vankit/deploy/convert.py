@@ -41,8 +41,8 @@ def convert(
     checkpoint = checkpoint_of(file)
     if bad := not_finite(checkpoint.state_dict):
         logger.warning(
-            "%s has NaN or infinite numbers in %d tensors, such as %s: converted, but vankit will refuse to use it",
-            source, len(bad), bad[0],
+            "%s has NaN or infinite numbers in %d of its %d tensors, such as %s: converted, but vankit will not use it",
+            source, len(bad), len(checkpoint.state_dict), bad[0],
         )  # fmt: skip
     write_checkpoint(checkpoint.state_dict, target, to, checkpoint.metadata)
     return checkpoint.format

@@ -71,7 +71,7 @@ def open_network(
                 f"{model} is an exported folder, which contains its weights: leave out checkpoint and weights"
             )
         return _folder(model, classes)
-    if checkpoint is None and isinstance(model, str | PathLike) and _is_path(model):
+    if checkpoint is None and isinstance(model, str | PathLike) and is_path(model):
         model, checkpoint = None, model
     from torch import nn
 
@@ -100,13 +100,14 @@ def open_network(
     return Network(description, str(checkpoint), module)
 
 
-def _is_path(model: str | PathLike[str]) -> bool:
+def is_path(model: str | PathLike[str]) -> bool:
     """Whether it is a file or folder, or can only have been meant for one, rather than a model's name."""
-    if isinstance(model, str) and not any(separator in model for separator in "/\\"):
+    path = Path(model)
+    if isinstance(model, str) and path.name == model and path.is_dir():
         from vankit.models.van import is_model
 
-        return Path(model).exists() and not is_model(model)
-    return Path(model).exists() or str(model).endswith(("/", "\\"))
+        return not is_model(model)
+    return path.exists() or str(model).endswith(("/", "\\"))
 
 
 def _folder(path: str | PathLike[str], classes: Sequence[str] | None) -> Network:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import timm
 from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
 
@@ -71,6 +72,8 @@ def classifier_in_file(
     said = found.metadata.get("model")
     if said and variant and architecture(said) in VARIANTS and architecture(said) != variant:
         said = None  # a name that its writer gave to another VAN
+    if said and "." in said and not timm.is_model_pretrained(said):
+        said = architecture(said)  # its writer's own tag
     wanted = model or said or variant
     name = ALIASES.get(wanted, wanted) if wanted else None
     a_van = name is None or architecture(name) in VARIANTS

@@ -342,9 +342,7 @@ class VAN(nn.Module):
     @torch.jit.ignore
     def load_pretrained(self, path: str) -> None:
         """timm's hook for `pretrained=True` and `pretrained_cfg_overlay=dict(file=path)`: any public format."""
-        stated = weights.load_checkpoint(self, path).metadata.get("preprocessing") or {}
-        cfg: dict[str, Any] = getattr(self, "pretrained_cfg", {})
-        cfg.update({name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()})
+        weights.load_checkpoint(self, path)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # timm reads a `checkpoint_path` by itself, and knows no other names than the model's own
@@ -539,6 +537,7 @@ _WIDER_B6 = (96, 192, 480, 768)
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> VAN:
+    own = kwargs.get("pretrained_cfg_overlay") or {}
     if pretrained:
         # timm resets custom_load when a caller names a file of his own, and cannot fetch into a custom loader
         kwargs["pretrained_cfg_overlay"] = hub.resolve(
@@ -553,9 +552,12 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> VAN:
         kwargs["pretrained_cfg_overlay"] = {"num_classes": 1000, **(kwargs.get("pretrained_cfg_overlay") or {})}
     if kwargs.get("features_only"):
         kwargs["num_classes"] = 0  # timm drops the head only after it has loaded the weights
-    return build_model_with_cfg(
+    model: VAN = build_model_with_cfg(
         VAN, variant, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3)}, **{**VARIANTS[variant], **kwargs}
     )
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    cfg.update({name: own[name] for name in weights.PUBLISHED if name in own})  # outranks what the file said
+    return model
 
 
 @register_model

@@ -18,6 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vankit.data.images import IMAGE_SUFFIXES, find_images
+from vankit.deploy.folder import is_exported
+from vankit.deploy.opening import is_path
 from vankit.errors import MissingFileError, MissingPackageError, UserError
 from vankit.files import sha256_of
 from vankit.prediction.labels import Prediction, Predictor, row_of
@@ -118,9 +120,13 @@ def _describe(options: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {"options": json.loads(json.dumps(options, default=os.fspath))}
     except TypeError as error:
         raise UserError(f"a cluster job takes options that are names, numbers and paths: {error}") from None
-    files: list[Path] = []
-    for path in (Path(options[name]) for name in ("checkpoint", "model") if options.get(name)):
-        files += sorted(path.rglob("*")) if path.is_dir() else [path]
+    model, files = options.get("model"), []
+    if is_exported(model):
+        files = sorted(Path(model).rglob("*"))
+    elif checkpoint := options.get("checkpoint") or (model if model and is_path(model) else None):
+        from vankit.models.weights import file_in
+
+        files = [file_in(Path(checkpoint))]
     found["files_sha256"] = [sha256_of(file) for file in files if file.is_file()]
     return found
 

@@ -355,9 +355,13 @@ class KeepWeights(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         state, partial = self.out / "resume.ckpt", self.out / "resume.ckpt.partial"
-        trainer.save_checkpoint(partial, weights_only=False)  # it does not replace a file at once
-        if trainer.is_global_zero:
-            partial.replace(state)
+        try:
+            trainer.save_checkpoint(partial, weights_only=False)  # which does not replace a file at once
+            if trainer.is_global_zero:
+                partial.replace(state)
+        finally:
+            if trainer.is_global_zero:
+                partial.unlink(missing_ok=True)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the weights before their state, which holds the averaged ones if there are any."""

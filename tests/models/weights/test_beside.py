@@ -280,6 +280,8 @@ def test_a_name_that_promises_another_kind_of_file(to: str, name: str, tmp_path:
             {"input_size": [3, 32, 32], "mean": [0.4] * 3, "std": [0.2] * 3, "crop_pct": 1, "interpolation": "nearest"},
             (32, 0.4, 1, "nearest"),
         ),
+        ("van_b0", {"input_size": [1, 48, 48], "mean": [0.4], "crop_pct": 0.0}, (48, 0.4, 0.9, "bicubic")),
+        ("van_b0.mine", {"img_size": [64, 64]}, (64, 0.5, 0.9, "bicubic")),
         ("resnet18", {"img_size": 96}, (224, 0.5, 0.9, "bicubic")),
     ],
 )  # fmt: skip
@@ -311,10 +313,12 @@ def test_the_short_side_of_openmmlab(tmp_path: Path) -> None:
 def test_images_of_other_channel_order_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = "img_norm_cfg = dict(mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)"
     for order in ("True", "False"):
-        said = text.replace("[127.5] * 3", "[127.5, 127.5, 127.5]").replace("True", order)
+        said = f"{text}\nval = {text.partition(' = ')[2]}".replace("[127.5] * 3", "[127.5, 127.5, 127.5]").replace(
+            "True", order
+        )
         write(tmp_path, {"meta": {"config": said}, "state_dict": tensors(2, "mmpretrain")}, f"{order}.pth")
         open_network(tmp_path / f"{order}.pth")
-        assert ("feeds the network BGR images" in caplog.text) == (order == "False")
+        assert caplog.text.count("feeds the network BGR images") == (order == "False")
 
 
 @pytest.mark.parametrize(
@@ -382,4 +386,40 @@ def test_weights_of_another_normalisation_are_adapted_to_training(tmp_path: Path
         normalised = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
         stems.append(network.stage1.patch_embed.proj(normalised)[..., 1:-1, 1:-1])  # exact but at the padding
     torch.testing.assert_close(*stems, atol=1e-5, rtol=1e-5)
-    assert weights.for_half(adapted) is not found and weights.for_half(replace(found, metadata={})).metadata == {}
+    assert weights.for_half(adapted) is adapted
+    unstated = replace(found, metadata={})
+    assert weights.for_half(unstated) is unstated
+
+
+def test_a_neighbours_json_is_not_of_vankits_own_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = timm.create_model("van_b0", num_classes=2)
+    names = [f"c{i}" for i in range(1000)]
+    write(tmp_path, tensors(2, "official"), config={"architecture": "van_b0", "label_names": names})
+    vankit.save_checkpoint(model, tmp_path / "mine.safetensors")
+    assert open_network(tmp_path / "mine.safetensors").description.classes == ("0", "1")
+    assert not caplog.messages
+
+
+def test_an_overlay_outranks_what_the_file_says(tmp_path: Path) -> None:
+    vankit.save_checkpoint(timm.create_model("van_b0.cifar10", pretrained=True), tmp_path / "x.safetensors")
+    overlay = {"file": str(tmp_path / "x.safetensors"), **IMAGENET}
+    model = timm.create_model("van_b0", pretrained=True, num_classes=10, pretrained_cfg_overlay=overlay)
+    found = timm.data.resolve_model_data_config(model)
+    assert (found["input_size"], found["mean"], found["std"]) == ((3, 64, 64), IMAGENET["mean"], IMAGENET["std"])
+
+
+def test_what_was_loaded_is_saved_again(tmp_path: Path) -> None:
+    vankit.save_checkpoint(timm.create_model("van_b0.cifar10", pretrained=True), tmp_path / "x.safetensors")
+    model = timm.create_model("van_b0", num_classes=10)
+    vankit.load_checkpoint(model, tmp_path / "x.safetensors")
+    vankit.save_checkpoint(model, tmp_path / "y.safetensors")
+    again = open_network(tmp_path / "y.safetensors").description.preprocessing
+    assert again is not None and again.input_size == (3, 64, 64)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_are_not_adapted(channels: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = vankit.VAN(in_chans=channels, num_classes=2, **SMALL).state_dict()
+    found = weights.Checkpoint(state, "vankit", tmp_path, {"preprocessing": IMAGENET})
+    assert weights.for_half(found) is found

@@ -258,6 +258,16 @@ def test_an_averaged_model_of_torch_is_one_by_its_counter(network: Any, own: Ten
     assert_read(path, plus(own), weights="raw")
 
 
+def test_an_averaged_model_in_several_processes(network: Any, own: Tensors, tmp_path: Path) -> None:
+    averaged = AveragedModel(nn.DataParallel(network)).state_dict()
+    assert_read(save({"net": plus(own), "second": averaged}, tmp_path), own)
+
+
+@pytest.mark.parametrize("word", ["schema", "cinema_v2", "avg_pool", "averagedness", "swap"])
+def test_other_words_are_no_averages(word: str, own: Tensors, tmp_path: Path) -> None:
+    assert_read(save({word: own}, tmp_path), own, weights="raw")
+
+
 def test_pyramids_with_the_same_stem_are_not_vans(named: dict[str, Tensors], own: Tensors, tmp_path: Path) -> None:
     pvt = {"patch_embed1.proj.weight": torch.zeros(4, 3, 7, 7), "block1.0.attn.q.weight": torch.zeros(4, 4)}
     with pytest.raises(UserError, match="this is not a VAN checkpoint: expected tensors named as in"):

@@ -313,7 +313,10 @@ def test_tensors_that_overlap_cannot_outgrow_the_file(tmp_path: Path) -> None:
     assert {name: len(tensor) for name, tensor in read(tmp_path / "views.pth").items()} == {
         "whole": 100_000, "half": 50_000, "rest": 50_000,
     }  # fmt: skip
-    torch.save([flat[:-1] for _ in range(40)], tmp_path / "x.pth")
+    torch.save([flat[:-1]] * 40 + [flat[:-1] for _ in range(40)], tmp_path / "shared.pth")
+    with open_pickle(tmp_path / "shared.pth") as file:
+        assert len({file.tensor(stored).data_ptr() for stored in file.content}) == 1
+    torch.save([flat[: -1 - i] for i in range(40)], tmp_path / "x.pth")
     with open_pickle(tmp_path / "x.pth") as file, pytest.raises(Unreadable, match="its tensors overlap"):
         [file.tensor(stored) for stored in file.content]
 

@@ -8,7 +8,7 @@ safetensors). Which one a file holds is detected from its content.
 `beside` what is said of classes and preprocessing; `files` puts these together, and `checkpoints` loads and converts.
 """
 
-from vankit.models.weights.beside import label_names
+from vankit.models.weights.beside import PUBLISHED, label_names
 from vankit.models.weights.checkpoints import (
     Checkpoint,
     checkpoint_of,
@@ -33,6 +33,7 @@ from vankit.models.weights.formats import (
 
 __all__ = [
     "FORMATS",
+    "PUBLISHED",
     "Checkpoint",
     "Place",
     "TensorFile",

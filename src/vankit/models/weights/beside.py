@@ -19,7 +19,7 @@ from vankit.models.weights.pickles import entries
 logger = logging.getLogger(__name__)
 
 _HALF = [0.5, 0.5, 0.5]
-# that of the published weights
+# the preprocessing of the published weights
 PUBLISHED: dict[str, Any] = {
     "input_size": [3, 224, 224], "mean": _HALF, "std": _HALF, "crop_pct": 0.9, "interpolation": "bicubic",
 }  # fmt: skip
@@ -126,6 +126,8 @@ def _image_processor(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _per_channel(values: Any) -> list[float] | None:
+    if isinstance(values, list | tuple) and len(values) == 1:
+        (values,) = values
     values = [values] * 3 if isinstance(values, int | float) else values
     return list(values) if _three(values) else None
 
@@ -143,7 +145,7 @@ def _of_timm(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     cfg = config.get("pretrained_cfg")
     cfg = cfg if isinstance(cfg, Mapping) else {}
-    settings = {name: cfg.get(name) for name in ("input_size", "mean", "std", "crop_pct", "interpolation")}
+    settings = preprocessing_in(cfg)
     if path.name in _ORIGINALS:
         settings |= {"mean": _HALF, "std": _HALF}
     args = config.get("model_args")
@@ -151,7 +153,7 @@ def _of_timm(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         model=model,
         lka=args.get("lka") if isinstance(args, Mapping) else None,
         classes=label_names(config) or label_names(cfg),
-        preprocessing=_given(**settings),
+        preprocessing=settings,
     )
 
 
@@ -161,16 +163,22 @@ def _of_timm_run(content: Any) -> dict[str, Any]:
     arch, args = saved.get("arch"), entries(saved.get("args"))
     if not isinstance(arch, str) or not _A_VAN.fullmatch(arch):
         return {}
-    side, size, percent = args.get("img_size"), args.get("input_size"), args.get("crop_pct")
-    word = args.get("interpolation")
-    settings = _given(
-        input_size=list(size or ()) if _three(size) else [3, side, side] if _last(side) else None,
-        mean=_per_channel(args.get("mean")),
-        std=_per_channel(args.get("std")),
-        crop_pct=percent if isinstance(percent, int | float) else None,
+    side = _last(args.get("img_size"))
+    size = {"input_size": [3, side, side]} if side and not args.get("input_size") else {}
+    return _given(model=arch, preprocessing=preprocessing_in({**args, **size}))
+
+
+def preprocessing_in(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's configuration, or its script's options, say of preprocessing; what cannot be used is left out."""
+    size, percent, word = cfg.get("input_size"), cfg.get("crop_pct"), cfg.get("interpolation")
+    sides = list(size)[1:] if isinstance(size, list | tuple) else []
+    return _given(
+        input_size=[3, *sides] if len(sides) == 2 and all(_last(side) for side in sides) else None,
+        mean=_per_channel(cfg.get("mean")),
+        std=_per_channel(cfg.get("std")),
+        crop_pct=percent if isinstance(percent, int | float) and percent > 0 else None,
         interpolation=word if word in _RESAMPLE else None,
     )
-    return _given(model=arch, preprocessing=settings)
 
 
 def label_names(config: Mapping[str, Any]) -> list[str] | None:
@@ -203,17 +211,13 @@ def _settings_in(text: str) -> dict[str, Any]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
     settings: dict[str, Any] = {}
-    scale = None
+    scale, swapped = None, False
     for values in _dicts(tree):
         statistics = [values.get("mean"), values.get("std")]
         if all(map(_three, statistics)):
             mean, std = ([number / 255 for number in three] for three in statistics)  # type: ignore[union-attr]
             settings |= {"mean": mean, "std": std}
-            if values.get("to_rgb", values.get("bgr_to_rgb")) is False:
-                logger.warning(
-                    "a checkpoint's config feeds the network BGR images (to_rgb=False), and vankit feeds it RGB: swap "
-                    "the channels of its first convolution, or expect wrong answers"
-                )
+            swapped |= values.get("to_rgb", values.get("bgr_to_rgb")) is False
         kind = values.get("type")
         if kind in ("Resize", "ResizeEdge"):
             scale = _last(values.get("scale", values.get("size")))
@@ -221,6 +225,11 @@ def _settings_in(text: str) -> dict[str, Any]:
             settings["input_size"] = [3, side, side]
             if scale and scale >= side:
                 settings["crop_pct"] = side / (scale + 0.5)  # rounded down, it is that scale again
+    if swapped:
+        logger.warning(
+            "a checkpoint's config feeds the network BGR images (to_rgb=False), and vankit feeds it RGB: swap the "
+            "channels of its first convolution, or expect wrong answers"
+        )
     return settings
 
 

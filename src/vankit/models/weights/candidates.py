@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # put around modules by torch.compile, FSDP and activation checkpointing, anywhere in a name
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_EMA = re.compile(r"(?:^|[._]|(?<=[a-z])(?=E))(?:ema|averaged|avg|swa)(?:[._]|$)", re.IGNORECASE)
+_EMA = re.compile(r"(?:(?:^|[._])(?i:ema|averaged|swa)|(?<=[a-z])(?:Ema|EMA))(?:[._]|$)")
 _DEEPEST = 64  # levels of a file that are looked at; real ones have about six
 
 
@@ -151,5 +151,6 @@ def _averaged(keys: tuple[str, ...], tensors: Mapping[str, Any], place: Place, c
         return keys[:1] == ("state_dict",)
     if isinstance(theirs, Mapping) and "steps" in theirs:  # mmengine's EMAHook does the same
         return keys[:1] == ("state_dict",)
-    of_torch = place.prefix.rpartition("module.")[0] + "n_averaged" in tensors  # AveragedModel's
+    prefixes = (place.prefix[: match.start()] for match in re.finditer(r"module\.", place.prefix))
+    of_torch = any(f"{prefix}n_averaged" in tensors for prefix in prefixes)  # AveragedModel's
     return of_torch or bool(_EMA.search(".".join((*keys, place.prefix))))

@@ -17,7 +17,7 @@ from torch import Tensor
 from vankit.errors import UserError
 from vankit.files import replacing, write_text
 from vankit.models.description import Weights
-from vankit.models.weights.beside import PUBLISHED, transformers_config
+from vankit.models.weights.beside import PUBLISHED, preprocessing_in, transformers_config
 from vankit.models.weights.files import TensorFile, check_finite, read_tensors, stored, write_tensors
 from vankit.models.weights.formats import check_names, from_normalisation, rename, sizes_of, van_at
 
@@ -84,13 +84,14 @@ def checkpoint_of(file: TensorFile) -> Checkpoint:
         raise UserError(f"{path}: {error}") from None
     if left_out:
         if "classes" in metadata:  # they are the other head's
-            metadata = {key: metadata[key] for key in ("model", "lka") if key in metadata}
+            metadata = {key: metadata[key] for key in ("model", "lka", "preprocessing") if key in metadata}
         parts = dict.fromkeys(name.removeprefix(file.place.outer).partition(".")[0] for name in left_out)
         head = file.metadata.get("head")
         what = f"a head of {head}" if head else f"other parts ({', '.join(list(parts)[:5])})"
         logger.warning("%s holds a VAN and %s: loaded only the VAN", path, what)
     if file.normalisation is not None:
         tensors = from_normalisation(tensors, *file.normalisation)
+        metadata = {key: value for key, value in metadata.items() if key != "preprocessing"}
     return Checkpoint(tensors, fmt, path, metadata, left_out)
 
 
@@ -102,10 +103,8 @@ def save_checkpoint(
     See `write_checkpoint` for the arguments; what `metadata` says outranks the model.
     """
     settings: dict[str, Any] = {"lka": model.lka} if getattr(model, "lka", None) else {}
-    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
-    preprocessing = {name: cfg[name] for name in PUBLISHED if cfg.get(name)}
-    if preprocessing:
-        settings["preprocessing"] = preprocessing
+    if isinstance(cfg := getattr(model, "pretrained_cfg", None), dict) and (stated := preprocessing_in(cfg)):
+        settings["preprocessing"] = stated
     write_checkpoint(model.state_dict(), path, to, {**settings, **(metadata or {})})
 
 
@@ -171,7 +170,7 @@ def _warn_of_loss(path: Path, to: str, metadata: Mapping[str, Any]) -> None:
 def load_checkpoint(
     model: nn.Module, source: str | PathLike[str] | Checkpoint, weights: Weights | None = None
 ) -> Checkpoint:
-    """Load a checkpoint file of any public format into a VAN.
+    """Load a checkpoint file of any public format into a VAN; its preprocessing goes into timm's `pretrained_cfg`.
 
     A head with another number of classes is left as the model has it, and a first convolution for another number of
     channels is adapted as timm does; both are logged as warnings (the head only where the model has one), and so are
@@ -227,6 +226,9 @@ def load_checkpoint(
     if other:
         logger.warning("%s was trained with lka=%s, the model has lka=%s", path, theirs, settings)
     model.load_state_dict(tensors)
+    stated = checkpoint.metadata.get("preprocessing") or {}
+    if isinstance(cfg := getattr(model, "pretrained_cfg", None), dict):  # as timm describes it
+        cfg.update({name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()})
     return checkpoint
 
 
@@ -237,14 +239,18 @@ def for_half(checkpoint: Checkpoint) -> Checkpoint:
     """
     stated = checkpoint.metadata.get("preprocessing") or {}
     mean, std = (list(stated.get(name, PUBLISHED[name])) for name in ("mean", "std"))
-    if [mean, std] == [PUBLISHED["mean"], PUBLISHED["std"]]:
+    half = {"mean": PUBLISHED["mean"], "std": PUBLISHED["std"]}
+    of_three = checkpoint.state_dict["stage1.patch_embed.proj.weight"].shape[1:2] == (len(mean),)
+    if {"mean": mean, "std": std} == half or not of_three:
         return checkpoint
     logger.warning(
         "%s was trained at mean %s and std %s, and training here normalises by 0.5: adapted its first convolution",
         checkpoint.path, mean, std,
     )  # fmt: skip
     tensors = from_normalisation(checkpoint.state_dict, mean, std)
-    return replace(checkpoint, state_dict=tensors)
+    return replace(
+        checkpoint, state_dict=tensors, metadata={**checkpoint.metadata, "preprocessing": {**stated, **half}}
+    )
 
 
 def _check_same_sizes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -58,7 +58,9 @@ def read_tensors(path: str | PathLike[str], weights: Weights | None = None) -> T
             with safetensors.safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 found = find_van(tensors, weights, path)
-                metadata = {**stated(path, {}, found.place.format), **_metadata_of(file)}
+                metadata = _metadata_of(file)
+                if not metadata.keys() & {*_KINDS, "head"}:  # not of vankit
+                    metadata |= stated(path, {}, found.place.format)
                 return TensorFile(path, dict(found.tensors), found.place, metadata)
         with open_pickle(path) as file:
             return _of_pickle(path, file, weights)
@@ -112,7 +114,7 @@ def _run_beside(path: Path) -> dict[str, Any]:
     """What vankit's training wrote of the run whose state this file is, without the run's settings."""
     record = path.with_name("config.json")
     content = read_json(record) if record.is_file() else {}
-    ours = {"data", "task", "model", "lka", "classes"} <= set(content)
+    ours = {"data", "task", "model", "classes"} <= set(content)
     return {f.name: content[f.name] for f in fields(Description) if f.name in content} if ours else {}
 
 
@@ -127,16 +129,18 @@ def file_in(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise MissingFileError(f"no checkpoint at {path}: pass the path of a .safetensors, .pth, .pth.tar or .bin file")
-    usual = next((path / name for name in _USUAL_NAMES if (path / name).is_file()), None)
-    files = [usual] if usual else [each for each in sorted(path.iterdir()) if _may_be_one(each)]
+    if usual := next((path / name for name in _USUAL_NAMES if (path / name).is_file()), None):
+        return usual
+    files = [each for each in sorted(path.iterdir()) if _may_be_one(each)]
     if (path / "export.json").is_file():
         raise UserError(f"{path} is an exported folder, not a checkpoint: pass it as the model (--model)")
     if not files:
         raise MissingFileError(f"no checkpoint in the folder {path}: expected {', '.join(_USUAL_NAMES)}, or one file")
-    if index := next(path.glob("*.index.json"), None):
-        raise UserError(
-            f"{path} has a checkpoint in pieces ({index.name}): save it anew in one file, which is expected"
-        )
+    pieces = () if usual else path.glob("*.index.json")
+    if index := next(
+        (each for each in pieces if each.name.endswith((".safetensors.index.json", ".bin.index.json"))), None
+    ):
+        raise UserError(f"{path} has a checkpoint in pieces ({index.name}): save it in one file")
     if len(files) > 1:
         names = ", ".join([*(each.name for each in files[:4]), *(["…"] if len(files) > 4 else [])])
         raise UserError(f"the folder {path} has {len(files)} checkpoints ({names}): pass the path of one of them")

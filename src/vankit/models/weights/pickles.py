@@ -92,6 +92,7 @@ class PickleFile:
     _read: Callable[[Storage], bytes]
     _spare: int  # bytes that parts of storages may still be copied to
     _storages: dict[str, Tensor] = field(default_factory=dict)
+    _parts: dict[Any, Tensor] = field(default_factory=dict)
 
     def tensor(self, stored: StoredTensor) -> Tensor:
         """Read a tensor.
@@ -116,10 +117,13 @@ class PickleFile:
         tensor = flat.as_strided(size, stride, offset) if numbers else flat.new_empty(size)
         if tensor.is_contiguous() and numbers == len(flat):
             return tensor
-        self._spare -= tensor.nbytes
-        if self._spare < 0:
-            raise Unreadable("its tensors overlap, and are together larger than the file")
-        return tensor.clone().contiguous()
+        part = (stored.storage.key, stored.dtype, offset, size, stride)
+        if part not in self._parts:
+            self._spare -= tensor.nbytes
+            if self._spare < 0:
+                raise Unreadable("its tensors overlap, and are together larger than the file")
+            self._parts[part] = tensor.clone().contiguous()
+        return self._parts[part]
 
 
 @contextmanager
