@@ -311,11 +311,9 @@ def test_the_short_side_of_openmmlab(tmp_path: Path) -> None:
 
 
 def test_images_of_other_channel_order_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    text = "img_norm_cfg = dict(mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)"
     for order in ("True", "False"):
-        said = f"{text}\nval = {text.partition(' = ')[2]}".replace("[127.5] * 3", "[127.5, 127.5, 127.5]").replace(
-            "True", order
-        )
+        half = f"dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb={order})"
+        said = f"train = {half}\nval = {half}"
         write(tmp_path, {"meta": {"config": said}, "state_dict": tensors(2, "mmpretrain")}, f"{order}.pth")
         open_network(tmp_path / f"{order}.pth")
         assert caplog.text.count("feeds the network BGR images") == (order == "False")

@@ -136,10 +136,7 @@ def file_in(path: Path) -> Path:
         raise UserError(f"{path} is an exported folder, not a checkpoint: pass it as the model (--model)")
     if not files:
         raise MissingFileError(f"no checkpoint in the folder {path}: expected {', '.join(_USUAL_NAMES)}, or one file")
-    pieces = () if usual else path.glob("*.index.json")
-    if index := next(
-        (each for each in pieces if each.name.endswith((".safetensors.index.json", ".bin.index.json"))), None
-    ):
+    if index := next((each for kind in ("safetensors", "bin") for each in path.glob(f"*.{kind}.index.json")), None):
         raise UserError(f"{path} has a checkpoint in pieces ({index.name}): save it in one file")
     if len(files) > 1:
         names = ", ".join([*(each.name for each in files[:4]), *(["…"] if len(files) > 4 else [])])
