@@ -136,11 +136,18 @@ def test_ctrl_c_ends_quietly(ending: Callable[..., tuple[Any, str]]) -> None:
 @pytest.mark.slow
 def test_ctrl_c_ends_training_quietly(tmp_path: Path) -> None:
     words = ["train", "shapes", "--recipe", "short", "--output", str(tmp_path / "run"), "--workers", "1"]
-    with subprocess.Popen([sys.executable, "-m", "vankit", *words], stderr=subprocess.PIPE, text=True) as process:
-        while not any(tmp_path.glob("run/tensorboard/events*")) and process.poll() is None:  # Lightning has begun
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=120)
+    # jobs in the background are started with the signal ignored, and hand that on
+    heed: Any = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    command = [sys.executable, "-m", "vankit", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **heed) as process:
+        try:
+            while not any(tmp_path.glob("run/tensorboard/events*")) and process.poll() is None:  # Lightning has begun
+                time.sleep(0.2)
+            time.sleep(2)  # Python loses a signal that comes while it forks the loader's process
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "Traceback" not in error
 
