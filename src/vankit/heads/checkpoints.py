@@ -66,7 +66,7 @@ def network_in_file(file: weights.TensorFile) -> tuple[nn.Module, Description]:
     if "head" not in file.metadata:
         description = _of_mmseg(file)
         network = build_network(description)
-        tensors: Mapping[str, Tensor] = _renamed(file, description.head or "", network)
+        tensors: Mapping[str, Tensor] = from_mmseg(file, description.head or "", _backbone_prefix(network.state_dict()))
     else:
         try:
             description = Description.from_metadata(file.metadata)
@@ -82,10 +82,7 @@ def _of_mmseg(file: weights.TensorFile) -> Description:
     head = mmseg_head(file)
     if head is None:
         raise UserError(f"{file.path} is not a Semantic FPN or UperNet: from mmseg, vankit reads these two")
-    try:
-        model = variant_of(_backbone(file)[0])
-    except UserError as error:
-        raise UserError(f"{file.path}: {error}") from None
+    model = variant_of(_backbone(file)[0])
     if model is None:
         raise UserError(f"{file.path} has a VAN of other widths or depths than van_b0 to van_b6 under its {head}")
     outputs = tensors[_CLASSIFIER].shape[0]
@@ -95,13 +92,6 @@ def _of_mmseg(file: weights.TensorFile) -> Description:
         names = None
     return Description("segment", head, model, names or [str(i) for i in range(outputs)], named=names is not None,
                        crop=512, short_sides=(512,), long_side=2048)  # fmt: skip
-
-
-def _renamed(file: weights.TensorFile, head: str, network: nn.Module) -> dict[str, Tensor]:
-    try:
-        return from_mmseg(file, head, _backbone_prefix(network.state_dict()))
-    except UserError as error:
-        raise UserError(f"{file.path}: {error}") from None
 
 
 def start_from(network: nn.Module, path: str | PathLike[str], head: str, choice: Weights | None = None) -> None:
@@ -121,10 +111,10 @@ def start_from(network: nn.Module, path: str | PathLike[str], head: str, choice:
     """
     file = weights.read_tensors(path, choice)
     if file.metadata.get("head") != head and not (head in _MMSEG and _CLASSIFIER in mmseg_tensors(file)):
-        weights.load_checkpoint(backbone_of(network), weights.for_half(weights.checkpoint_of(file)))
+        weights.load_checkpoint(backbone_of(network), weights.for_training(weights.checkpoint_of(file)))
         return
     own = network.state_dict()
-    tensors = file.tensors if "head" in file.metadata else _renamed(file, head, network)
+    tensors = file.tensors if "head" in file.metadata else from_mmseg(file, head, _backbone_prefix(own))
     other = [name for name, tensor in tensors.items() if name in own and own[name].shape != tensor.shape]
     if other:
         logger.warning("%s has other shapes for %s: left as they were", path, ", ".join(other[:6]))
@@ -173,14 +163,17 @@ def from_mmseg(file: weights.TensorFile, head: str, prefix: str) -> dict[str, Te
         else:
             renamed[new] = file.tensors[name]
     if left:
-        raise UserError(f"the checkpoint is not a {head} of mmseg: it also has {', '.join(left[:4])}")
+        raise UserError(f"{file.path}: the checkpoint is not a {head} of mmseg: it also has {', '.join(left[:4])}")
     return renamed
 
 
 def _backbone(file: weights.TensorFile) -> tuple[dict[str, Tensor], list[str]]:
     """The VAN of an mmseg file under vankit's names, and the names of the other tensors."""
     inside, others = weights.van_at(file.tensors, file.place)
-    return weights.rename(inside, file.place.format, "vankit"), others
+    try:
+        return weights.rename(inside, file.place.format, "vankit"), others
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from None
 
 
 def _mmseg_name(name: str, head: str) -> str | None:

@@ -541,7 +541,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> VAN:
     if pretrained:
         # timm resets custom_load when a caller names a file of his own, and cannot fetch into a custom loader
         kwargs["pretrained_cfg_overlay"] = hub.resolve(
-            variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"), kwargs.get("cache_dir")
+            variant, kwargs.get("pretrained_cfg"), own, kwargs.get("cache_dir")
         )
         if variant == "van_b6" and (file := kwargs["pretrained_cfg_overlay"].get("file")):
             widths = weights.sizes_of(weights.read_checkpoint(file).state_dict)["embed_dims"]
@@ -549,7 +549,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> VAN:
                 kwargs["embed_dims"] = widths
     elif not kwargs.get("pretrained_cfg"):
         # a plain van_b5 has the paper's classes, not those of weights that nobody asked for
-        kwargs["pretrained_cfg_overlay"] = {"num_classes": 1000, **(kwargs.get("pretrained_cfg_overlay") or {})}
+        kwargs["pretrained_cfg_overlay"] = {"num_classes": 1000, **own}
     if kwargs.get("features_only"):
         kwargs["num_classes"] = 0  # timm drops the head only after it has loaded the weights
     model: VAN = build_model_with_cfg(

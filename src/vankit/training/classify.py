@@ -20,7 +20,7 @@ from vankit.data.preprocessing import MEAN_STD, Preprocessing
 from vankit.errors import UserError, check_output
 from vankit.models.description import Description, Weights
 from vankit.models.van import VAN, create_model, variant_of
-from vankit.models.weights import for_half, load_checkpoint, read_checkpoint, sizes_of
+from vankit.models.weights import for_training, load_checkpoint, read_checkpoint, sizes_of
 from vankit.training.loaders import Processes, Setup, loaders, to_channels_last
 from vankit.training.recipes import TrainConfig
 
@@ -169,7 +169,7 @@ def setup_classify(
     classes = list(train_set.classes)
     if len(classes) < 2:
         raise UserError(f"{data} has one class, {classes[0]}: expected at least two to tell apart")
-    start = None if checkpoint is None else for_half(read_checkpoint(checkpoint, weights))
+    start = None if checkpoint is None else for_training(read_checkpoint(checkpoint, weights))
     if start is not None:
         config = replace(config, pretrained=False)
         if variant_of(start.state_dict) is None:

@@ -375,7 +375,7 @@ def test_a_model_says_its_preprocessing(tmp_path: Path) -> None:
 def test_weights_of_another_normalisation_are_adapted_to_training(tmp_path: Path) -> None:
     folder = write(tmp_path, tensors(2, "hf"), config=transformers_config(["a", "b"]), preprocessor_config=processor())
     found = weights.read_checkpoint(folder)
-    adapted = weights.for_half(found)
+    adapted = weights.for_training(found)
     images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
     stems = []
     for checkpoint, mean, std in ((found, IMAGENET["mean"], IMAGENET["std"]), (adapted, HALF["mean"], HALF["std"])):
@@ -384,9 +384,9 @@ def test_weights_of_another_normalisation_are_adapted_to_training(tmp_path: Path
         normalised = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
         stems.append(network.stage1.patch_embed.proj(normalised)[..., 1:-1, 1:-1])  # exact but at the padding
     torch.testing.assert_close(*stems, atol=1e-5, rtol=1e-5)
-    assert weights.for_half(adapted) is adapted
+    assert weights.for_training(adapted) is adapted
     unstated = replace(found, metadata={})
-    assert weights.for_half(unstated) is unstated
+    assert weights.for_training(unstated) is unstated
 
 
 def test_a_neighbours_json_is_not_of_vankits_own_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -420,4 +420,4 @@ def test_other_channels_are_not_adapted(channels: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = vankit.VAN(in_chans=channels, num_classes=2, **SMALL).state_dict()
     found = weights.Checkpoint(state, "vankit", tmp_path, {"preprocessing": IMAGENET})
-    assert weights.for_half(found) is found
+    assert weights.for_training(found) is found

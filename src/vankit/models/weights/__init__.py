@@ -12,7 +12,7 @@ from vankit.models.weights.beside import PUBLISHED, label_names
 from vankit.models.weights.checkpoints import (
     Checkpoint,
     checkpoint_of,
-    for_half,
+    for_training,
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
@@ -40,7 +40,7 @@ __all__ = [
     "block_counts",
     "checkpoint_of",
     "file_in",
-    "for_half",
+    "for_training",
     "from_normalisation",
     "label_names",
     "load_checkpoint",

@@ -257,9 +257,8 @@ def _three(values: Any) -> bool:
 
 def _last(size: Any) -> int | None:
     """A side in pixels; of two the second, unless it is -1 for "keep the ratio"."""
-    sides = [
-        side for side in (size if isinstance(size, list | tuple) else [size]) if isinstance(side, int) and side > 0
-    ]
+    given = size if isinstance(size, list | tuple) else [size]
+    sides = [side for side in given if isinstance(side, int) and side > 0]
     return sides[-1] if sides else None
 
 

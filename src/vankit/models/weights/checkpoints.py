@@ -143,12 +143,13 @@ def write_checkpoint(
     if to == "vankit" or (to == "hf" and safe):
         write_tensors(tensors, path, (metadata or {}) if to == "vankit" else {})
     else:
-        classes = (metadata or {}).get("classes")
-        content: dict[str, Any] = {"state_dict": stored(tensors)} if to != "hf" else stored(tensors)
-        if to == "mmpretrain":
-            content = {"meta": {"dataset_meta": {"classes": tuple(classes)}} if classes else {}, **content}
+        content: dict[str, Any] = stored(tensors)
         if to != "hf":
             _warn_of_loss(path, to, metadata or {})
+            content = {"state_dict": content}
+        if to == "mmpretrain":
+            classes = (metadata or {}).get("classes")
+            content = {"meta": {"dataset_meta": {"classes": tuple(classes)}} if classes else {}, **content}
         buffer = io.BytesIO()  # PyTorch's own writer says of a full disk that it is a bug
         torch.save(content, buffer)
         with replacing(path) as partial:
@@ -232,10 +233,10 @@ def load_checkpoint(
     return checkpoint
 
 
-def for_half(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint whose images are normalised otherwise, for images of mean and standard deviation 0.5.
+def for_training(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint to start training from, which normalises images by a mean and standard deviation of 0.5.
 
-    Training normalises its images so, and the first convolution is adapted to that; this is logged.
+    The first convolution of weights that state others is adapted, with a warning.
     """
     stated = checkpoint.metadata.get("preprocessing") or {}
     mean, std = (list(stated.get(name, PUBLISHED[name])) for name in ("mean", "std"))
