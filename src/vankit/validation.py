@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
 
 from vankit.data.augment import collate, evaluation_transform
-from vankit.data.folders import class_index, open_dataset
+from vankit.data.folders import ClassFolder, class_index, open_dataset
 from vankit.data.held_out import HeldOut, announce
-from vankit.data.images import ImageError
+from vankit.data.reading import Reading
 from vankit.data.scenes import open_scenes
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
@@ -162,6 +161,8 @@ def validate(
     split: str = "val",
     test: Test = "single",
     skip_bad: bool = False,
+    tolerant: bool = False,
+    allow_outside: bool = False,
     weights: Weights | None = None,
 ) -> Any:
     """Measure a network on a labelled image set: a classifier, or the detector or segmenter that `checkpoint` holds.
@@ -181,7 +182,8 @@ def validate(
         seed: of generated `shapes`; the one they were trained with.
         split: train, val, or the name of a folder such as test.
         test: for semantic segmentation, see `vankit.tasks.segment.segment_logits`.
-        skip_bad: for detectors and segmenters: leave out what cannot be used, with a warning.
+        skip_bad, tolerant, allow_outside: what to do about images and annotations that cannot be used as they are, see
+            `vankit.data.reading.Reading`; a classifier's images that cannot be read are left out in any case.
         weights: see `vankit.Predictor`.
 
     Returns:
@@ -194,19 +196,21 @@ def validate(
     check_picture(picture)
     if workers < 0:
         raise UserError(f"workers is {workers}, expected 0 or more")
+    reading = Reading(skip_bad, tolerant, allow_outside)
     opened = open_network(model, checkpoint, weights=weights)
     if opened.dense:
         if picture is not None:
             raise UserError(f"{opened.source} has no confusion matrix: leave out picture (--plot)")
         dense = DensePredictor(opened, test=test, engine=engine, precision=precision, device=device)
-        report = _measure_scenes(data, dense, split, workers, seed, skip_bad)
+        report = _measure_scenes(data, dense, split, workers, seed, reading)
         _write(report, output)
         return report
-    if test != "single" or skip_bad:
-        raise UserError("test and skip_bad are only for detectors and segmenters: pass the checkpoint of one")
+    if test != "single" or allow_outside:
+        raise UserError("test and allow_outside are only for detectors and segmenters: pass the checkpoint of one")
     predictor = Predictor(opened, engine=engine, precision=precision, batch_size=batch_size, device=device)
     held_out = opened.description.held_out or HeldOut()
-    return _validate_classifier(data, predictor, output, picture, split, batch_size, workers, seed, held_out)
+    reading = replace(reading, skip_bad=True)
+    return _validate_classifier(data, predictor, output, picture, split, batch_size, workers, seed, held_out, reading)
 
 
 def _validate_classifier(
@@ -219,19 +223,17 @@ def _validate_classifier(
     workers: int,
     seed: int,
     held_out: HeldOut,
+    reading: Reading,
 ) -> ClassificationReport:
-    dataset = open_dataset(
-        data, split, predictor.preprocessing, predictor.preprocessing.input_size[-1], seed, held_out=held_out
-    )
+    side = predictor.preprocessing.input_size[-1]
+    dataset = open_dataset(data, split, predictor.preprocessing, side, seed, held_out=held_out, reading=reading)
     announce(dataset, data)
     names: list[str] = list(dataset.classes)
     index = class_index(names, predictor.classes, predictor.named)
-    if isinstance(dataset, ImageFolder):
-        dataset = _Tolerant(dataset)
+    if isinstance(dataset, ClassFolder):
+        dataset = _WithReasons(dataset)
     loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_collate)
     report = _measure(predictor, loader, names, index)
-    for path, reason in report.skipped:
-        logger.warning("left out %s: %s", path, reason)
     if not report.count:
         reasons = [reason for _, reason in report.skipped[:1]]
         raise UserError(f"no image of {data} could be read; {' '.join(reasons) or 'it is empty'}")
@@ -247,7 +249,7 @@ def _write(report: "ClassificationReport | DenseReport", output: str | PathLike[
 
 
 def _measure_scenes(
-    data: str | PathLike[str], predictor: DensePredictor, split: str, workers: int, seed: int, skip_bad: bool
+    data: str | PathLike[str], predictor: DensePredictor, split: str, workers: int, seed: int, reading: Reading
 ) -> DenseReport:
     masks = HEADS[predictor.head or ""].masks
     dataset = open_scenes(
@@ -259,7 +261,8 @@ def _measure_scenes(
         size=predictor.description.short_sides[-1],
         seed=seed,
         ignore_label=predictor.description.ignore_label,
-        skip_bad=skip_bad,
+        map_labels=predictor.description.map_labels,
+        reading=reading,
         held_out=predictor.description.held_out or HeldOut(),
     )
     announce(dataset, data)
@@ -268,7 +271,7 @@ def _measure_scenes(
         raise UserError(f"data and network have different classes: {', '.join(only[:10])}")
     evaluator = EVALUATORS[predictor.task](predictor.classes, predictor.things, masks)
     # the one place that reads skipped files: worker processes would keep their lists to themselves
-    loader = DataLoader(dataset, 1, num_workers=0 if skip_bad else workers, collate_fn=collate)
+    loader = DataLoader(dataset, 1, num_workers=0 if reading.skip_bad else workers, collate_fn=collate)
     count = 0
     for images, targets in track(loader, "validating", transient=True):
         if images:  # else left out
@@ -299,20 +302,18 @@ def _measure(
     return ClassificationReport(names, confusion, top5_correct, skipped)
 
 
-class _Tolerant(Dataset[Any]):
-    """A folder whose unreadable images come as their error."""
+class _WithReasons(Dataset[Any]):
+    """A folder whose unreadable images come as (path, reason), for worker processes keep their lists to themselves."""
 
-    def __init__(self, dataset: ImageFolder) -> None:
+    def __init__(self, dataset: ClassFolder) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, i: int) -> Any:
-        try:
-            return self.dataset[i]
-        except (OSError, ImageError) as error:
-            return (self.dataset.samples[i][0], str(error)), None
+        item = self.dataset[i]
+        return (self.dataset.skipped[-1], None) if item is None else item
 
 
 def _collate(samples: list[Any]) -> tuple[torch.Tensor, NDArray[np.int64], list[tuple[str, str]]]:

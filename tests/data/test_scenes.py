@@ -13,7 +13,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
-from vankit.data.coco import CocoInstances, CocoPanoptic
+from vankit.data.coco import CocoInstances
+from vankit.data.coco_panoptic import CocoPanoptic
+from vankit.data.reading import Reading
 from vankit.data.scenes import ShapeScenes, open_scenes
 from vankit.data.semantic import SemanticFolder
 from vankit.data.shapes import CLASSES
@@ -153,7 +155,7 @@ def test_masks_are_not_read_where_nobody_wants_them(coco: Path) -> None:
     assert "masks" not in target and target["boxes"].tolist() == [[1, 1, 4, 3]] and target["labels"].tolist() == [1]
     (coco / "train" / "a.png").unlink()
     with pytest.raises(UserError, match=r"names no picture .*a\.png"):
-        open_scenes(coco, "detect", "train", masks=False, skip_bad=True)
+        open_scenes(coco, "detect", "train", masks=False, reading=Reading(skip_bad=True))
 
 
 def test_label_folders_take_ignore_label_and_skip_bad(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_label_folders_take_ignore_label_and_skip_bad(tmp_path: Path) -> None:
     for stem in "ab":
         Image.new("RGB", (3, 1)).save(tmp_path / "images" / "train" / f"{stem}.png")
     Image.fromarray(np.array([[0, 1, 9]], np.uint8)).save(tmp_path / "annotations" / "train" / "b.png")
-    data = open_scenes(tmp_path, "segment", "train", ignore_label=9, skip_bad=True)
+    data = open_scenes(tmp_path, "segment", "train", ignore_label=9, reading=Reading(skip_bad=True))
     assert isinstance(data, SemanticFolder) and data.classes == ["0", "1"] and len(data.skipped) == 1
     assert data[0][1]["semantic"].tolist() == [[0, 1, 255]]
 

@@ -16,7 +16,9 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from vankit.data.held_out import HeldOut
-from vankit.data.semantic import SemanticFolder, open_semantic, read_labels
+from vankit.data.label_maps import Coding, read_labels
+from vankit.data.reading import Reading
+from vankit.data.semantic import SemanticFolder, open_semantic
 from vankit.errors import MissingFileError, UserError
 
 HEADER = "Idx\tRatio\tTrain\tVal\tStuff\tName\n"
@@ -35,7 +37,7 @@ def write(root: Path, split: str, name: str, labels: Any, folder: str = "annotat
 
 
 def opened(root: Path, split: str = "train", ignore_label: int = 255, skip_bad: bool = False) -> SemanticFolder:
-    return open_semantic(root, split, None, ignore_label, skip_bad)
+    return open_semantic(root, split, None, ignore_label, Reading(skip_bad))
 
 
 def semantic(dataset: SemanticFolder, index: int = 0) -> Any:
@@ -67,7 +69,7 @@ def test_pairs_are_found_at_any_depth(tmp_path: Path) -> None:
 
 def test_the_transform_takes_image_and_target(tmp_path: Path) -> None:
     write(tmp_path, "train", "1", [[1, 0]])
-    dataset = open_semantic(tmp_path, "train", lambda image, target: (image.shape, target["image_id"]), 255, False)
+    dataset = open_semantic(tmp_path, "train", lambda image, target: (image.shape, target["image_id"]), 255, Reading())
     assert dataset[0] == ((3, 1, 2), 0)
 
 
@@ -124,7 +126,7 @@ def test_without_val_a_part_of_train_is_held_out(tmp_path: Path) -> None:
         write(tmp_path, "train/street" if i % 2 else "train", str(i), [[1, 0]])
     write(tmp_path, "test", "1", [[1, 0]])
     val, train, other = (
-        set(open_semantic(tmp_path, split, None, 255, False, HeldOut(0.3, seed)).names)
+        set(open_semantic(tmp_path, split, None, 255, Reading(), HeldOut(0.3, seed)).names)
         for split, seed in (("val", 4), ("train", 4), ("val", 5))
     )
     assert len(val) == 3 and val | train == set(opened(tmp_path).names) and not val & train
@@ -163,9 +165,7 @@ def test_any_label_map_comes_back(
     root = tmp_path_factory.mktemp("maps")
     write(root, "train", "1", labels)
     classes = [str(i) for i in range(255)]
-    dataset = SemanticFolder(
-        root / "images", root / "annotations", classes, ignore_label=ignored, zero_is_unlabelled=zero
-    )
+    dataset = SemanticFolder(root / "images", root / "annotations", Coding(classes, ignored, zero))
     found = dataset[0][1]["semantic"].numpy()
     unlabelled = {255, ignored} | ({0} if zero else set())
     expected = [[255 if v in unlabelled else v - zero for v in row] for row in labels.tolist()]
@@ -198,7 +198,7 @@ def other_size(root: Path) -> None:
 
 
 def in_colour(root: Path) -> None:
-    Image.new("RGB", (2, 1)).save(write(root, "train", "0", [[1, 0]]))
+    Image.new("RGB", (2, 1), (200, 0, 0)).save(write(root, "train", "0", [[1, 0]]))
 
 
 def broken_png(root: Path) -> None:
@@ -222,7 +222,7 @@ def broken_image(root: Path) -> None:
 BAD: list[tuple[Callable[[Path], None], str]] = [
     (other_size, r"0\.png is 2x1 pixels and .*0\.jpg 3x2: expected the same size"),
     (in_colour, r"0\.png is in colour \(RGB\): expected one class index per pixel"),
-    (broken_png, r"0\.png is not a readable PNG: "),
+    (broken_png, r"0\.png is broken or truncated \(PNG\): "),
     (jpeg_as_png, r"0\.png is not a readable PNG: "),
     (beyond_classes, r"0\.png has label 2 and there are 2 classes: name it in classes\.txt, or pass --ignore-label"),
     (broken_image, r"0\.jpg is not an image"),
@@ -277,14 +277,14 @@ def test_missing_folders_and_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"NAME one of train, training"):
         opened(tmp_path)
     with pytest.raises(MissingFileError, match=r"no folder .*nowhere: expected images and label PNGs"):
-        SemanticFolder(tmp_path, tmp_path / "nowhere", ["a"])
+        SemanticFolder(tmp_path, tmp_path / "nowhere", Coding(["a"]))
     with pytest.raises(MissingFileError, match=r"no images with label PNGs in"):
-        SemanticFolder(tmp_path, tmp_path, ["a"])
+        SemanticFolder(tmp_path, tmp_path, Coding(["a"]))
 
 
 def test_more_classes_than_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="256 classes: expected at most 255, because 255 means unlabelled"):
-        SemanticFolder(tmp_path, tmp_path, ["a"] * 256)
+        SemanticFolder(tmp_path, tmp_path, Coding(["a"] * 256))
 
 
 @pytest.mark.data
@@ -302,4 +302,4 @@ def test_camvid(shared_data: Callable[[str], Path]) -> None:
     assert np.array_equal(found, np.where(raw == 11, 255, raw))
     for split, count in (("train", 367), ("test", 233)):
         folders = (root / name / split for name in ("images", "annotations"))
-        assert len(SemanticFolder(*folders, dataset.classes, ignore_label=11)) == count
+        assert len(SemanticFolder(*folders, Coding(dataset.classes, ignore_label=11))) == count

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import vankit
-from vankit.data.images import find_images
+from vankit.data.walk import find_images
 from vankit.errors import MissingFileError, UserError
 from vankit.prediction import ray as cluster
 from vankit.prediction.ray import predict_on_ray

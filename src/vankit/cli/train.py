@@ -33,6 +33,8 @@ def command(
     weights: Weights | None = None,
     resume: bool = False,
     skip_bad: bool = False,
+    tolerant: bool = False,
+    allow_outside: bool = False,
     settings: Annotated[_Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
 ) -> None:
     """Train a classifier, a detector or a segmenter.
@@ -52,9 +54,9 @@ def command(
 
     Args:
         data: the word shapes, for generated pictures, or a folder. Classification: train/CLASS/*.jpg and
-            val/CLASS/*.jpg, or hfds/NAME or wds/FOLDER. Detection: a COCO folder with annotations/instances_*.json.
+            val/CLASS/*.jpg, or hfds/NAME or wds/FOLDER. Detection: a folder in the layout of COCO, YOLO or Pascal VOC.
             Segmentation: images/{train,val} and annotations/{train,val}. Panoptic segmentation: a COCO folder with
-            annotations/panoptic_*.json.
+            annotations/panoptic_*.json. Without val, a part of train is held out.
         task: what to train for.
         head: detect: retinanet, faster_rcnn, mask_rcnn (default), cascade_mask_rcnn, sparse_rcnn, rt_detr, d_fine,
             deformable_detr or mask2former; segment: semantic_fpn (default), upernet or mask2former; panoptic:
@@ -65,8 +67,9 @@ def command(
         checkpoint: weights to start from, in any public format, or a folder with them.
         weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         resume: continue the run in --output.
-        skip_bad: leave out images and annotations that cannot be used, with a warning; only for detection and
-            segmentation.
+        skip_bad: leave out images and annotations that cannot be used, with a warning.
+        tolerant: read JPEGs that lack their end, with grey for what is missing.
+        allow_outside: read images that a COCO file names outside the folder of the data.
         settings: they override the recipe.
     """
     from vankit.training.run import train as run
@@ -75,6 +78,6 @@ def command(
     name = recipe or recipes.default_recipe(data, task, head)
     config = recipes.override(recipes.recipe(name, model, task, head), **given(settings))
     result = run(data, model, config, output, checkpoint, resume, task=task, head=head, skip_bad=skip_bad,
-                 weights=weights)  # fmt: skip
+                 tolerant=tolerant, allow_outside=allow_outside, weights=weights)  # fmt: skip
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"best {result.measure} {result.score:.2%} after {result.seconds:.0f} s: {result.best}")

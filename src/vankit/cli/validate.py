@@ -28,6 +28,8 @@ def command(
     split: str = "val",
     test: Literal["single", "multiscale", "slide"] = "single",
     skip_bad: bool = False,
+    tolerant: bool = False,
+    allow_outside: bool = False,
 ) -> None:
     """Measure a classifier (top-1, top-5, confusion matrix), a detector (COCO AP) or a segmenter (mIoU, PQ).
 
@@ -51,8 +53,10 @@ def command(
         split: part of the data to measure: train, val, or the name of another folder such as test.
         test: how to segment: single, the whole image at once; multiscale, at several scales and mirrored; or slide, in
             sliding windows.
-        skip_bad: leave out images and annotations that cannot be used, with a warning; only for detection and
-            segmentation.
+        skip_bad: leave out images and annotations that cannot be used, with a warning; a classifier's images always
+            are.
+        tolerant: read JPEGs that lack their end, with grey for what is missing.
+        allow_outside: read images that a COCO file names outside the folder of the data.
     """
     from vankit.validation import DenseReport
     from vankit.validation import validate as run
@@ -60,7 +64,7 @@ def command(
     report = run(
         data, model, checkpoint, output, plot, workers=workers, seed=seed, batch_size=batch_size, device=device,
         engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
-        weights=weights,
+        tolerant=tolerant, allow_outside=allow_outside, weights=weights,
     )  # fmt: skip
     if isinstance(report, DenseReport):
         _print_scenes(data, report)

@@ -1,7 +1,8 @@
 """Labelled images for classification: a folder per class, timm's dataset readers, or the generated `shapes`."""
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import ImageNetInfo, create_dataset
-from torchvision.datasets import ImageFolder
 
-from vankit.data.held_out import Division, HeldOut
-from vankit.data.images import IMAGE_SUFFIXES, load_image
+from vankit.data.held_out import Division, HeldOut, divide
+from vankit.data.reading import Reader, Reading
 from vankit.data.shapes import Shapes
+from vankit.data.walk import SPLITS, PassedOver, split_folder, subfolders, walk_images
 from vankit.errors import MissingFileError, UserError
 from vankit.files import read_text
 
@@ -22,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 Transform = Callable[[Image.Image], Any]
 
-# never the test images for validation, by which the best weights are chosen
-SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 _READERS = ("hfds/", "wds/")
 _NO_SPLIT = (ValueError, LookupError, AssertionError, RuntimeError)  # how timm and datasets refuse a split
 _SHAPES_LENGTH = {"train": 12_000, "val": 1_000}
@@ -37,6 +36,7 @@ def open_dataset(
     seed: int = 0,
     batch_size: int = 1,
     held_out: HeldOut | None = None,
+    reading: Reading = Reading(),  # noqa: B008  frozen
 ) -> Any:
     """Open one split of a labelled image set.
 
@@ -55,10 +55,11 @@ def open_dataset(
         held_out: how to divide a folder, or a set of Hugging Face, that has a split `train` and no `val`. Without it
             there is no val then. A folder without any split is divided where `held_out.plain`, else it is
             the whole of either split.
+        reading: how forgiving to be with the files of a folder.
 
     Returns:
         A dataset of (sample, label) with the class names as `classes` (a list of str), and as `division` how it was
-        divided, None or missing where it was not.
+        divided, None or missing where it was not. Of a folder, an image that is left out is None.
 
     Raises:
         FileNotFoundError: there is no such directory or split.
@@ -75,28 +76,91 @@ def open_dataset(
             f"no dataset at {data}: expected a directory with {split}/CLASS/*.jpg, the word 'shapes', "
             f"or a name that starts with {', '.join(_READERS)}"
         )
-    return _folder_dataset(root, split, transform, held_out)
+    return _folder_dataset(root, split, transform, held_out, reading)
 
 
 def has_splits(root: Path) -> bool:
     """Whether a folder of images has folders for its splits, rather than for its classes."""
-    return any((root / name).is_dir() for names in (*SPLITS.values(), ("test",)) for name in names)
+    return any(split_folder(root, name) for name in (*SPLITS, "test"))
 
 
-class ClassFolder(ImageFolder):
+class ClassFolder(Reader):
     """A folder of images per class, perhaps divided into those to train on and those held out.
+
+    Items are (sample, class index); with `reading.skip_bad` None for an image that cannot be read, with a warning.
+    Folders without images are no classes; images beside the folders are passed over.
 
     Args:
         root: the folder.
         transform: PIL RGB image → sample.
-        loader, is_valid_file: see torchvision's ImageFolder.
+        reading: how forgiving to be.
 
     Attributes:
+        classes: names of the folders, sorted.
+        samples: (path, class index), by item.
+        targets: the class indices.
+        passed_over: what else is in the folder.
+        empty: names of the folders without images.
         division: how it was divided, or None.
+
+    Raises:
+        ValueError: there are no images in folders.
     """
 
-    samples: list[tuple[str, int]]
-    division: Division | None = None
+    def __init__(self, root: Path, transform: Transform, reading: Reading) -> None:
+        super().__init__(reading)
+        self.root, self.transform = root, transform
+        self.passed_over = PassedOver()
+        self.division: Division | None = None
+        by_class = _images_by_class(root, self.passed_over)
+        self.classes = [name for name, images in by_class.items() if images]
+        self.empty = [name for name, images in by_class.items() if not images]
+        self.samples = [(path, label) for label, name in enumerate(self.classes) for path in by_class[name]]
+        if not self.samples:
+            raise UserError(f"{root} is not an ImageFolder: expected {root}/CLASS/*.jpg, found {self._found()}")
+        self.passed_over.log(root)
+        if self.empty:
+            logger.warning("%s: %d class folders have no images: %s", root, len(self.empty), some(self.empty))
+
+    def _found(self) -> str:
+        folders = f"{len(self.empty)} folders without images" if self.empty else ""
+        return " and ".join(filter(None, (folders, str(self.passed_over)))) or "nothing"
+
+    @property
+    def targets(self) -> list[int]:
+        return [label for _, label in self.samples]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        path, label = self.samples[index]
+        try:
+            image = self.load(path)
+        except (UserError, OSError) as problem:
+            self.leave_out(path, problem)
+            return None
+        return self.transform(image), label
+
+    def relabel(self, classes: Sequence[str]) -> None:
+        """Take the classes of the images that the network is trained on.
+
+        Args:
+            classes: among which this folder's are.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if unknown := sorted(set(self.classes) - set(classes)):
+            raise UserError(
+                f"{self.root} has {len(unknown)} classes without an image to train on: {some(unknown)}; add some, or "
+                "take the folders away"
+            )
+        if missing := sorted(set(classes) - set(self.classes)):
+            logger.warning("%s: %d classes have no images to validate: %s", self.root, len(missing), some(missing))
+        label_of = {name: label for label, name in enumerate(classes)}
+        self.samples = [(path, label_of[self.classes[label]]) for path, label in self.samples]
+        self.classes = list(classes)
 
     def divide(self, held_out: HeldOut, split: str, plain: bool) -> None:
         """Keep what is held out, for split val, or else the rest."""
@@ -104,44 +168,43 @@ class ClassFolder(ImageFolder):
         chosen = held_out.choose(names, [self.classes[label] for _, label in self.samples])
         self.division = Division.of(held_out, chosen, plain)
         kept = [sample for sample, out in zip(self.samples, chosen, strict=True) if out == (split == "val")]
-        self.samples = self.imgs = kept
-        self.targets = [label for _, label in kept]
+        self.samples = kept
 
 
-def _folder_dataset(root: Path, split: str, transform: Transform, held_out: HeldOut | None) -> ClassFolder:
+def some(names: Sequence[str]) -> str:
+    """The first of many names, in one line."""
+    return ", ".join(names[:5]) + " …" * (len(names) > 5)
+
+
+def _images_by_class(root: Path, passed_over: PassedOver) -> dict[str, list[str]]:
+    """Paths by the name of the folder in `root` that they are in, sorted."""
+    images: dict[str, list[str]] = {name: [] for name in subfolders(root)}
+    start = len(os.path.join(root, ""))
+    for path in walk_images(root, passed_over):
+        name, inside, _ = path[start:].partition(os.sep)
+        if inside:
+            images[name].append(path)
+        else:
+            passed_over.add("images outside the class folders", path)
+    return images
+
+
+def _folder_dataset(
+    root: Path, split: str, transform: Transform, held_out: HeldOut | None, reading: Reading
+) -> ClassFolder:
     plain = not has_splits(root)
-    found = {kind: _split_folder(root, kind) for kind in {split, *SPLITS}}
+    found = {kind: split_folder(root, kind) for kind in {split, *SPLITS}}
     folder = root if plain and split in SPLITS else found[split]
     divided = split in SPLITS and found["val"] is None and held_out is not None and (held_out.plain or not plain)
     if divided and folder is None:
         folder = found["train"]
-    if folder is None or (plain and not any(path.is_dir() for path in root.iterdir())):
+    if folder is None or (plain and not subfolders(root)):
         names = SPLITS.get(split, (split,))
         raise MissingFileError(f"no {split} split in {root}: expected a folder {' or '.join(names)} in it")
-    dataset = _class_folder(folder, transform)
-    if held_out is None or not divided:
-        return dataset
-    if plain and held_out.total not in (0, len(dataset.samples)):
-        logger.warning(
-            "%s has %d images, the folder that the network was trained on had %d: taken for another one, all are used",
-            *(root, len(dataset.samples), held_out.total),
-        )
-        return dataset
-    dataset.divide(held_out, split, plain)
+    dataset = ClassFolder(folder, transform, reading)
+    if held_out is not None and divided:
+        divide(dataset, root, split, held_out, plain)
     return dataset
-
-
-def _split_folder(root: Path, split: str) -> Path | None:
-    return next((root / name for name in SPLITS.get(split, (split,)) if (root / name).is_dir()), None)
-
-
-def _class_folder(folder: Path, transform: Transform) -> ClassFolder:
-    try:
-        return ClassFolder(
-            str(folder), transform, loader=load_image, is_valid_file=lambda p: Path(p).suffix.lower() in IMAGE_SUFFIXES
-        )
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is not an ImageFolder: expected {folder}/CLASS/*.jpg; {error}") from None
 
 
 def _reader_dataset(name: str, split: str, transform: Transform, batch_size: int, held_out: HeldOut | None) -> Any:

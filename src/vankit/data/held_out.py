@@ -92,6 +92,23 @@ class Division:
         return cls(replace(held_out, plain=plain, total=len(chosen)), sum(chosen), held_out.total)
 
 
+def divide(dataset: Any, data: object, split: str, held_out: HeldOut, plain: bool) -> None:
+    """Keep of a set what is held out, for split val, or else the rest; all of another set than the one trained on.
+
+    Args:
+        dataset: whose `divide(held_out, split, plain)` does it.
+        data: its name.
+        plain: it has no splits.
+    """
+    if plain and held_out.total not in (0, len(dataset)):
+        logger.warning(
+            "%s has %d images, the folder that the network was trained on had %d: taken for another one, all are used",
+            *(data, len(dataset), held_out.total),
+        )
+        return
+    dataset.divide(held_out, split, plain)
+
+
 def announce(dataset: Any, data: object, training: bool = False, log: bool = True) -> HeldOut | None:
     """Which images of `data` are held out, if any are; this is logged.
 

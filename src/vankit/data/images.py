@@ -1,14 +1,12 @@
 """Image files in, RGB pictures out: decoding that neither trusts the file nor guesses silently."""
 
-import glob
 import io
 import os
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,20 +26,19 @@ from PIL.ImageFile import ImageFile
 
 from vankit.errors import MissingFileError, UserError
 
+T = TypeVar("T")
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
 MAX_PIXELS = 100_000_000
-IMAGE_SUFFIXES = frozenset(
-    f".{name}"
-    for name in "avif bmp gif j2k jfif jp2 jpeg jpg pbm pfm pgm png pnm ppm tif tiff webp".split()  # noqa: SIM905
-)
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 
 # (offset, magic bytes, decoder). The classes are called directly rather than through Image.open for two reasons:
 # Image.open compares every picture with one process-wide pixel limit, and it offers unknown bytes to some forty
 # plugins, one of which (EPS) starts Ghostscript. JpegImageFile also reads the first frame of an MPO file.
 _FORMATS: tuple[tuple[int, bytes, type[ImageFile]], ...] = (
     (0, b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    (0, b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (0, _PNG_START, PngImagePlugin.PngImageFile),
     (8, b"WEBP", WebPImagePlugin.WebPImageFile),
     (0, b"GIF87a", GifImagePlugin.GifImageFile),
     (0, b"GIF89a", GifImagePlugin.GifImageFile),
@@ -52,7 +49,10 @@ _FORMATS: tuple[tuple[int, bytes, type[ImageFile]], ...] = (
     (0, b"\xff\x4f\xff\x51", Jpeg2KImagePlugin.Jpeg2KImageFile),
     (0, b"\0\0\0\x0cjP  \r\n\x87\n", Jpeg2KImagePlugin.Jpeg2KImageFile),
 )
-_FORMAT_NAMES = "JPEG, PNG, WebP, GIF, TIFF, BMP, PPM/PGM/PBM/PFM, AVIF, JPEG 2000"
+_FORMAT_NAMES = "JPEG, PNG, WebP, GIF, TIFF, BMP, PPM/PGM/PBM/PFM, AVIF, HEIC, JPEG 2000"
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")
+_PNG_REMARKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks that say nothing of the pixels as they are read here
+_JPEG_END = b"\xff\xd9"
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -71,7 +71,10 @@ class ImageError(UserError):
 
 
 def load_image(
-    source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS, min_side: int | None = None
+    source: str | os.PathLike[str] | bytes | BinaryIO,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int | None = None,
+    tolerant: bool = False,
 ) -> Image.Image:
     """Decode one image file to upright RGB, 8 bits per channel.
 
@@ -86,6 +89,7 @@ def load_image(
             `Image.MAX_IMAGE_PIXELS` plays no part.
         min_side: decode a JPEG at 1/2, 1/4 or 1/8 of its size, the smallest at which both sides keep this many pixels:
             sooner, for a picture that is made smaller anyway, and not pixel by pixel the same. None decodes exactly.
+        tolerant: read a JPEG that lacks its end, with grey for what is missing, instead of raising.
 
     Returns:
         An image of mode "RGB", loaded, without a reference to the file.
@@ -98,43 +102,131 @@ def load_image(
     if min_side is not None and min_side < 1:
         raise UserError(f"min_side is {min_side}: expected at least 1 pixel, or None to decode exactly")
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), f"image of {len(source)} bytes", max_pixels, min_side)
+        return _decode(io.BytesIO(source), f"image of {len(source)} bytes", max_pixels, min_side, tolerant)
     if not isinstance(source, str | os.PathLike):
         stream = source if source.seekable() else io.BytesIO(source.read())
         stream.seek(0)
-        return _decode(stream, str(getattr(source, "name", "image stream")), max_pixels, min_side)
+        return _decode(stream, str(getattr(source, "name", "image stream")), max_pixels, min_side, tolerant)
     name = os.fspath(source)
     if os.path.isdir(name):
         raise ImageError(f"{name} is a folder, expected an image file; find_images() lists the images of a folder")
     if not os.path.exists(name):
         raise MissingFileError(f"no such image file: {name} (looked from {os.getcwd()})")
     with open(name, "rb") as file:
-        return _decode(file, name, max_pixels, min_side)
+        return _decode(file, name, max_pixels, min_side, tolerant)
 
 
-def _decode(file: BinaryIO, name: str, max_pixels: int, min_side: int | None) -> Image.Image:
+def _decode(file: BinaryIO, name: str, max_pixels: int, min_side: int | None, tolerant: bool) -> Image.Image:
+    return _read(
+        file, name, lambda cls, data, head: to_rgb(_loaded(cls, data, head, name, max_pixels, min_side)), tolerant
+    )
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) in pixels of an image file once it is upright, from its header.
+
+    Raises:
+        FileNotFoundError, ImageError: see `load_image`.
+    """
+    with open(path, "rb") as file:
+        return _read(file, os.fspath(path), lambda cls, data, _: _upright_size(cls(data, "")))
+
+
+def load_png(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a PNG whose values are numbers rather than colours, as it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageError: it is not a PNG, is broken, or has more than `max_pixels` pixels.
+    """
+    name = os.fspath(path)
+    with open(path, "rb") as file:
+        if (start := file.read(len(_PNG_START))) != _PNG_START:
+            raise ImageError(f"{name} is not a readable PNG: found {start!r} at its start")
+        file.seek(0)
+        return _read(file, name, lambda cls, data, head: _loaded(cls, data, head, name, max_pixels))
+
+
+def _read(
+    file: BinaryIO, name: str, finish: Callable[[type[ImageFile], BinaryIO, bytes], T], tolerant: bool = False
+) -> T:
+    """What `finish` makes of a decoder, the file and its first bytes; again with what can be mended, if it fails."""
     head = file.read(32)
     file.seek(0)
-    decoder = next((cls for at, magic, cls in _FORMATS if head[at : at + len(magic)] == magic), None)
+    decoder = _heif_decoder(name) if _is_heic(head) else _decoder(head)
     if decoder is None:
         raise ImageError(
             f"{name} is {'empty' if not head else 'not an image'}: expected one of {_FORMAT_NAMES}, found "
             f"{bytes(head[:8])!r} at the start"
         )
     try:
-        with _pillow_limit(_check_size(_header_size(head), name, max_pixels)):
-            image = decoder(file, "")
-        with _pillow_limit(_check_size(image.size, name, max_pixels)):
-            if min_side is not None:
-                image.draft(None, (min_side, min_side))
-            image.load()
-        return to_rgb(image)
+        try:
+            return finish(decoder, file, head)
+        except (OSError, ValueError, SyntaxError) as error:
+            if isinstance(error, ImageError) or (mended := _mended(decoder, file, tolerant)) is None:
+                raise
+            return finish(decoder, mended, head)
     except ImageError:
         raise
     # Decoders fed hostile bytes raise whatever their parser trips over: OSError, SyntaxError, struct.error, KeyError...
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise ImageError(f"{name} is broken or truncated ({decoder.format}): {reason}") from error
+
+
+def _loaded(
+    decoder: type[ImageFile], file: BinaryIO, head: bytes, name: str, max_pixels: int, min_side: int | None = None
+) -> Image.Image:
+    with _pillow_limit(_check_size(_header_size(head), name, max_pixels)):
+        image = decoder(file, "")
+    with _pillow_limit(_check_size(image.size, name, max_pixels)):
+        if min_side is not None and decoder is JpegImagePlugin.JpegImageFile:
+            image.draft(None, (min_side, min_side))
+        image.load()
+    return image
+
+
+def _decoder(head: bytes) -> type[ImageFile] | None:
+    return next((cls for at, magic, cls in _FORMATS if head[at : at + len(magic)] == magic), None)
+
+
+def _is_heic(head: bytes) -> bool:
+    brands = [head[i : i + 4] for i in (8, *range(16, min(len(head), int.from_bytes(head[:4], "big")), 4))]
+    return head[4:8] == b"ftyp" and any(brand in _HEIC_BRANDS for brand in brands)
+
+
+def _heif_decoder(name: str) -> type[ImageFile]:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ImageError(f'{name} is HEIC, which needs pillow-heif: pip install "vankit[heic]"') from None
+    return HeifImageFile
+
+
+def _mended(decoder: type[ImageFile], file: BinaryIO, tolerant: bool) -> BinaryIO | None:
+    """The file without what Pillow stumbles over, though the picture is sound; None if there is nothing to mend."""
+    if decoder is PngImagePlugin.PngImageFile:
+        return _without_remarks(file)
+    if decoder is JpegImagePlugin.JpegImageFile and tolerant:
+        file.seek(0)
+        return io.BytesIO(file.read() + _JPEG_END)
+    return None
+
+
+def _without_remarks(file: BinaryIO) -> BinaryIO | None:
+    """A PNG without texts and colour profiles, which Pillow refuses above 1 MB; they are passed over unread."""
+    file.seek(0)
+    kept, dropped = io.BytesIO(file.read(8)), False
+    kept.seek(8)
+    while len(header := file.read(8)) == 8:
+        length = int.from_bytes(header[:4], "big") + 4  # with its checksum
+        if header[4:] in _PNG_REMARKS:
+            file.seek(length, os.SEEK_CUR)
+            dropped = True
+        else:
+            kept.write(header + file.read(length))
+    kept.seek(0)
+    return kept if dropped else None
 
 
 def _header_size(head: bytes) -> tuple[int, int]:
@@ -238,13 +330,22 @@ def _grey8(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
+    transpose = _UPRIGHT.get(_orientation(original))
+    return rgb if transpose is None else rgb.transpose(transpose)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        orientation = original.getexif().get(_ORIENTATION_TAG)
+        orientation = image.getexif().get(_ORIENTATION_TAG)
     # Damaged metadata is no reason to refuse a sound picture.
     except (OSError, ValueError, TypeError, KeyError, SyntaxError, struct.error):
-        return rgb
-    transpose = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return rgb if transpose is None else rgb.transpose(transpose)
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def to_image(image: ImageLike, max_pixels: int = MAX_PIXELS, min_side: int | None = None) -> Image.Image:
@@ -281,79 +382,3 @@ def source_name(image: ImageLike) -> str:
     if isinstance(image, Image.Image):
         return getattr(image, "filename", "") or f"image {image.size[0]}x{image.size[1]}"
     return str(image)
-
-
-def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """The image files that files, folders and glob patterns name, lazily, argument by argument.
-
-    A file is yielded whatever its suffix, and also if it does not exist, so that whoever opens it reports it without
-    losing the rest. A folder is walked recursively in name order, a pattern (`**` crosses folders) matches files in
-    name order; both keep `IMAGE_SUFFIXES` only and skip hidden names. Symbolic links are followed, loops cut.
-
-    Args:
-        paths: one path or pattern, or several.
-
-    Raises:
-        FileNotFoundError: a folder or pattern held no image; raised once, after all other images, naming each.
-    """
-    barren = []
-    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
-        name = os.fspath(path)
-        if os.path.isdir(name):
-            found = _walk(Path(name), ())
-        elif not os.path.exists(name) and glob.has_magic(name):
-            found = (Path(match) for match in sorted(set(glob.iglob(name, recursive=True))) if _is_image_file(match))
-        else:
-            yield Path(name)
-            continue
-        first = next(found, None)
-        if first is None:
-            barren.append(name)
-            continue
-        yield first
-        yield from found
-    if barren:
-        raise MissingFileError(
-            f"no images in {', '.join(barren)}: expected a folder or pattern (such as 'photos/**/*.jpg') that holds "
-            f"files ending in {' '.join(sorted(IMAGE_SUFFIXES))}"
-        )
-
-
-def find_inputs(
-    paths: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
-) -> Iterator[Path]:
-    """`find_images` for a run that writes into a folder: what the folder holds is not an input.
-
-    Args:
-        paths: several, see `find_images`.
-        output: the folder; None for none.
-
-    Raises:
-        ValueError: one of the paths lies in the folder; raised at once, unlike the errors of `find_images`.
-    """
-    given = list(paths)
-    if output is None:
-        return find_images(given)
-    folder = Path(output).resolve()
-    if inside := [path for path in given if folder in (Path(path).resolve(), *Path(path).resolve().parents)]:
-        raise UserError(
-            f"{inside[0]} lies in the output folder {output}, where it could be overwritten: choose another"
-        )
-    return (path for path in find_images(given) if folder not in path.resolve().parents)
-
-
-def _is_image_file(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES and os.path.isfile(path)
-
-
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    for name in sorted(name for name in os.listdir(folder) if not name.startswith(".")):
-        path = folder / name
-        if path.is_dir():
-            yield from _walk(path, (*above, here))
-        elif _is_image_file(str(path)):
-            yield path

@@ -1,10 +1,10 @@
 """Images with boxes, masks or label maps, for detection, semantic and panoptic segmentation."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from vankit.data.coco import CocoInstances, CocoPanoptic, find_coco
-from vankit.data.held_out import HeldOut
-from vankit.data.semantic import IGNORE, open_semantic
+from vankit.data.coco import CocoInstances
+from vankit.data.coco_panoptic import CocoPanoptic
+from vankit.data.held_out import HeldOut, divide
+from vankit.data.label_maps import IGNORE
+from vankit.data.layouts import explain_missing, find_source
+from vankit.data.reading import Reading
+from vankit.data.semantic import open_semantic
 from vankit.data.shapes import CLASSES, render_scene
+from vankit.data.walk import SPLITS
 from vankit.errors import MissingFileError, UserError
 
 TASKS = ("detect", "segment", "panoptic")
@@ -34,16 +39,17 @@ def open_scenes(
     size: int = 128,
     seed: int = 0,
     ignore_label: int = IGNORE,
-    skip_bad: bool = False,
+    map_labels: Sequence[str] = (),
+    reading: Reading = Reading(),  # noqa: B008  frozen
     held_out: HeldOut | None = None,
 ) -> Any:
     """Open one split of a set of annotated scenes.
 
     Args:
-        data: the word `shapes`, or a folder. For detect, COCO's `annotations/instances_SPLIT*.json` with the images in
-            `SPLIT*/` or `images/`, or Roboflow's `SPLIT/_annotations.coco.json`; for panoptic, COCO's
+        data: the word `shapes`, or a folder. For detect, COCO's JSON (`vankit.data.layouts.find_coco`), YOLO's text
+            files (`vankit.data.yolo`) or Pascal VOC's XML files (`vankit.data.voc`); for panoptic, COCO's
             `annotations/panoptic_SPLIT*.json` and its folder of PNGs; for segment, `images/SPLIT` and
-            `annotations/SPLIT` with an image and a PNG of class indices per scene (ADE20K, CamVid).
+            `annotations/SPLIT` with an image and a PNG of class indices per scene (ADE20K, CamVid), or without SPLIT.
         task: detect, segment or panoptic.
         split: train or val; for segment also the name of a folder, such as test.
         transform: (image, target) → (image, target), see `vankit.data.augment`.
@@ -51,8 +57,10 @@ def open_scenes(
         size: side in pixels of generated `shapes`.
         seed: of generated `shapes`.
         ignore_label: value in label PNGs that counts as unlabelled, in addition to 255.
-        skip_bad: leave out, with a warning, what is broken or contradicts itself, instead of raising.
-        held_out: for segment, how to divide a folder that has a split `train` and no `val`.
+        map_labels: values in label PNGs that are read as others, see `vankit.data.label_maps.parse_map`.
+        reading: how forgiving to be.
+        held_out: how to divide a folder that has a split `train` and no `val`. A set without any split is divided where
+            `held_out.plain`, else it is the whole of either split.
 
     Returns:
         A dataset of (image, target): `tv_tensors.Image` uint8 (3, H, W) and a dict, with `image_id` and: for detect and
@@ -73,12 +81,34 @@ def open_scenes(
     if not root.is_dir():
         raise MissingFileError(f"no dataset at {data}: expected a folder, or the word 'shapes'")
     if task == "segment":
-        return open_semantic(root, split, transform, ignore_label, skip_bad, held_out)
-    if task == "panoptic":
-        images, annotations = find_coco(root, split, "panoptic")
-        return CocoPanoptic(images, annotations, transform=transform, skip_bad=skip_bad)
-    images, annotations = find_coco(root, split, "instances")
-    return CocoInstances(images, annotations, transform=transform, masks=masks, skip_bad=skip_bad)
+        return open_semantic(root, split, transform, ignore_label, reading, held_out, map_labels)
+    return _open_coco(root, task, split, transform, masks, reading, held_out)
+
+
+def _open_coco(
+    root: Path,
+    task: str,
+    split: str,
+    transform: Callable[..., Any] | None,
+    masks: bool,
+    reading: Reading,
+    held_out: HeldOut | None,
+) -> CocoInstances | CocoPanoptic:
+    kind: Literal["instances", "panoptic"] = "panoptic" if task == "panoptic" else "instances"
+    source = find_source(root, split, kind)
+    divided = held_out is not None and split in SPLITS and find_source(root, "val", kind) is None
+    if divided and source is None:
+        source = find_source(root, "train", kind)
+    if source is None:
+        raise explain_missing(root, split, kind)
+    dataset: CocoInstances | CocoPanoptic
+    if kind == "panoptic":
+        dataset = CocoPanoptic(source.images, source.annotations, transform=transform, reading=reading)
+    else:
+        dataset = CocoInstances(source.images, source.annotations, transform, masks, reading, source.read)
+    if held_out is not None and (divided or (source.plain and held_out.plain)):
+        divide(dataset, root, split, held_out, source.plain)
+    return dataset
 
 
 class ShapeScenes(Dataset[tuple[Any, dict[str, Any]]]):

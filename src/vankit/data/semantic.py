@@ -1,47 +1,44 @@
 """Semantic segmentation from folders: an image and a PNG of labels per scene, such as ADE20K's or CamVid's."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from vankit.data.folders import SPLITS
-from vankit.data.held_out import Division, HeldOut
-from vankit.data.images import IMAGE_SUFFIXES, load_image
+from vankit.data.held_out import Division, HeldOut, divide
+from vankit.data.label_maps import IGNORE, Coding, find_palette, parse_map, read_labels
+from vankit.data.reading import Reader, Reading
+from vankit.data.walk import SPLITS, PassedOver, split_folder, walk_images
 from vankit.errors import MissingFileError, UserError
 from vankit.files import read_text
 
 logger = logging.getLogger(__name__)
 
-IGNORE = 255  # the label of pixels without one
 _LABEL_FOLDERS = ("annotations", "labels", "masks")
 
 
-class SemanticFolder(Dataset[Any]):
+class SemanticFolder(Reader):
     """Images and label PNGs with the same names in two folders.
 
     Items are (`tv_tensors.Image` uint8 (3, H, W), {`semantic`: `tv_tensors.Mask` uint8 (H, W), 255 where unlabelled,
-    `image_id`: int}), after `transform`.
+    `image_id`: int}), after `transform`; with `reading.skip_bad` None for a scene that cannot be used, with a warning.
 
     Args:
         images: folder of images.
-        labels: folder of single-channel PNGs with a class index per pixel.
-        classes: names by index.
+        labels: folder of label PNGs.
+        coding: what their values mean.
         transform: (image, target) → (image, target).
-        ignore_label: index that counts as unlabelled, in addition to 255.
-        zero_is_unlabelled: indices start at 1, and 0 is unlabelled, as in ADE20K.
-        skip_bad: leave out what cannot be used and list it in `skipped`, instead of raising.
+        reading: how forgiving to be.
 
     Attributes:
         classes: names by label.
         names: image files, by item.
+        passed_over: what else is in the folder of images.
         skipped: (file, reason) of what was left out.
         division: how the images were divided, or None.
 
@@ -54,28 +51,26 @@ class SemanticFolder(Dataset[Any]):
         self,
         images: Path,
         labels: Path,
-        classes: Sequence[str],
+        coding: Coding,
         transform: Callable[..., Any] | None = None,
-        ignore_label: int = IGNORE,
-        zero_is_unlabelled: bool = False,
-        skip_bad: bool = False,
+        reading: Reading = Reading(),  # noqa: B008  frozen
     ) -> None:
-        if len(classes) > IGNORE:
-            raise UserError(f"{len(classes)} classes: expected at most {IGNORE}, because 255 means unlabelled")
+        super().__init__(reading)
+        if len(coding.classes) > IGNORE:
+            raise UserError(f"{len(coding.classes)} classes: expected at most {IGNORE}, because 255 means unlabelled")
         for folder in (images, labels):
             if not folder.is_dir():
                 raise MissingFileError(f"no folder {folder}: expected images and label PNGs in two folders")
-        self.classes = list(classes)
+        self.coding = coding
+        self.classes = list(coding.classes)
         self.transform = transform
-        self.ignore_label = ignore_label
-        self.zero_is_unlabelled = zero_is_unlabelled
-        self.skip_bad = skip_bad
-        self.skipped: list[tuple[str, str]] = []
+        self.passed_over = PassedOver()
         self.division: Division | None = None
+        self._images, self._labels = images, labels
         self._files: list[tuple[Path, Path]] = []
-        for path in sorted(images.rglob("*")):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                self._pair(path, labels / path.relative_to(images).with_suffix(".png"))
+        for path in map(Path, walk_images(images, self.passed_over)):
+            self._pair(path, labels / path.relative_to(images).with_suffix(".png"))
+        self.passed_over.log(images)
         if self.skipped:
             logger.warning("left out %d images without label PNGs, such as %s", len(self.skipped), self.skipped[0][0])
         if not self._files:
@@ -84,7 +79,7 @@ class SemanticFolder(Dataset[Any]):
     def _pair(self, image: Path, label: Path) -> None:
         if label.is_file():
             self._files.append((image, label))
-        elif self.skip_bad:
+        elif self.reading.skip_bad:
             self.skipped.append((str(image), f"no {label}"))
         else:
             raise MissingFileError(f"{image} has no label PNG: expected {label}; --skip-bad leaves such images out")
@@ -93,131 +88,178 @@ class SemanticFolder(Dataset[Any]):
     def names(self) -> list[str]:
         return [str(image) for image, _ in self._files]
 
-    def divide(self, held_out: HeldOut, split: str, images: Path) -> None:
-        """Keep what is held out, for split val, or else the rest.
-
-        Args:
-            images: the folder of the images, by whose paths in it they are chosen.
-        """
-        names = [image.relative_to(images).as_posix() for image, _ in self._files]
+    def divide(self, held_out: HeldOut, split: str, plain: bool) -> None:
+        """Keep what is held out, for split val, or else the rest."""
+        names = [image.relative_to(self._images).as_posix() for image, _ in self._files]
         chosen = held_out.choose(names, [""] * len(names))
-        self.division = Division.of(held_out, chosen)
+        self.division = Division.of(held_out, chosen, plain)
         self._files = [pair for pair, out in zip(self._files, chosen, strict=True) if out == (split == "val")]
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Any:
-        """One item; with `skip_bad` None for a scene that cannot be used, with a warning."""
         index = range(len(self))[index]
+        path, label_path = self._files[index]
         try:
-            image, semantic = self._load(index)
-        except (ValueError, OSError) as error:
-            if not self.skip_bad:
-                raise
-            self._skip(str(self._files[index][0]), str(error))
+            image, labels = self.load(path), self.coding.read(label_path)
+            if labels.shape != image.size[::-1]:
+                raise UserError(
+                    f"{label_path} is {labels.shape[1]}x{labels.shape[0]} pixels and {path} {image.width}x"
+                    f"{image.height}: expected the same size"
+                )
+        except (ValueError, OSError) as problem:
+            self.leave_out(str(path), problem)
             return None
-        target = {"semantic": tv_tensors.Mask(torch.from_numpy(semantic)), "image_id": index}
+        target = {"semantic": tv_tensors.Mask(torch.from_numpy(labels)), "image_id": index}
         sample = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1)), target
         return sample if self.transform is None else self.transform(*sample)
 
-    def _skip(self, name: str, reason: str) -> None:
-        if (name, reason) not in self.skipped:
-            self.skipped.append((name, reason))
-            logger.warning("left out %s (%d so far): %s", name, len(self.skipped), reason)
+    def count_values(self, enough: Callable[[Counter[int]], bool] = lambda counts: False) -> Counter[int]:
+        """Pixels by the value that they have in the label PNGs, those that cannot be read left out.
 
-    def _load(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
-        path, label_path = self._files[index]
-        image = load_image(path)
-        labels = read_labels(label_path)
-        if labels.shape != image.size[::-1]:
-            raise UserError(
-                f"{label_path} is {labels.shape[1]}x{labels.shape[0]} pixels and {path} {image.width}x{image.height}: "
-                "expected the same size"
-            )
-        ignored = (labels == self.ignore_label) | (labels == IGNORE)
-        if self.zero_is_unlabelled:
-            ignored |= labels == 0
-            labels = labels - 1
-        if wrong := sorted(set(np.unique(labels[~ignored]).tolist()) - set(range(len(self.classes)))):
-            raise UserError(
-                f"{label_path} has label {wrong[0] + self.zero_is_unlabelled} and there are {len(self.classes)} "
-                "classes: name it in classes.txt, or pass --ignore-label"
-            )
-        return image, np.where(ignored, IGNORE, labels).astype(np.uint8)
+        Args:
+            enough: whether the counts so far will do.
+        """
+        counts: Counter[int] = Counter()
+        for _, path in self._files:
+            try:
+                values, pixels = np.unique(read_labels(path, self.coding.palette), return_counts=True)
+            except (ValueError, OSError):  # which the run meets again, and answers for
+                continue
+            counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
+            if enough(counts):
+                break
+        return counts
+
+    def check_classes(self) -> None:
+        """Refuse labels that would train on nothing: a class that none of them names, or 255 where it is an object.
+
+        It reads labels until all classes were met; with `reading.skip_bad` a class without pixels is a warning.
+
+        Raises:
+            ValueError: a class with a name has no pixel, or 255 alone stands beside 0.
+        """
+        counts = self.count_values(lambda counts: not self._missing(counts))
+        missing = self._missing(counts)
+        only_255 = not self.coding.named and counts.keys() == {0, IGNORE} and not self.coding.mapping
+        if not (only_255 or (missing and self.coding.named)):
+            return
+        what = f"no pixel is of class {', '.join(self.classes[i] for i in missing[:5])}" if missing else "255 is all"
+        if not missing:
+            what = "255 means unlabelled, and nothing else stands beside 0"
+        message = f"{self._labels}: {what}; the labels hold the values {_shares(counts)}"
+        if only_255 or not self.reading.skip_bad:
+            raise UserError(f"{message}: {self._advice(counts, missing)}")
+        logger.warning("%s", message)
+
+    def _missing(self, counts: Counter[int]) -> list[int]:
+        values = np.array(sorted(counts), np.int64)
+        return sorted(set(range(len(self.classes))) - set(self.coding.indices(values).tolist()))
+
+    def _advice(self, counts: Counter[int], missing: Sequence[int]) -> str:
+        values = np.array(sorted(counts), np.int64)
+        unused = values[~np.isin(self.coding.indices(values), range(len(self.classes)))].tolist()
+        wanted = (missing or [1])[0] + self.coding.zero_is_unlabelled
+        example = f"--map-labels {unused[-1]}:{wanted}" if unused else "--map-labels OLD:NEW"
+        return f"read a value as another with {example}, or correct classes.txt; --skip-bad goes on without the class"
 
 
-def read_labels(path: Path) -> NDArray[np.int64]:
-    """The class indices (H, W) in a label PNG: grey levels or palette indices.
-
-    Raises:
-        ValueError: it has colours instead of indices, or cannot be read.
-    """
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except Exception as error:  # a damaged file makes the decoder raise whatever it trips over
-        raise UserError(f"{path} is not a readable PNG: {error}") from error
-    if mode not in ("L", "P", "1", "I;16", "I"):
-        raise UserError(f"{path} is in colour ({mode}): expected one class index per pixel")
-    return labels.astype(np.int64)
+def _shares(counts: Counter[int]) -> str:
+    total = counts.total()
+    shown = [f"{value} ({pixels / total:.1%})" for value, pixels in sorted(counts.items())[:12]]
+    return ", ".join(shown) + " …" * (len(counts) > 12)
 
 
 def open_semantic(
-    root: Path, split: str, transform: Any, ignore_label: int, skip_bad: bool, held_out: HeldOut | None = None
+    root: Path,
+    split: str,
+    transform: Any,
+    ignore_label: int,
+    reading: Reading,
+    held_out: HeldOut | None = None,
+    map_labels: Sequence[str] = (),
 ) -> SemanticFolder:
-    """A split of `root`: `images/SPLIT` with `annotations/SPLIT` (also labels/ or masks/).
+    """A split of `root`: `images/SPLIT` with `annotations/SPLIT` (also labels/ or masks/), or both without splits.
 
-    Class names come from `objectInfo150.txt` (ADE20K, whose label 0 is unlabelled) or from `classes.txt`, one name per
-    line in label order; without either they are the numbers found in the training labels.
+    Class names come from a palette file (see `find_palette`), from `objectInfo150.txt` (ADE20K, whose label 0 is
+    unlabelled) or from `classes.txt`, one name per line in label order; without any they are the numbers found in the
+    training labels.
 
     Args:
         split: train, val, or the name of a folder.
-        transform, ignore_label, skip_bad: see `SemanticFolder`.
-        held_out: how to divide a folder that has a split `train` and no `val`; without it there is no val then.
+        transform, reading: see `SemanticFolder`.
+        ignore_label: value in label PNGs that counts as unlabelled, in addition to 255.
+        held_out: how to divide a folder that has a split `train` and no `val`, or if `held_out.plain` no splits.
+        map_labels: values that are read as others, see `parse_map`.
 
     Raises:
         FileNotFoundError: there is no such split.
         ValueError: see `SemanticFolder`.
     """
-    divided = held_out is not None and split in SPLITS and _find_split(root, "val") is None
-    found = _find_split(root, "train" if divided else split)
-    if found is None:
+    found = {name: _find_split(root, name) for name in {split, *SPLITS}}
+    plain = not any(_find_split(root, name) for name in (*SPLITS, "test")) and split in SPLITS
+    divided = held_out is not None and split in SPLITS and found["val"] is None and (held_out.plain or not plain)
+    folders = _whole(root) if plain else found["train" if divided else split]
+    if folders is None:
         names = ", ".join(SPLITS.get(split, (split,)))
         raise MissingFileError(
             f"no {split} split in {root}: expected images/NAME and annotations/NAME, NAME one of {names}"
         )
-    images, labels = found
-    ade20k = (root / "objectInfo150.txt").is_file()
-    classes = _class_names(root, labels.parent, ignore_label, skip_bad)
-    dataset = SemanticFolder(images, labels, classes, transform, ignore_label, ade20k, skip_bad)
+    images, labels = folders
+    training = labels if plain else split_folder(labels.parent, "train") or labels.parent
+    coding = _coding(root, training, ignore_label, parse_map(map_labels), reading)
+    dataset = SemanticFolder(images, labels, coding, transform, reading)
     if held_out is not None and divided:
-        dataset.divide(held_out, split, images)
+        divide(dataset, root, split, held_out, plain)
     return dataset
 
 
 def _find_split(root: Path, split: str) -> tuple[Path, Path] | None:
-    folders = [root / name for name in _LABEL_FOLDERS if (root / name).is_dir()]
-    found = [(root / "images" / name, folder / name) for name in SPLITS.get(split, (split,)) for folder in folders]
-    return next(((images, labels) for images, labels in found if images.is_dir() and labels.is_dir()), None)
+    images = split_folder(root / "images", split)
+    labels = (split_folder(root / name, split) for name in _LABEL_FOLDERS)
+    folder = next(filter(None, labels), None)
+    return None if images is None or folder is None else (images, folder)
 
 
-def _class_names(root: Path, labels: Path, ignore_label: int, skip_bad: bool) -> list[str]:
+def _whole(root: Path) -> tuple[Path, Path] | None:
+    """The folders of a set without splits: label PNGs are directly in one."""
+    images = root / "images"
+    folder = next((root / name for name in _LABEL_FOLDERS if any((root / name).glob("*.png"))), None)
+    return (images, folder) if images.is_dir() and folder is not None else None
+
+
+def _coding(root: Path, training: Path, ignore_label: int, mapping: dict[int, int], reading: Reading) -> Coding:
+    if palette := find_palette(root):
+        return Coding(palette.classes, ignore_label, mapping=mapping, palette=palette)
     if (table := root / "objectInfo150.txt").is_file():  # tab-separated, the name last, synonyms after commas
         lines = read_text(table).splitlines()[1:]
-        return [line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip()]
+        names = [line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip()]
+        return Coding(names, ignore_label, True, mapping)
     if (table := root / "classes.txt").is_file():
-        return read_text(table).rstrip().splitlines()
-    folder = next((labels / name for name in SPLITS["train"] if (labels / name).is_dir()), labels)
+        return Coding(_listed(table), ignore_label, mapping=mapping)
+    return _numbered(training, ignore_label, mapping, reading)
+
+
+def _listed(table: Path) -> list[str]:
+    names = [line.strip() for line in read_text(table).rstrip().splitlines()]
+    if "" in names:
+        raise UserError(f"{table}: line {names.index('') + 1} is empty, expected the name of class {names.index('')}")
+    return names
+
+
+def _numbered(folder: Path, ignore_label: int, mapping: dict[int, int], reading: Reading) -> Coding:
+    """Classes without names: all numbers up to the highest in the training labels."""
     highest = -1
-    for path in sorted(folder.rglob("*.png")):
+    values: set[int] = set()
+    for path in filter(lambda name: name.endswith(".png"), walk_images(folder)):
         try:
-            found = read_labels(path)
+            values |= set(np.unique(read_labels(Path(path))).tolist())
         except UserError:
-            if not skip_bad:
+            if not reading.skip_bad:
                 raise
-            continue
-        highest = max(highest, int(found.max(initial=-1, where=(found != ignore_label) & (found != IGNORE))))
+    mapped = {mapping.get(value, value) for value in values} - {ignore_label, IGNORE}
+    highest = max(mapped, default=-1)
     if not 0 <= highest < IGNORE:
         raise UserError(f"the label PNGs in {folder} have no class indices from 0 to 254: highest is {highest}")
-    return [str(i) for i in range(highest + 1)]
+    return Coding([str(i) for i in range(highest + 1)], ignore_label, mapping=mapping, named=False)

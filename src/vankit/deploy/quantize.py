@@ -24,8 +24,9 @@ from torch.utils.data import IterableDataset
 
 from vankit.data.folders import class_index, has_splits, open_dataset
 from vankit.data.held_out import HeldOut, announce
-from vankit.data.images import ImageError, find_images, load_image
+from vankit.data.images import ImageError, load_image
 from vankit.data.preprocessing import Preprocessing
+from vankit.data.walk import find_images
 from vankit.deploy.folder import FILES, Exported
 from vankit.engines.base import Array, Engine, cores
 from vankit.errors import MissingPackageError, UserError, check_output

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from vankit.data.images import MAX_PIXELS, ImageLike, find_inputs, source_name, to_image
+from vankit.data.images import MAX_PIXELS, ImageLike, source_name, to_image
+from vankit.data.walk import find_inputs
 from vankit.errors import UserError, reason_of
 from vankit.explanation import methods
 from vankit.explanation.methods import Explanation

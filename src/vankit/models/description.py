@@ -13,7 +13,7 @@ Weights = Literal["raw", "ema"]  # as trained, or their moving average, where a 
 _OF_CLASSIFIERS = ("task", "model", "lka", "classes", "preprocessing")
 _OF_SCENES = (
     "task", "head", "model", "lka", "classes", "things", "category_ids", "short_sides", "long_side", "crop", "queries",
-    "ignore_label",
+    "ignore_label", "map_labels",
 )  # fmt: skip
 # what a checkpoint of a detector or segmenter has to say
 _NEEDED = ("task", "head", "model", "classes", "things", "short_sides", "long_side", "queries")
@@ -39,6 +39,7 @@ class Description:
         crop: side in pixels of the squares that a semantic network was trained on.
         queries: number of object queries or proposals, for heads that have them.
         ignore_label: value in label images that counts as unlabelled, in addition to 255.
+        map_labels: values in label images that are read as others, see `vankit.data.label_maps.parse_map`.
         held_out: which of its training images it was not trained on but validated with; None where it had others.
 
     Raises:
@@ -59,13 +60,14 @@ class Description:
     crop: int = 0
     queries: int = 100
     ignore_label: int = 255
+    map_labels: Sequence[str] = ()
     held_out: HeldOut | None = None
 
     def __post_init__(self) -> None:
         defaults = {"things": [True] * len(self.classes), "category_ids": range(len(self.classes))}
         for name, default in defaults.items():
             object.__setattr__(self, name, getattr(self, name) or default)
-        for name in ("classes", "things", "category_ids", "short_sides"):  # JSON knows only lists
+        for name in ("classes", "things", "category_ids", "short_sides", "map_labels"):  # JSON knows only lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in defaults:
             if len(getattr(self, name)) != len(self.classes):

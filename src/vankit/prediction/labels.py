@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vankit.data.images import MAX_PIXELS, ImageLike, find_images, source_name, to_image
+from vankit.data.images import MAX_PIXELS, ImageLike, source_name, to_image
+from vankit.data.walk import find_images
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine, check_options
 from vankit.errors import UserError, check_output, reason_of

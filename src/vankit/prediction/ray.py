@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vankit.data.images import IMAGE_SUFFIXES, find_images
+from vankit.data.walk import IMAGE_SUFFIXES, find_images, is_image, is_junk
 from vankit.deploy.folder import is_exported
 from vankit.deploy.opening import is_path
 from vankit.errors import MissingFileError, MissingPackageError, UserError
@@ -292,15 +292,13 @@ def _list_url(url: str) -> Iterator[str]:
 
 def _walk(fs: Any, folder: str) -> Iterator[str]:
     for path, kind in sorted((entry["name"].rstrip("/"), entry["type"]) for entry in fs.ls(folder, detail=True)):
-        if kind == "directory" and not Path(path).name.startswith("."):
+        if is_junk(Path(path).name):
+            continue
+        if kind == "directory":
             if path != folder.rstrip("/"):  # object stores may hold an empty object in a folder's name
                 yield from _walk(fs, path)
-        elif _is_image(path):
+        elif is_image(path):
             yield path
-
-
-def _is_image(path: str) -> bool:
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES and not Path(path).name.startswith(".")
 
 
 def _file(shard: int) -> str:

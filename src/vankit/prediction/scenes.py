@@ -14,7 +14,8 @@ from PIL import Image
 from timm.models import FeatureListNet
 from torch import Tensor, nn
 
-from vankit.data.images import MAX_PIXELS, ImageLike, find_inputs, source_name, to_image
+from vankit.data.images import MAX_PIXELS, ImageLike, source_name, to_image
+from vankit.data.walk import find_inputs
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine, check_options
 from vankit.engines.choose import device_for, engine_for

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from vankit.data.folders import open_dataset
+from vankit.data.folders import ClassFolder, open_dataset
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
+from vankit.data.reading import Reading, Replacing, collate_usable
+from vankit.data.walk import subfolders
 from vankit.errors import UserError, check_output
 from vankit.models.description import Description, Weights
 from vankit.models.van import VAN, create_model, variant_of
@@ -67,7 +70,9 @@ class Classifier(LightningModule):
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> None:
+        if batch is None:  # all of them left out by --skip-bad
+            return
         images, labels = batch
         logits = self(images).float()
         check_output(logits)
@@ -150,6 +155,7 @@ def setup_classify(
     checkpoint: str | PathLike[str] | None = None,
     weights: Weights | None = None,
     sizes: Mapping[str, Any] | None = None,
+    reading: Reading = Reading(),  # noqa: B008  frozen
 ) -> Setup:
     """A classifier's training run.
 
@@ -160,15 +166,19 @@ def setup_classify(
         checkpoint: weights of any public format to start from, also of a VAN with widths and depths of its own.
         weights: see `vankit.train`.
         sizes: of such a VAN, when its run is resumed.
+        reading: how forgiving to be with the files of a folder. In training another image takes the place of one that
+            is left out, so that batches keep their size.
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the data or the weights cannot be used.
     """
-    train_set, val_set = _datasets(data, config)
-    train_loader, val_loader = loaders(train_set, val_set, config, processes)
+    train_set, val_set = _datasets(data, config, reading)
     classes = list(train_set.classes)
     if len(classes) < 2:
-        raise UserError(f"{data} has one class, {classes[0]}: expected at least two to tell apart")
+        inner = Path(data) / classes[0]
+        hint = f"; or is {inner} the folder of your classes?" if inner.is_dir() and subfolders(inner) else ""
+        raise UserError(f"{data} has one class, {classes[0]}: expected at least two to tell apart{hint}")
+    train_loader, val_loader = loaders(train_set, val_set, config, processes, collate_usable)
     start = None if checkpoint is None else for_training(read_checkpoint(checkpoint, weights))
     if start is not None:
         config = replace(config, pretrained=False)
@@ -190,7 +200,7 @@ def setup_classify(
     return Setup(task, train_loader, val_loader, description)
 
 
-def _datasets(data: str | PathLike[str], config: TrainConfig) -> tuple[Any, Any]:
+def _datasets(data: str | PathLike[str], config: TrainConfig, reading: Reading) -> tuple[Any, Any]:
     common: dict[str, Any] = {"input_size": config.img_size, "mean": MEAN_STD, "std": MEAN_STD}
     augment = _augment(config, common)
     centre = create_transform(**common, crop_pct=config.crop_pct, interpolation="bicubic")
@@ -199,8 +209,12 @@ def _datasets(data: str | PathLike[str], config: TrainConfig) -> tuple[Any, Any]
         "seed": config.seed,
         "batch_size": config.batch_size,
         "held_out": HeldOut(config.val_share, config.seed, plain=True),
+        "reading": reading,
     }
-    return open_dataset(data, "train", augment, **options), open_dataset(data, "val", centre, **options)
+    train_set, val_set = open_dataset(data, "train", augment, **options), open_dataset(data, "val", centre, **options)
+    if isinstance(val_set, ClassFolder):
+        val_set.relabel(train_set.classes)
+    return Replacing(train_set) if reading.skip_bad else train_set, val_set
 
 
 def _augment(config: TrainConfig, common: dict[str, Any]) -> Any:

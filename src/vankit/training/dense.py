@@ -13,8 +13,10 @@ from torch.optim import AdamW
 
 from vankit.data.augment import PER_INSTANCE, collate, evaluation_transform, training_transform
 from vankit.data.held_out import HeldOut, announce
+from vankit.data.label_maps import IGNORE
+from vankit.data.reading import Reading
 from vankit.data.scenes import open_scenes
-from vankit.data.semantic import IGNORE
+from vankit.data.semantic import SemanticFolder
 from vankit.errors import UserError
 from vankit.heads.backbone import keep_training_size
 from vankit.heads.build import HEADS, build_network, check_head
@@ -130,13 +132,13 @@ def setup_dense(
     config: DenseConfig,
     processes: Processes,
     checkpoint: str | PathLike[str] | None = None,
-    skip_bad: bool = False,
+    reading: Reading = Reading(),  # noqa: B008  frozen
     weights: Weights | None = None,
 ) -> Setup:
     """A dense task's training run.
 
     Args:
-        data, skip_bad: see `vankit.data.scenes.open_scenes`.
+        data, reading: see `vankit.data.scenes.open_scenes`.
         task, head, model, config: see `vankit.train`.
         processes: this process among all.
         checkpoint: weights to start from: of the same head (what does not fit stays as it is), or of a backbone.
@@ -146,7 +148,7 @@ def setup_dense(
         FileNotFoundError, ValueError, vankit.DownloadError: the data or the weights cannot be used.
     """
     check_head(task, head)
-    train_set, val_set = _datasets(data, task, head, config, skip_bad)
+    train_set, val_set = _datasets(data, task, head, config, reading)
     # validated one by one, as they are predicted: the padding of a batch changes the figures
     train_loader, val_loader = loaders(train_set, val_set, config, processes, collate, val_batch=1)
     held_out = announce(val_set, data, training=True, log=processes.rank == 0)
@@ -163,6 +165,7 @@ def setup_dense(
         crop=config.crop,
         queries=config.queries,
         ignore_label=config.ignore_label,
+        map_labels=config.map_labels,
         held_out=held_out,
     )
     pretrained = config.pretrained and checkpoint is None
@@ -179,7 +182,9 @@ def setup_dense(
     return Setup(DenseTask(network, evaluator, description, config, total_batch), train_loader, val_loader, description)
 
 
-def _datasets(data: str | PathLike[str], task: str, head: str, config: DenseConfig, skip_bad: bool) -> tuple[Any, Any]:
+def _datasets(
+    data: str | PathLike[str], task: str, head: str, config: DenseConfig, reading: Reading
+) -> tuple[Any, Any]:
     segment = task == "segment"
     if segment and not config.crop:
         raise UserError("crop is 0: segmentation trains on squares of one size, pass --crop in pixels")
@@ -199,8 +204,11 @@ def _datasets(data: str | PathLike[str], task: str, head: str, config: DenseConf
         "size": config.short_sides[-1],
         "seed": config.seed,
         "ignore_label": config.ignore_label,
-        "skip_bad": skip_bad,
-        "held_out": HeldOut(config.val_share, config.seed),
+        "map_labels": config.map_labels,
+        "reading": reading,
+        "held_out": HeldOut(config.val_share, config.seed, plain=True),
     }
     train_set = open_scenes(data, task, "train", augment, **shared)
+    if isinstance(train_set, SemanticFolder):
+        train_set.check_classes()
     return train_set, open_scenes(data, task, "val", evaluation_transform(), **shared)

@@ -188,6 +188,7 @@ class DenseConfig(Config):
         color: randomly vary brightness, contrast, saturation and hue.
         queries: number of object queries or proposals, for heads that have them.
         ignore_label: value in label images that counts as unlabelled, in addition to 255.
+        map_labels: values in label images that are read as others, such as 255:1 for masks of 0 and 255.
         validate_every: epochs between validations; the run's epochs are rounded up to a multiple.
     """
 
@@ -212,6 +213,7 @@ class DenseConfig(Config):
     color: bool = False
     queries: int = 100
     ignore_label: int = 255
+    map_labels: tuple[str, ...] = ()
     validate_every: int = 1
 
     def __post_init__(self) -> None:
@@ -231,6 +233,10 @@ class DenseConfig(Config):
         if not 0 < low <= high:
             raise UserError(f"scale_range is {self.scale_range}, expected 0 < low <= high")
         self._check_choice("schedule", "batch_norm")
+        if self.map_labels:
+            from vankit.data.label_maps import parse_map
+
+            parse_map(self.map_labels)
 
 
 def in1k(model: str) -> TrainConfig:

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from vankit.data.reading import Reading
 from vankit.errors import MissingFileError, NotFiniteError, UserError
 from vankit.files import read_json, write_text
 from vankit.models.description import Description, Weights
@@ -73,6 +74,8 @@ def train(
     task: str = "classify",
     head: str | None = None,
     skip_bad: bool = False,
+    tolerant: bool = False,
+    allow_outside: bool = False,
     weights: Weights | None = None,
 ) -> TrainResult:
     """Train a classifier, a detector or a segmenter.
@@ -81,8 +84,7 @@ def train(
 
     Args:
         data: for classify see `vankit.data.folders.open_dataset`, else `vankit.data.scenes.open_scenes`. Without a val
-            split, a part of the training images is held out to validate (`val_share` of the config), with a warning;
-            detect and panoptic need one.
+            split, a part of the training images is held out to validate (`val_share` of the config), with a warning.
         model: such as van_b0, or van_b0.cifar10 to start from those weights.
         config: settings: a `TrainConfig` for classify, else a `DenseConfig`; `default_recipe`'s if None.
         out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and tensorboard/;
@@ -92,8 +94,8 @@ def train(
         resume: continue the run in `out` after its last trained epoch, which is validated first if it was not.
         task: classify, detect, segment or panoptic.
         head: see `vankit.heads.build.HEADS`; mask_rcnn, semantic_fpn or mask2former if None.
-        skip_bad: leave out, with a warning, images and annotations that cannot be used (only for detection and
-            segmentation).
+        skip_bad, tolerant, allow_outside: what to do about images and annotations that cannot be used as they are, see
+            `vankit.data.reading.Reading`; the last one only for detect and panoptic.
         weights: of `checkpoint`: raw, or ema for their moving average; None takes the average where there are both.
 
     Returns:
@@ -106,7 +108,8 @@ def train(
     """
     head = head or _DEFAULT_HEADS.get(task)
     config = config or recipe(default_recipe(data, task, head), model, task, head)
-    _check_task(task, head, config, skip_bad)
+    reading = Reading(skip_bad, tolerant, allow_outside)
+    _check_task(task, head, config, reading)
     if weights is not None and checkpoint is None:
         raise UserError("weights (--weights) chooses among those of a checkpoint to start from: pass one")
     if config.pretrained and checkpoint is None and not resume:
@@ -118,11 +121,11 @@ def train(
     start_config = dataclasses.replace(config, pretrained=config.pretrained and not resume)
     start = None if resume else checkpoint
     if isinstance(start_config, DenseConfig):
-        setup = setup_dense(data, task, head or "", model, start_config, processes, start, skip_bad, weights)
+        setup = setup_dense(data, task, head or "", model, start_config, processes, start, reading, weights)
     else:
         assert isinstance(start_config, TrainConfig)
         begun = read_json(out / "config.json") if resume and (out / "config.json").is_file() else {}
-        setup = setup_classify(data, model, start_config, processes, start, weights, begun.get("sizes"))
+        setup = setup_classify(data, model, start_config, processes, start, weights, begun.get("sizes"), reading)
     start_epoch = _check_same_run(out, model, setup.description, config) if resume else 0
     # every process and every resumption draws its own order, augmentation and drop path
     seed_everything(config.seed + processes.rank + processes.world * start_epoch, workers=True, verbose=False)
@@ -135,9 +138,9 @@ def train(
 _DEFAULT_HEADS = {"detect": "mask_rcnn", "segment": "semantic_fpn", "panoptic": "mask2former"}
 
 
-def _check_task(task: str, head: str | None, config: Config, skip_bad: bool) -> None:
-    if task == "classify" and (head is not None or skip_bad):
-        raise UserError("a classifier has no --head and no --skip-bad: pass --task detect, segment or panoptic")
+def _check_task(task: str, head: str | None, config: Config, reading: Reading) -> None:
+    if task == "classify" and (head is not None or reading.allow_outside):
+        raise UserError("a classifier has no --head and no --allow-outside: pass --task detect, segment or panoptic")
     wanted = TrainConfig if task == "classify" else DenseConfig
     if not isinstance(config, wanted):
         raise UserError(f"the config is a {type(config).__name__}, expected a {wanted.__name__} for {task}")

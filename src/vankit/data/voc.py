@@ -1,0 +1,155 @@
+"""Boxes in Pascal VOC's layout, as COCO's content: an XML file per image."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from vankit.data.coco_entries import Content, Flaw
+from vankit.data.walk import SPLITS, split_folder, subfolders, walk_images
+from vankit.errors import UserError
+from vankit.files import read_text
+
+_IMAGES = ("JPEGImages", "images", "Images")
+_ANNOTATIONS = ("Annotations", "annotations", "xmls")
+_CLASSES = ("classes.txt", "labels.txt")
+
+
+def find_voc(root: Path, split: str) -> tuple[Path, Path, Path | None] | None:
+    """The folders of a split's images and XML files, and the list of its images where there is one.
+
+    Known layouts: VOC's `JPEGImages`, `Annotations` and `ImageSets/Main/SPLIT.txt`, also one folder further down
+    (VOCdevkit); `images/SPLIT` with `annotations/SPLIT`; XML files beside the images in `SPLIT`.
+
+    Args:
+        root: the folder.
+        split: train, val, or the name of another one; '' for the whole of a set that has none.
+    """
+    root = _year(root)
+    pair = _pair(root)
+    names = SPLITS.get(split, (split,))
+    if pair is not None:
+        images, annotations = pair
+        for name in names:
+            if split and (listed := root / "ImageSets" / "Main" / f"{name}.txt").is_file():
+                return images, annotations, listed
+        inner = (split_folder(images, split), split_folder(annotations, split)) if split else pair
+        if inner[0] is not None and inner[1] is not None and _has_xml(inner[1]):
+            return inner[0], inner[1], None
+    folder = split_folder(root, split) if split else root
+    if folder is not None and _has_xml(folder):
+        return folder, folder, None
+    return None
+
+
+def _year(root: Path) -> Path:
+    """The folder itself, or the only one of VOCdevkit."""
+    inner = [root / name for name in subfolders(root) if _pair(root / name) is not None]
+    return inner[0] if len(inner) == 1 and _pair(root) is None else root
+
+
+def _pair(root: Path) -> tuple[Path, Path] | None:
+    images = next((root / name for name in _IMAGES if (root / name).is_dir()), None)
+    annotations = next((root / name for name in _ANNOTATIONS if (root / name).is_dir()), None)
+    return None if images is None or annotations is None else (images, annotations)
+
+
+def _has_xml(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.endswith(".xml") for entry in entries)
+
+
+def read_voc(root: Path, images: Path, annotations: Path, listed: Path | None, train: Path | None) -> Content:
+    """A split's images and objects as COCO's content, with what cannot be read under `flaws`.
+
+    A box's corners are pixels counted from 1, both inside, so xmin, ymin, xmax, ymax become xmin - 1, ymin - 1, xmax,
+    ymax. An object marked `difficult` is left out of training and measures, as a crowd is. Classes are those in
+    classes.txt, one per line, or else all that the training XML names, sorted.
+
+    Args:
+        root: the folder of the set.
+        images, annotations, listed: see `find_voc`.
+        train: folder of the XML files that name the classes.
+
+    Raises:
+        ValueError: the classes are not known.
+
+    Source: host.robots.ox.ac.uk/pascal/VOC/voc2012, the development kit's documentation.
+    """
+    classes = _class_names(root, train or annotations)
+    number_of = {name: number for number, name in enumerate(classes)}
+    content: Content = {"images": [], "annotations": [], "categories": [], "flaws": []}
+    content["categories"] = [{"id": number, "name": name} for name, number in number_of.items()]
+    for number, path in enumerate(_listed(images, listed), 1):
+        name = os.path.relpath(path, images)
+        xml = annotations / Path(name).with_suffix(".xml")
+        try:
+            tree = _parse(xml)
+        except Flaw as flaw:
+            content["flaws"].append((name, flaw))
+            continue
+        size = {side: _number(tree, f"size/{side}") for side in ("width", "height")}
+        content["images"].append({"id": number, "file_name": name, **size})
+        for position, entry in enumerate(tree.iter("object"), 1):
+            try:
+                found = _object(entry, number_of)
+            except Flaw as flaw:
+                content["flaws"].append((xml.name, Flaw(flaw.kind, f"object {position}: {flaw}")))
+                continue
+            content["annotations"].append({"id": len(content["annotations"]) + 1, "image_id": number, **found})
+    return content
+
+
+def _class_names(root: Path, folder: Path) -> list[str]:
+    if table := next((root / name for name in _CLASSES if (root / name).is_file()), None):
+        return [line.strip() for line in read_text(table).splitlines() if line.strip()]
+    names: set[str] = set()
+    for path in sorted(folder.rglob("*.xml")):
+        try:
+            names |= {(entry.findtext("name") or "").strip() for entry in _parse(path).iter("object")}
+        except Flaw:  # met again where the images are read
+            continue
+    names.discard("")
+    if not names:
+        raise UserError(f"the XML files in {folder} name no object: expected <object><name> in them")
+    return sorted(names)
+
+
+def _listed(images: Path, listed: Path | None) -> Iterator[str]:
+    if listed is None:
+        yield from walk_images(images)
+        return
+    files = {os.path.splitext(os.path.basename(path))[0]: path for path in walk_images(images)}
+    for line in read_text(listed).splitlines():
+        if words := line.split():
+            yield files.get(words[0], os.path.join(images, f"{words[0]}.jpg"))
+
+
+def _parse(path: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(path).getroot()
+    except FileNotFoundError:
+        raise Flaw("images without an XML file", f"no annotation {path}") from None
+    except (ElementTree.ParseError, ValueError) as error:
+        raise Flaw("XML files that cannot be read", f"{path} is not XML: {error}") from None
+
+
+def _object(entry: ElementTree.Element, number_of: dict[str, int]) -> dict[str, Any]:
+    name = (entry.findtext("name") or "").strip()
+    if name not in number_of:
+        raise Flaw("unknown categories", f"class {name!r} is unknown; there are {', '.join(list(number_of)[:10])}")
+    corners = [_number(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+    if any(corner is None for corner in corners):
+        raise Flaw("entries without a usable bbox", "no bndbox with the numbers xmin, ymin, xmax and ymax")
+    x1, y1, x2, y2 = (float(corner or 0) for corner in corners)
+    x1, x2, y1, y2 = min(x1, x2) - 1, max(x1, x2), min(y1, y2) - 1, max(y1, y2)
+    difficult = (entry.findtext("difficult") or "0").strip() == "1"
+    return {"category_id": number_of[name], "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": int(difficult)}
+
+
+def _number(entry: ElementTree.Element, path: str) -> float | None:
+    try:
+        return float(entry.findtext(path) or "")
+    except ValueError:
+        return None

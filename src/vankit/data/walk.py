@@ -1,0 +1,224 @@
+"""The one way into a folder of data: which of its files are images, and what was passed over."""
+
+import glob
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from vankit.errors import MissingFileError, UserError
+
+logger = logging.getLogger(__name__)
+
+HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+IMAGE_SUFFIXES = frozenset(
+    f".{name}"
+    for name in "avif bmp gif j2k jfif jp2 jpeg jpg mpo pbm pfm pgm png pnm ppm tif tiff webp".split()  # noqa: SIM905
+)
+if find_spec("pillow_heif"):
+    IMAGE_SUFFIXES |= HEIC_SUFFIXES
+
+_JUNK = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"})
+HIDDEN = "hidden or of the system"
+LOOP = "a link into the same folder"
+_SHOWN = 8
+
+
+class PassedOver:
+    """What a walk did not yield, counted by kind.
+
+    Attributes:
+        counts: files, or folders as a whole, by kind: `HIDDEN`, `LOOP`, a suffix such as `.heic`, …
+        examples: the first one of each kind.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def add(self, kind: str, path: str) -> None:
+        self.counts[kind] += 1
+        self.examples.setdefault(kind, path)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        kinds = [f"{n} {kind} ({os.path.basename(self.examples[kind])})" for kind, n in self.counts.most_common(_SHOWN)]
+        heic = 'pip install "vankit[heic]" to read HEIC' if HEIC_SUFFIXES & self.counts.keys() else ""
+        return "; ".join(filter(None, (", ".join(kinds), heic)))
+
+    def log(self, folder: str | os.PathLike[str]) -> None:
+        """Say once what was passed over; it is a warning where that may be an image."""
+        if self:
+            level = logging.INFO if self.counts.keys() <= {HIDDEN} else logging.WARNING
+            logger.log(level, "%s: passed over %d files: %s", folder, self.counts.total(), self)
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one that systems and tools leave behind."""
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is an image, by its suffix."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def walk_images(folder: str | os.PathLike[str], passed_over: PassedOver | None = None) -> Iterator[str]:
+    """The image files in a folder and its subfolders, lazily, in name order.
+
+    Hidden and junk names are skipped. Symbolic links are followed, but no folder is walked twice: not by a link to
+    another part of the same folder, nor by a second link to the same place.
+
+    Args:
+        folder: to walk.
+        passed_over: takes what was not yielded.
+    """
+    passed_over = PassedOver() if passed_over is None else passed_over
+    root = os.path.realpath(folder)
+    return _walk(os.fspath(folder), root, {_identity(root)}, passed_over)
+
+
+def _walk(folder: str, root: str, seen: set[tuple[int, int]], passed_over: PassedOver) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if is_junk(entry.name):
+            passed_over.add(HIDDEN, entry.path)
+        elif entry.is_dir():
+            if _enters(entry, root, seen):
+                yield from _walk(entry.path, root, seen, passed_over)
+            else:
+                passed_over.add(LOOP, entry.path)
+        elif is_image(entry.name) and entry.is_file():
+            yield entry.path
+        else:
+            passed_over.add(_kind(entry), entry.path)
+
+
+def _enters(entry: os.DirEntry[str], root: str, seen: set[tuple[int, int]]) -> bool:
+    if entry.is_symlink():
+        target = os.path.realpath(entry.path)
+        if os.path.commonpath((target, root)) == root:  # it is walked under its own name
+            return False
+    identity = _identity(entry.path)
+    if identity in seen:
+        return False
+    seen.add(identity)
+    return True
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return "broken links"
+    if not entry.is_file():
+        return "not regular files"
+    return os.path.splitext(entry.name)[1].lower() or "without a suffix"
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, without hidden and junk ones."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not is_junk(entry.name) and entry.is_dir())
+
+
+def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """The image files that files, folders and glob patterns name, lazily, argument by argument.
+
+    A file is yielded whatever its suffix, and also if it does not exist, so that whoever opens it reports it without
+    losing the rest. A folder is walked by `walk_images`, with a line on what it passed over; a pattern (`**` crosses
+    folders) matches files in name order, not hidden ones. Both keep `IMAGE_SUFFIXES` only.
+
+    Args:
+        paths: one path or pattern, or several.
+
+    Raises:
+        FileNotFoundError: a folder or pattern held no image; raised once, after all other images, naming each.
+    """
+    barren = []
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        name = os.fspath(path)
+        if os.path.isdir(name):
+            found = _in_folder(name)
+        elif not os.path.exists(name) and glob.has_magic(name):
+            found = (match for match in sorted(set(glob.iglob(name, recursive=True))) if _is_image_file(match))
+        else:
+            yield Path(name)
+            continue
+        first = next(found, None)
+        if first is None:
+            barren.append(name)
+            continue
+        yield Path(first)
+        yield from map(Path, found)
+    if barren:
+        raise MissingFileError(
+            f"no images in {', '.join(barren)}: expected a folder or pattern (such as 'photos/**/*.jpg') that holds "
+            f"files ending in {' '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+
+
+def find_inputs(
+    paths: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
+) -> Iterator[Path]:
+    """`find_images` for a run that writes into a folder: what the folder holds is not an input.
+
+    Args:
+        paths: several, see `find_images`.
+        output: the folder; None for none.
+
+    Raises:
+        ValueError: one of the paths lies in the folder; raised at once, unlike the errors of `find_images`.
+    """
+    given = list(paths)
+    if output is None:
+        return find_images(given)
+    folder = Path(output).resolve()
+    if inside := [path for path in given if folder in (Path(path).resolve(), *Path(path).resolve().parents)]:
+        raise UserError(
+            f"{inside[0]} lies in the output folder {output}, where it could be overwritten: choose another"
+        )
+    return (path for path in find_images(given) if folder not in path.resolve().parents)
+
+
+def _in_folder(folder: str) -> Iterator[str]:
+    passed_over = PassedOver()
+    yield from walk_images(folder, passed_over)
+    passed_over.log(folder)
+
+
+def _is_image_file(path: str) -> bool:
+    return is_image(path) and os.path.isfile(path)
+
+
+# never the test images for validation, by which the best weights are chosen
+SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
+_SPLIT_NAMES = {"test", *SPLITS["train"], *SPLITS["val"]}
+
+
+def split_folder(root: Path, split: str) -> Path | None:
+    """The folder of a split in `root`, by any of its names.
+
+    Names in capitals count only where they cannot be a class, such as `Train` beside `Bus`.
+
+    Args:
+        root: that holds it.
+        split: train, val, or the name of another folder such as test.
+    """
+    if not root.is_dir():
+        return None
+    found = subfolders(root)
+    split_names = [name for name in found if name.lower() in _SPLIT_NAMES]
+    lower = {name.lower(): name for name in found} if len(split_names) > 1 or split_names == found else {}
+    names = SPLITS.get(split, (split,))
+    return next(
+        (root / known[name] for known in ({n: n for n in found}, lower) for name in names if name in known), None
+    )
