@@ -120,7 +120,7 @@ class ClassFolder(Reader):
             raise UserError(f"{root} is not an ImageFolder: expected {root}/CLASS/*.jpg, found {self._found()}")
         self.passed_over.log(root)
         if self.empty:
-            logger.warning("%s: %d class folders have no images: %s", root, len(self.empty), some(self.empty))
+            logger.warning("%s: class folders without images (%d): %s", root, len(self.empty), some(self.empty))
 
     def _found(self) -> str:
         folders = f"{len(self.empty)} folders without images" if self.empty else ""
@@ -153,11 +153,11 @@ class ClassFolder(Reader):
         """
         if unknown := sorted(set(self.classes) - set(classes)):
             raise UserError(
-                f"{self.root} has {len(unknown)} classes without an image to train on: {some(unknown)}; add some, or "
-                "take the folders away"
+                f"{self.root}: classes without images to train on ({len(unknown)}): {some(unknown)}; add some, or take "
+                "the folders away"
             )
         if missing := sorted(set(classes) - set(self.classes)):
-            logger.warning("%s: %d classes have no images to validate: %s", self.root, len(missing), some(missing))
+            logger.warning("%s: classes without images to validate (%d): %s", self.root, len(missing), some(missing))
         label_of = {name: label for label, name in enumerate(classes)}
         self.samples = [(path, label_of[self.classes[label]]) for path, label in self.samples]
         self.classes = list(classes)

@@ -21,8 +21,8 @@ if find_spec("pillow_heif"):
     IMAGE_SUFFIXES |= HEIC_SUFFIXES
 
 _JUNK = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"})
-HIDDEN = "hidden or of the system"
-LOOP = "a link into the same folder"
+HIDDEN = "hidden and system files"
+LOOP = "links into the same folder"
 _SHOWN = 8
 
 
@@ -46,7 +46,8 @@ class PassedOver:
         return bool(self.counts)
 
     def __str__(self) -> str:
-        kinds = [f"{n} {kind} ({os.path.basename(self.examples[kind])})" for kind, n in self.counts.most_common(_SHOWN)]
+        shown = self.counts.most_common(_SHOWN)
+        kinds = [f"{kind} ({number:,}, such as {os.path.basename(self.examples[kind])})" for kind, number in shown]
         heic = 'pip install "vankit[heic]" to read HEIC' if HEIC_SUFFIXES & self.counts.keys() else ""
         return "; ".join(filter(None, (", ".join(kinds), heic)))
 
@@ -54,7 +55,7 @@ class PassedOver:
         """Say once what was passed over; it is a warning where that may be an image."""
         if self:
             level = logging.INFO if self.counts.keys() <= {HIDDEN} else logging.WARNING
-            logger.log(level, "%s: passed over %d files: %s", folder, self.counts.total(), self)
+            logger.log(level, "%s: passed over %s", folder, self)
 
 
 def is_junk(name: str) -> bool:
@@ -121,7 +122,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
         return "broken links"
     if not entry.is_file():
         return "not regular files"
-    return os.path.splitext(entry.name)[1].lower() or "without a suffix"
+    return os.path.splitext(entry.name)[1].lower() or "files without a suffix"
 
 
 def subfolders(folder: Path) -> list[str]:
