@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -165,6 +167,15 @@ def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return folder / name
 
     return unpack
+
+
+@pytest.fixture
+def cases() -> Callable[[str, Path], None]:
+    """Factory: inputs of one kind that users reported, by ../shared/cases; skips without it."""
+    build = Path(__file__).parents[2] / "shared" / "cases" / "build.py"
+    if not build.is_file():
+        pytest.skip(f"no {build}")
+    return lambda kind, folder: subprocess.run([sys.executable, build, kind, folder], check=True)  # type: ignore[return-value]
 
 
 def _tensor(name: str, shape: list[int]) -> Tensor:

@@ -20,6 +20,7 @@ FLOORS = (
     {"engines", "heads"},
     {"models"},
     {"data", "ops", "tasks"},
+    {"pages"},
     {"files"},
     {"errors"},
 )
@@ -27,8 +28,8 @@ FLOORS = (
 # globals, so they cannot be defined in a function: their module itself is imported where they are launched
 LAZY = {
     "captum", "datasets", "faster_coco_eval", "fsspec", "matplotlib", "nncf", "onnx", "onnxruntime", "onnxscript",
-    "openvino", "pyarrow", "pycocotools", "ray", "scipy", "supervision", "transformers", "triton", "webdataset",
-    "vankit.ops.kernels.triton_kernels",
+    "openvino", "pillow_heif", "pyarrow", "pycocotools", "ray", "scipy", "supervision", "transformers", "triton",
+    "webdataset", "vankit.ops.kernels.triton_kernels",
 }  # fmt: skip
 
 

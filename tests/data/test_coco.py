@@ -788,3 +788,21 @@ def test_things_and_stuff_of_real_images(shared_data: Callable[[str], Path], spl
         np.testing.assert_array_equal(target["boxes"].numpy(), np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]))
         count += sum(data.things[label] for label in target["labels"])
     assert count == things == sum(len(target["labels"]) for _, target in instances)  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_sets_that_users_reported(tmp_path: Path, cases: Callable[[str, Path], None]) -> None:
+    cases("coco", tmp_path)
+    folders = sorted(tmp_path.iterdir())
+    assert len(folders) == 16
+    refused = {"outside_folder": "leads out of .*--allow-outside", "exif_raw": "once its EXIF rotation .* exiftool"}
+    for folder in folders:
+        for split in ("train", "val"):
+            if folder.name in refused:
+                with pytest.raises(UserError, match=refused[folder.name]):
+                    list(open_scenes(folder, "detect", split))
+                continue
+            data = open_scenes(folder, "detect", split, masks=folder.name != "empty_segmentation")
+            found = [(target["image_id"], len(target["labels"])) for _, target in data]
+            assert found == [(3, 2), (5, 2), (8, 1), (13, 2)], folder

@@ -3,6 +3,8 @@
 import io
 import json
 import tarfile
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -17,6 +19,7 @@ from timm.data import ImageNetInfo
 from vankit.data.folders import class_index, open_dataset
 from vankit.data.held_out import HeldOut
 from vankit.data.images import ImageError
+from vankit.data.reading import Reading
 from vankit.errors import MissingFileError, UserError
 from vankit.training.recipes import short
 from vankit.training.run import train
@@ -155,6 +158,106 @@ def test_test_images_are_never_val(tmp_path: Path) -> None:
 def test_shares_and_seeds_out_of_range(share: float, seed: int, says: str) -> None:
     with pytest.raises(UserError, match=says):
         HeldOut(share, seed)
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def test_what_cannot_be_read_is_left_out_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path / "train", {"a": 3})
+    spoil(tmp_path / "train" / "a" / "1.png")
+    data = open_dataset(tmp_path, "train", np.asarray, reading=Reading(skip_bad=True))
+    assert [item is None for item in data] == [False, True, False]
+    assert [Path(name).name for name, _ in data.skipped] == ["1.png"] and len(caplog.records) == 1
+
+
+def test_a_jpeg_without_its_end_is_read_on_request(tmp_path: Path) -> None:
+    make(tmp_path / "train", {"a": 1})
+    path = tmp_path / "train" / "a" / "0.png"
+    Image.new("RGB", (8, 8), (1, 200, 3)).save(path, "jpeg")
+    whole = np.asarray(Image.open(path))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ImageError, match="truncated"):
+        open_dataset(tmp_path, "train", np.asarray)[0]
+    image, _ = open_dataset(tmp_path, "train", np.asarray, reading=Reading(tolerant=True))[0]
+    np.testing.assert_array_equal(image, whole)
+
+
+def test_junk_is_no_class_and_no_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path / "train", {"a": 2, "b": 1, ".ipynb_checkpoints": 1, "__MACOSX": 1})
+    (tmp_path / "train" / "a" / "._0.png").write_bytes(b"junk")
+    (tmp_path / "train" / "Thumbs.db").touch()
+    (tmp_path / "train" / "empty").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "beside.png")
+    (tmp_path / "train" / "a" / "again").symlink_to(tmp_path / "train", target_is_directory=True)
+    data = open_dataset(tmp_path, "train", np.asarray)
+    assert data.classes == ["a", "b"] and data.targets == [0, 0, 1] and data.empty == ["empty"]
+    assert "class folders without images (1): empty" in caplog.text
+    assert "images outside the class folders (1, such as beside.png)" in caplog.text
+    assert "links into the same folder (1, such as again)" in caplog.text
+
+
+def test_a_class_may_be_a_link_to_elsewhere(tmp_path: Path) -> None:
+    make(tmp_path / "all", {"a": 2})
+    make(tmp_path / "set" / "train", {"b": 1})
+    (tmp_path / "set" / "train" / "c").symlink_to(tmp_path / "all" / "a", target_is_directory=True)
+    data = open_dataset(tmp_path / "set", "train", np.asarray)
+    assert data.classes == ["b", "c"] and data.targets == [0, 1, 1]
+
+
+def test_val_takes_the_classes_that_are_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path / "train", {"a": 1, "b": 1, "c": 1})
+    make(tmp_path / "val", {"c": 2, "a": 1})
+    val = open_dataset(tmp_path, "val", np.asarray)
+    val.relabel(["a", "b", "c"])
+    assert val.classes == ["a", "b", "c"] and val.targets == [0, 2, 2]
+    assert "val: classes without images to validate (1): b" in caplog.text
+    with pytest.raises(UserError, match=r"val: classes without images to train on \(2\): b, c; add some, or take the"):
+        val.relabel(["a"])
+
+
+def test_splits_in_capitals(tmp_path: Path) -> None:
+    make(tmp_path / "Train", {"a": 2})
+    make(tmp_path / "Val", {"a": 1})
+    assert len(open_dataset(tmp_path, "train", np.asarray)) == 2
+    assert len(open_dataset(tmp_path, "val", np.asarray, held_out=HeldOut())) == 1
+
+
+def test_a_class_named_train_is_no_split(tmp_path: Path) -> None:
+    make(tmp_path, {"Bus": 1, "Train": 2})
+    assert open_dataset(tmp_path, "train", np.asarray).classes == ["Bus", "Train"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_class(shards: Path) -> None:
+    (shards / "classes.txt").write_text("cat\r\ndog\r\n", encoding="utf-8-sig")
+    assert open_dataset(f"wds/{shards}", "val", np.asarray).classes == ["cat", "dog"]
+
+
+WANTED = {"class_only_in_train": ["ants", "bees", "wasps"]}  # which has a training image
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_folders_that_users_reported(tmp_path: Path, cases: Callable[[str, Path], None]) -> None:
+    cases("folders", tmp_path)
+    folders = sorted(tmp_path.iterdir())
+    assert len(folders) == 9
+    for folder in folders:
+        parts = {}
+        for split in ("train", "val"):
+            reading = Reading(skip_bad=True)
+            parts[split] = open_dataset(folder, split, np.asarray, held_out=HeldOut(plain=True), reading=reading)
+        parts["val"].relabel(parts["train"].classes)
+        counts = {
+            split: Counter(data.classes[label] for _, label in filter(None, data)) for split, data in parts.items()
+        }
+        assert parts["train"].classes == WANTED.get(folder.name, ["ants", "bees"])
+        extra = {"wasps": 1} if folder.name in WANTED else {}
+        if folder.name == "only_test":  # whose images are never val: some are held out
+            assert counts == {"train": {"ants": 3, "bees": 3}, "val": {"ants": 1, "bees": 1}}
+        else:
+            assert counts == {"train": {"ants": 4, "bees": 4, **extra}, "val": {"ants": 2, "bees": 2}}, folder
 
 
 def test_shapes() -> None:

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from vankit.data.images import ImageError, load_image, to_image
+from vankit.data.images import ImageError, load_image, load_png, read_size, to_image
+from vankit.data.walk import find_images
 from vankit.errors import MissingFileError, UserError
 
 RNG = np.random.default_rng(0)
@@ -423,3 +425,121 @@ def test_threads_leave_pillows_limit_as_it_was(monkeypatch: pytest.MonkeyPatch) 
         thread.join()
     assert not failures
     assert Image.MAX_IMAGE_PIXELS == 10
+
+
+# What other readers stumble over
+
+
+def noise(size: tuple[int, int] = (96, 64)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 500, 3000])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_without_its_end_is_read_on_request_as_pillow_would(
+    cut: int, progressive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = encoded(noise(), "jpeg", progressive=progressive)
+    short = whole[:-cut]
+    with pytest.raises(ImageError, match="broken or truncated"):
+        load_image(short)
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    with Image.open(io.BytesIO(short)) as opened:
+        expected = np.asarray(opened.convert("RGB"))
+    monkeypatch.undo()
+    found = np.asarray(load_image(short, tolerant=True))
+    np.testing.assert_array_equal(found, expected)
+    if cut <= 2:  # the marker of the end alone
+        np.testing.assert_array_equal(found, np.asarray(load_image(whole)))
+
+
+def test_tolerance_ends_where_nothing_is_left() -> None:
+    with pytest.raises(ImageError, match="broken or truncated"):
+        load_image(encoded(noise(), "jpeg")[:100], tolerant=True)
+    with pytest.raises(ImageError, match="broken or truncated"):
+        load_image(encoded(noise(), "png")[:-400], tolerant=True)
+
+
+LONG = "x" * 3_000_000
+
+
+def text_chunk(compressed: bool) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("prompt", LONG, zip=compressed)
+    return info
+
+
+def many_texts() -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    for i in range(70):
+        info.add_text(str(i), LONG[:1_000_000])
+    return info
+
+
+REMARKS = {
+    "zTXt": {"pnginfo": text_chunk(True)},
+    "many": {"pnginfo": many_texts()},
+    "iCCP": {"icc_profile": bytes(3_000_000)},
+}
+
+
+@pytest.mark.parametrize("remarks", REMARKS.values(), ids=REMARKS)
+def test_long_texts_and_profiles_in_a_png_are_passed_over(remarks: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(noise((6, 4)), "png", **remarks))
+    with pytest.raises(ValueError, match="MAX_TEXT"), Image.open(path) as opened:
+        opened.load()
+    np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(noise((6, 4))))
+    np.testing.assert_array_equal(np.asarray(load_png(path)), np.asarray(noise((6, 4))))
+    assert read_size(path) == (6, 4)
+
+
+def test_a_png_that_is_broken_beside_its_text_stays_broken() -> None:
+    with pytest.raises(ImageError, match="broken or truncated"):
+        load_image(encoded(noise(), "png", pnginfo=text_chunk(True))[:-500])
+
+
+def test_heic(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    picture = Image.fromarray(SLOPES)
+    pillow_heif.from_pillow(picture).save(tmp_path / "a.heic", quality=95)
+    found = load_image(tmp_path / "a.heic")
+    assert found.mode == "RGB" and found.size == (160, 96) == read_size(tmp_path / "a.heic")
+    assert np.abs(np.asarray(found, float) - np.asarray(picture, float)).mean() < 6
+    assert list(find_images(tmp_path)) == [tmp_path / "a.heic"]
+    (tmp_path / "b.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:300])
+    with pytest.raises(ImageError, match=r"b\.heic is broken or truncated \(HEIF\)"):
+        load_image(tmp_path / "b.heic")
+
+
+def test_heic_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for head in (b"\0\0\0\x18ftypheic", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic"):
+        with pytest.raises(ImageError, match=r'is HEIC, which needs pillow-heif: pip install "vankit\[heic\]"'):
+            load_image(head + bytes(64))
+
+
+def test_of_an_mpo_the_first_picture(tmp_path: Path) -> None:
+    first, second = noise((32, 16)), Image.new("RGB", (32, 16), "red")
+    first.save(tmp_path / "a.mpo", "MPO", save_all=True, append_images=[second], quality=95)
+    with Image.open(tmp_path / "a.mpo") as opened:
+        assert opened.n_frames == 2  # type: ignore[attr-defined]
+        expected = np.asarray(opened.convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.mpo")), expected)
+    assert list(find_images(tmp_path)) == [tmp_path / "a.mpo"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_upright_picture(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("a.jpg", "a.png", "a.webp", "a.tif"):
+        noise((8, 4)).save(tmp_path / name, exif=exif)
+        assert read_size(tmp_path / name) == load_image(tmp_path / name).size
+
+
+@pytest.mark.parametrize("content", [b"", b"no", encoded(noise(), "jpeg")[:30]])
+def test_the_size_of_what_is_no_image(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.jpg is "):
+        read_size(tmp_path / "a.jpg")

@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torchvision import tv_tensors
 
 from vankit.data.held_out import HeldOut
 from vankit.data.label_maps import Coding, read_labels
 from vankit.data.reading import Reading
 from vankit.data.semantic import SemanticFolder, open_semantic
+from vankit.data.walk import SPLITS
 from vankit.errors import MissingFileError, UserError
 
 HEADER = "Idx\tRatio\tTrain\tVal\tStuff\tName\n"
@@ -287,6 +289,127 @@ def test_more_classes_than_numbers_are_refused(tmp_path: Path) -> None:
         SemanticFolder(tmp_path, tmp_path, Coding(["a"] * 256))
 
 
+# Labels that would train on nothing
+
+
+def masks(root: Path, *values: int, classes: str | None = "background\nobject\n") -> SemanticFolder:
+    for split in ("train", "val"):
+        for i in range(3):
+            write(root, split, str(i), [[0, values[0], values[-1]]])
+    if classes is not None:
+        (root / "classes.txt").write_text(classes, encoding="utf-8-sig")
+    return opened(root)
+
+
+def test_masks_of_0_and_255_are_refused_with_the_values_found(tmp_path: Path) -> None:
+    message = (
+        r"annotations/train: no pixel is of class object; the labels hold the values 0 \(33\.3%\), 255 \(66\.7%\): "
+        r"read a value as another with --map-labels 255:1, or correct classes\.txt"
+    )
+    with pytest.raises(UserError, match=message):
+        masks(tmp_path, 255).check_classes()
+    mapped = open_semantic(tmp_path, "train", None, 255, Reading(), map_labels=["255:1"])
+    mapped.check_classes()
+    assert mapped.classes == ["background", "object"] and semantic(mapped) == [[0, 1, 1]]
+
+
+def test_without_names_255_alone_is_refused_too(tmp_path: Path) -> None:
+    for reading in (Reading(), Reading(skip_bad=True)):
+        masks(tmp_path, 255, classes=None)
+        dataset = open_semantic(tmp_path, "train", None, 255, reading)
+        with pytest.raises(UserError, match=r"255 means unlabelled.* 0 \(33\.3%\), 255 \(66\.7%\): .*255:1"):
+            dataset.check_classes()
+    mapped = open_semantic(tmp_path, "train", None, 255, Reading(), map_labels=["255:1"])
+    mapped.check_classes()
+    assert mapped.classes == ["0", "1"]
+
+
+def test_another_value_than_the_class_has_is_suggested(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"values 0 \(33\.3%\), 128 \(66\.7%\): .*--map-labels 128:1"):
+        masks(tmp_path, 128).check_classes()
+
+
+def test_a_class_that_never_occurs_is_a_warning_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sound = masks(tmp_path, 1)
+    sound.check_classes()
+    (tmp_path / "classes.txt").write_text("background\nobject\nother\n")
+    with pytest.raises(UserError, match=r"no pixel is of class other; .*; --skip-bad goes on without the class"):
+        opened(tmp_path).check_classes()
+    opened(tmp_path, skip_bad=True).check_classes()
+    assert "no pixel is of class other" in caplog.text
+
+
+def test_labels_are_read_until_all_classes_were_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = masks(tmp_path, 1)
+    read: list[Path] = []
+    monkeypatch.setattr(
+        "vankit.data.semantic.read_labels", lambda path, palette: read.append(path) or read_labels(path, palette)
+    )
+    dataset.check_classes()
+    assert len(read) == 1
+    assert dataset.count_values() == {0: 3, 1: 6}
+
+
+def test_ade20k_suggests_its_own_numbers(tmp_path: Path) -> None:
+    (tmp_path / "objectInfo150.txt").write_text(HEADER + "1\t0\t0\t0\t1\twall\n2\t0\t0\t0\t1\tsky\n")
+    write(tmp_path, "training", "1", [[0, 1, 9]])
+    with pytest.raises(UserError, match=r"no pixel is of class sky; .*--map-labels 9:2"):
+        opened(tmp_path).check_classes()
+
+
+def test_a_folder_without_splits_is_divided_where_asked(tmp_path: Path) -> None:
+    for i in range(10):
+        write(tmp_path, ".", str(i), [[1, 0]], folder="masks")
+    assert len(opened(tmp_path)) == len(opened(tmp_path, "val")) == 10
+    parts = [set(open_semantic(tmp_path, s, None, 255, Reading(), HeldOut(0.2, plain=True)).names) for s in SPLITS]
+    assert [len(part) for part in parts] == [8, 2] and not parts[0] & parts[1]
+    with pytest.raises(MissingFileError, match="no test split"):
+        opened(tmp_path, "test")
+
+
+def test_splits_in_capitals(tmp_path: Path) -> None:
+    for split in ("Train", "Val"):
+        write(tmp_path, split, "1", [[1, 0]])
+    assert len(opened(tmp_path)) == len(opened(tmp_path, "val")) == 1
+
+
+def test_palette_files_name_the_classes(tmp_path: Path) -> None:
+    label = write(tmp_path, "train", "1", [[1, 0]])
+    Image.fromarray(np.array([[(9, 0, 0), (0, 9, 0)]], np.uint8)).save(label)
+    (tmp_path / "palette.txt").write_text("0 9 0 grass\n9 0 0 roof\n")
+    dataset = opened(tmp_path)
+    dataset.check_classes()
+    assert dataset.classes == ["grass", "roof"] and semantic(dataset) == [[1, 0]]
+
+
+@pytest.mark.parametrize(("text", "names"), [("\ufeffa\r\nb\r\n", ["a", "b"]), (" a \nb\n\n\n", ["a", "b"])])
+def test_classes_txt_of_other_editors(tmp_path: Path, text: str, names: list[str]) -> None:
+    write(tmp_path, "train", "1", [[1, 0]])
+    (tmp_path / "classes.txt").write_bytes(text.encode())
+    assert opened(tmp_path).classes == names
+    (tmp_path / "classes.txt").write_text("a\n\nb")
+    with pytest.raises(UserError, match=r"classes\.txt: line 2 is empty, expected the name of class 1"):
+        opened(tmp_path)
+
+
+def test_junk_beside_the_images(tmp_path: Path) -> None:
+    write(tmp_path, "train", "1", [[1, 0]])
+    for name in (".ipynb_checkpoints/1.jpg", "._1.jpg", "Thumbs.db"):
+        path = tmp_path / "images" / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    dataset = opened(tmp_path)
+    assert len(dataset) == 1 and dataset.passed_over.counts.total() == 3
+
+
+def test_a_label_png_with_long_text(tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add_text("tool", "x" * 3_000_000, zip=True)
+    label = write(tmp_path, "train", "1", [[1, 0]])
+    Image.fromarray(np.array([[1, 0]], np.uint8)).save(label, pnginfo=info)
+    assert semantic(opened(tmp_path)) == [[1, 0]]
+
+
 @pytest.mark.data
 def test_camvid(shared_data: Callable[[str], Path]) -> None:
     root = shared_data("camvid")
@@ -303,3 +426,18 @@ def test_camvid(shared_data: Callable[[str], Path]) -> None:
     for split, count in (("train", 367), ("test", 233)):
         folders = (root / name / split for name in ("images", "annotations"))
         assert len(SemanticFolder(*folders, Coding(dataset.classes, ignore_label=11))) == count
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_masks_that_users_reported(tmp_path: Path, cases: Callable[[str, Path], None]) -> None:
+    cases("masks", tmp_path)
+    for name, pairs in (("0_1", []), ("0_255", ["255:1"]), ("0_128", ["128:1"])):
+        if pairs:
+            value = pairs[0].split(":")[0]
+            with pytest.raises(UserError, match=rf"no pixel is of class object; .*, {value} \(.* {pairs[0]}"):
+                opened(tmp_path / name).check_classes()
+        dataset = open_semantic(tmp_path / name, "train", None, 255, Reading(), map_labels=pairs)
+        dataset.check_classes()
+        # build.py pastes 32 rows, from column 20 + i to 70
+        assert [int((item[1]["semantic"] == 1).sum()) for item in dataset] == [32 * (50 - i) for i in range(4)]

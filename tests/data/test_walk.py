@@ -1,11 +1,13 @@
 """Folders made by hand: which files are images, and what is passed over."""
 
+import logging
 import os
 from pathlib import Path
 
 import pytest
 
-from vankit.data.walk import IMAGE_SUFFIXES, find_images, find_inputs
+from vankit.data.walk import HIDDEN, LOOP, SPLITS, PassedOver, find_images, find_inputs, split_folder, walk_images
+from vankit.data.walk import IMAGE_SUFFIXES as SUFFIXES
 from vankit.errors import MissingFileError, UserError
 
 
@@ -73,5 +75,90 @@ def test_folders_are_walked_lazily(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_suffix_is_lower_case_with_its_dot() -> None:
-    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
-    assert {".jpg", ".jpeg", ".png", ".webp", ".tif"} <= IMAGE_SUFFIXES
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in SUFFIXES)
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".mpo"} <= SUFFIXES
+
+
+def touch(root: Path, *files: str) -> Path:
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def walked(root: Path) -> tuple[list[str], dict[str, int]]:
+    passed_over = PassedOver()
+    found = [Path(path).relative_to(root).as_posix() for path in walk_images(root, passed_over)]
+    return found, dict(passed_over.counts)
+
+
+def test_what_is_no_image_is_counted_by_kind(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "a/1.jpg", "a/.ipynb_checkpoints/1.jpg", "__MACOSX/._1.jpg", "a/._1.jpg", "a/Thumbs.db", ".DS_Store"
+    )
+    touch(tmp_path, "a/x.cr2", "b/y.CR2", "a/IMG_1", "notes.txt")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert walked(tmp_path) == (
+        ["a/1.jpg"],
+        {HIDDEN: 5, ".cr2": 2, "files without a suffix": 1, ".txt": 1, "broken links": 1, "not regular files": 1},
+    )
+
+
+def test_a_folder_is_walked_once(tmp_path: Path) -> None:
+    """Its own name counts where a link leads into the same folder; of two links to elsewhere the first does."""
+    root, elsewhere = touch(tmp_path / "root", "z/1.jpg", "z/deep/2.jpg"), touch(tmp_path / "elsewhere", "3.jpg")
+    for link, target in (("a", "z"), ("z/up", "."), ("z/deep/self", "z/deep")):
+        (root / link).symlink_to(root / target, target_is_directory=True)
+    for link in ("m", "n"):
+        (root / link).symlink_to(elsewhere, target_is_directory=True)
+    assert walked(root) == (["m/3.jpg", "z/1.jpg", "z/deep/2.jpg"], {LOOP: 4})
+
+
+def test_a_farm_of_links_takes_no_time(tmp_path: Path) -> None:
+    for i in range(25):
+        (tmp_path / str(i)).mkdir()
+        for name in "ab":
+            (tmp_path / str(i) / name).symlink_to(tmp_path / str(i + 1), target_is_directory=True)
+    touch(tmp_path, "25/x.jpg")
+    assert walked(tmp_path / "0")[0] == ["a/" * 25 + "x.jpg"]
+
+
+def test_what_was_passed_over_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "1.jpg", "a.cr2", "b.cr2", ".DS_Store")
+    with caplog.at_level(logging.INFO):
+        list(find_images(tmp_path))
+    assert caplog.messages == [
+        f"{tmp_path}: passed over .cr2 (2, such as a.cr2), hidden and system files (1, such as .DS_Store)"
+    ]
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_hidden_files_alone_are_no_reason_to_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    list(find_images(touch(tmp_path, "1.jpg", ".DS_Store")))
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_heic_is_an_image_where_its_library_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "1.jpg", "2.HEIC")
+    monkeypatch.setattr("vankit.data.walk.IMAGE_SUFFIXES", frozenset({".jpg"}))
+    passed_over = PassedOver()
+    assert len(list(walk_images(tmp_path, passed_over))) == 1
+    assert str(passed_over) == '.heic (1, such as 2.HEIC); pip install "vankit[heic]" to read HEIC'
+
+
+@pytest.mark.parametrize("names", [("Train", "Val"), ("TRAINING", "Validation"), ("train", "Val"), ("train", "valid")])
+def test_splits_in_capitals(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert [split_folder(tmp_path, split) for split in SPLITS] == [tmp_path / name for name in names]
+    assert split_folder(tmp_path, "test") is None and split_folder(tmp_path / "nowhere", "train") is None
+
+
+def test_a_split_alone_may_be_in_capitals_and_a_class_is_no_split(tmp_path: Path) -> None:
+    (tmp_path / "Train").mkdir()
+    assert split_folder(tmp_path, "train") == tmp_path / "Train"
+    (tmp_path / "Bus").mkdir()
+    assert split_folder(tmp_path, "train") is None
+    (tmp_path / "train").mkdir()
+    assert split_folder(tmp_path, "train") == tmp_path / "train"

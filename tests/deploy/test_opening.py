@@ -170,11 +170,10 @@ def test_a_checkpoint_of_another_variant_says_which(checkpoint: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_what_users_reported(golden_state_dict: Callable[[str], dict[str, Tensor]], tmp_path: Path) -> None:
-    build = Path(__file__).parents[3] / "shared" / "cases" / "build.py"
-    if not build.is_file():
-        pytest.skip(f"no {build}")
-    subprocess.run([sys.executable, build, "checkpoints", tmp_path], check=True)
+def test_what_users_reported(
+    golden_state_dict: Callable[[str], dict[str, Tensor]], tmp_path: Path, cases: Callable[[str, Path], None]
+) -> None:
+    cases("checkpoints", tmp_path)
     expected = weights.rename(golden_state_dict("van_b0"), "official", "vankit")
     classes = {"mmpretrain_classes.pth": "c", "hf_finetuned": "n", "timm_folder": "t"}
     paths = sorted(tmp_path.iterdir())

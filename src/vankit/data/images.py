@@ -336,7 +336,9 @@ def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+    # a TIFF's size is upright already, while its tag is still there
+    turned = not isinstance(image, TiffImagePlugin.TiffImageFile) and _orientation(image) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
 
 
 def _orientation(image: Image.Image) -> int:

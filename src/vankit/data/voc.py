@@ -89,7 +89,7 @@ def read_voc(root: Path, images: Path, annotations: Path, listed: Path | None, t
         except Flaw as flaw:
             content["flaws"].append((name, flaw))
             continue
-        size = {side: _number(tree, f"size/{side}") for side in ("width", "height")}
+        size = {side: int(_number(tree, f"size/{side}") or 0) for side in ("width", "height")}
         content["images"].append({"id": number, "file_name": name, **size})
         for position, entry in enumerate(tree.iter("object"), 1):
             try:
