@@ -21,3 +21,27 @@ def test_validate_segments(run: Run, segmenter: Path, tmp_path: Path, capsys: py
     out = capsys.readouterr().out
     assert "grass" in out and "mIoU" in out
     assert json.loads((tmp_path / "report.json").read_text())["images"] == 1
+
+
+def test_mapped_labels_are_the_networks(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Masks of 0 and 255: refused as they are; what train was told, validate knows from the checkpoint."""
+    for split in ("train", "val"):
+        for i in range(2):
+            image, mask = Image.new("RGB", (32, 32), (20, 20, 20)), Image.new("L", (32, 32))
+            for picture, value in ((image, (230, 60, 60)), (mask, 255)):
+                picture.paste(value, (8 + i, 8, 28, 24))
+            for folder, picture in (("images", image), ("annotations", mask)):
+                path = tmp_path / "data" / folder / split / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
+    (tmp_path / "data" / "classes.txt").write_text("background\nobject\n")
+    words = ("train", tmp_path / "data", "--task", "segment", "--recipe", "short", "--epochs", "1", "--crop", "32")
+    words = (*words, "--short-sides", "32", "--warmup-iterations", "0", "--workers", "0", "--batch-size", "2")
+    assert run(*words, "--output", tmp_path / "refused") == 1
+    assert "the labels hold the values 0 (69.5%), 255 (30.5%)" in capsys.readouterr().err
+    assert run(*words, "--map-labels", "255:1", "--output", tmp_path / "run") == 0
+    checkpoint = tmp_path / "run" / "best.safetensors"
+    report = tmp_path / "report.json"
+    words = ("--checkpoint", checkpoint, "--output", report, "--workers", "0", "--engine", "torch")
+    assert run("validate", tmp_path / "data", *words) == 0
+    assert [row["pixels"] for row in json.loads(report.read_text())["classes"]] == [2048 - 320 - 304, 320 + 304]

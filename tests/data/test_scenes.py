@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from torchvision.ops import masks_to_boxes
 
 from vankit.data.coco import CocoInstances
 from vankit.data.coco_panoptic import CocoPanoptic
+from vankit.data.held_out import HeldOut
 from vankit.data.reading import Reading
 from vankit.data.scenes import ShapeScenes, open_scenes
 from vankit.data.semantic import SemanticFolder
 from vankit.data.shapes import CLASSES
 from vankit.errors import MissingFileError, UserError
+from vankit.training.recipes import short_dense
+from vankit.training.run import train
+from vankit.validation import validate
 
 SIZE = (40, 56)
 
@@ -178,3 +183,63 @@ def test_real_photographs(shared_data: Callable[[str], Path]) -> None:
         assert target["masks"].shape[1:] == image.shape[1:] == target["boxes"].canvas_size
         assert len(target["labels"]) == len(target["masks"]) == len(target["boxes"]) > 0
     assert len(segments.things) == len(segments.classes) == 133
+
+
+def write_boxes(root: Path, name: str, count: int) -> None:
+    """A COCO file of as many pictures, each with one box, in annotations/ and images/."""
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    (root / "images").mkdir(exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (8, 6)).save(root / "images" / f"{i}.png")
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 8, "height": 6} for i in range(count)],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 3, 2]} for i in range(count)],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (root / "annotations" / name).write_text(json.dumps(content))
+
+
+def parts(root: Path, held_out: HeldOut | None) -> list[set[str]]:
+    return [set(open_scenes(root, "detect", s, masks=False, held_out=held_out).names) for s in ("train", "val")]
+
+
+def test_a_coco_set_without_val_is_divided(tmp_path: Path) -> None:
+    write_boxes(tmp_path, "instances_train.json", 10)
+    train, val = parts(tmp_path, HeldOut(0.3))
+    assert (len(train), len(val)) == (7, 3) and not train & val
+    chosen = HeldOut(0.3).choose([f"{i}.png" for i in range(10)], [""] * 10)
+    assert val == {f"{i}.png" for i in range(10) if chosen[i]}
+    with pytest.raises(MissingFileError, match="no instances of split val"):
+        open_scenes(tmp_path, "detect", "val", masks=False)
+    with pytest.raises(MissingFileError, match="no instances of split test"):
+        open_scenes(tmp_path, "detect", "test", masks=False, held_out=HeldOut())
+
+
+def test_a_coco_set_without_splits_is_divided_where_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_boxes(tmp_path, "instances.json", 10)
+    train, val = parts(tmp_path, HeldOut())
+    assert train == val and len(val) == 10
+    train, val = parts(tmp_path, HeldOut(0.2, plain=True, total=10))
+    assert (len(train), len(val)) == (8, 2) and not train & val and not caplog.records
+    train, val = parts(tmp_path, HeldOut(0.2, plain=True, total=11))
+    assert len(val) == 10 and "taken for another one, all are used" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["coco", "yolo"])
+def test_a_set_of_any_layout_is_trained_and_measured_on_what_was_held_out(tmp_path: Path, layout: str) -> None:
+    if layout == "coco":
+        write_boxes(tmp_path / "data", "instances.json", 10)
+    else:
+        (tmp_path / "data" / "labels").mkdir(parents=True)
+        (tmp_path / "data" / "images").mkdir()
+        (tmp_path / "data" / "data.yaml").write_text("names: [cat]")
+        for i in range(10):
+            Image.new("RGB", (8, 6)).save(tmp_path / "data" / "images" / f"{i}.png")
+            (tmp_path / "data" / "labels" / f"{i}.txt").write_text("0 0.5 0.5 0.5 0.5")
+    config = replace(
+        short_dense("van_b0"), epochs=1, warmup_iterations=0, short_sides=(32,), long_side=64, batch_size=2, workers=0
+    )
+    result = train(tmp_path / "data", "van_b0", config, tmp_path / "run", task="detect", head="retinanet")
+    report = validate(tmp_path / "data", checkpoint=result.best, workers=0, engine="torch")
+    assert report.count == 1 and report.per_class[0]["objects"] == 1

@@ -290,7 +290,7 @@ def test_a_run_is_set_up(built: Options, task: str, head: str) -> None:
     assert setup.description.to_metadata() == {
         "task": task, "head": head, "model": "van_b0", "classes": scenes.classes, "things": scenes.things,
         "category_ids": scenes.category_ids, "short_sides": [24, SIDE], "long_side": 256, "crop": SIDE, "queries": 7,
-        "ignore_label": 255, "lka": {},
+        "ignore_label": 255, "map_labels": [], "lka": {},
     }  # fmt: skip
     assert isinstance(setup.task, DenseTask) and isinstance(setup.task.evaluator, EVALUATORS[task])
     assert setup.task.lr == pytest.approx(0.01 * 2 * 2 * 3 / 24)

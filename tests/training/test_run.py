@@ -427,8 +427,77 @@ def test_different_classes_are_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "train").symlink_to(data / "train")
     (tmp_path / "val" / "dusk").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "val" / "dusk" / "0.png")
-    with pytest.raises(UserError, match="train and val have different classes: bright, dark, dusk"):
+    with pytest.raises(UserError, match=r"classes without images to train on \(1\): dusk; add some"):
         train(tmp_path, "van_b0", TINY, tmp_path / "run")
+
+
+def copied(data: Path, root: Path) -> Path:
+    shutil.copytree(data, root, dirs_exist_ok=True)
+    return root
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_that_cannot_be_read_are_left_out_on_request(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, split: str
+) -> None:
+    root = copied(data, tmp_path / "data")
+    (root / split / "dark" / "1.png").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"dark/1\.png is not an image"):
+        train(root, "van_b0", replace(TINY, epochs=1), tmp_path / "strict")
+    result = train(root, "van_b0", replace(TINY, epochs=1), tmp_path / "lenient", skip_bad=True)
+    assert result.best.is_file() and "left out" in caplog.text
+    # 16 images in batches of 4 as before: another one takes the place of the one that is left out
+    assert torch.load(tmp_path / "lenient" / "resume.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_a_whole_batch_of_validation_may_be_left_out(data: Path, tmp_path: Path) -> None:
+    root = copied(data, tmp_path / "data")
+    for i in range(3):
+        (root / "val" / "bright" / f"{i}.png").write_bytes(b"no")
+    config = replace(TINY, epochs=1, batch_size=2)
+    result = train(root, "van_b0", config, tmp_path / "run", skip_bad=True)
+    assert result.score in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
+
+
+def test_nothing_that_can_be_read_is_an_error(data: Path, tmp_path: Path) -> None:
+    root = copied(data, tmp_path / "data")
+    for path in (root / "train").rglob("*.png"):
+        path.write_bytes(b"no")
+    with pytest.raises(UserError, match="none of the images to train on can be read"):
+        train(root, "van_b0", replace(TINY, epochs=1), tmp_path / "run", skip_bad=True)
+
+
+def test_jpegs_without_their_end_are_read_on_request(data: Path, tmp_path: Path) -> None:
+    root = copied(data, tmp_path / "data")
+    for path in (root / "train" / "dark").iterdir():
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+        path.with_suffix(".jpg").write_bytes(path.with_suffix(".jpg").read_bytes()[:-1])
+    with pytest.raises(UserError, match="truncated"):
+        train(root, "van_b0", replace(TINY, epochs=1), tmp_path / "strict")
+    assert train(root, "van_b0", replace(TINY, epochs=1), tmp_path / "run", tolerant=True).best.is_file()
+
+
+def test_a_class_without_validation_images_is_a_warning(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = copied(data, tmp_path / "data")
+    shutil.copytree(root / "train" / "dark", root / "train" / "black")
+    (root / "val" / "black").mkdir()
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    result = train(root, "van_b0", replace(TINY, epochs=1), tmp_path / "run")
+    assert read_metadata(result.best)["classes"] == ["black", "bright", "dark"]
+    assert "val: class folders without images (1): black" in caplog.text
+    assert "val: classes without images to validate (1): black" in caplog.text
+
+
+def test_one_class_is_explained(data: Path, tmp_path: Path) -> None:
+    inner = copied(data / "train", tmp_path / "data" / "photos")
+    with pytest.raises(UserError, match=rf"one class, photos: .*; or is {inner} the folder of your classes\?"):
+        train(tmp_path / "data", "van_b0", TINY, tmp_path / "run")
+    shutil.rmtree(inner / "dark")
+    with pytest.raises(UserError, match="one class, bright: expected at least two to tell apart$"):
+        train(inner, "van_b0", TINY, tmp_path / "run")
 
 
 def squares(root: Path, count: int) -> None:

@@ -1,5 +1,6 @@
 """Boxes in Pascal VOC's layout, as COCO's content: an XML file per image."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,7 @@ def _object(entry: ElementTree.Element, number_of: dict[str, int]) -> dict[str, 
 
 def _number(entry: ElementTree.Element, path: str) -> float | None:
     try:
-        return float(entry.findtext(path) or "")
+        number = float(entry.findtext(path) or "")
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
