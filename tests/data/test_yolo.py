@@ -234,8 +234,6 @@ def test_real_photographs_in_yolo_and_voc_layouts_equal_coco(
             total += len(names)
             if len(names) == len(want["labels"]):
                 assert names == sorted(coco.classes[label] for label in want["labels"])
-                found_boxes = np.sort(target["boxes"].numpy(), 0)
-                np.testing.assert_allclose(
-                    found_boxes, np.sort(want["boxes"].numpy(), 0), atol=1.5
-                )  # whole pixels, of VOC counted from 1
+                boxes = [np.sort(each["boxes"].numpy(), 0) for each in (target, want)]
+                np.testing.assert_allclose(*boxes, atol=1.5)  # whole pixels, of VOC counted from 1
         assert total >= 880 and len(data) == 128
