@@ -33,7 +33,7 @@ from vankit.data.coco_entries import (
     whole,
 )
 from vankit.data.held_out import Division, HeldOut
-from vankit.data.reading import Reader, Reading
+from vankit.data.reading import STRICT, Reader, Reading
 from vankit.errors import MissingFileError, MissingPackageError, UserError
 
 Target = dict[str, Any]
@@ -279,7 +279,7 @@ class CocoInstances(Coco):
         annotations: Path,
         transform: Transform | None = None,
         masks: bool = True,
-        reading: Reading = Reading(),  # noqa: B008  frozen
+        reading: Reading = STRICT,
         read: Callable[[Path], Content] = read_coco,
     ) -> None:
         self.masks = masks

@@ -10,7 +10,7 @@ from torchvision.ops import masks_to_boxes
 
 from vankit.data.coco import Coco, Target, Transform, as_target, id_of, picture_of, read_coco, some_of
 from vankit.data.coco_entries import Content, Flaw, Picture, Segment, flag, text, whole
-from vankit.data.reading import Reading
+from vankit.data.reading import STRICT, Reading
 from vankit.errors import MissingFileError, UserError
 
 
@@ -40,7 +40,7 @@ class CocoPanoptic(Coco):
         annotations: Path,
         segments: Path | None = None,
         transform: Transform | None = None,
-        reading: Reading = Reading(),  # noqa: B008  frozen
+        reading: Reading = STRICT,
     ) -> None:
         self.segments = Path(annotations).with_suffix("") if segments is None else Path(segments)
         super().__init__(images, annotations, transform, reading, read_coco)

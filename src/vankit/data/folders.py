@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_dataset
 
 from vankit.data.held_out import Division, HeldOut, divide
-from vankit.data.reading import Reader, Reading
+from vankit.data.reading import STRICT, Reader, Reading
 from vankit.data.shapes import Shapes
 from vankit.data.walk import SPLITS, PassedOver, split_folder, subfolders, walk_images
 from vankit.errors import MissingFileError, UserError
@@ -36,7 +36,7 @@ def open_dataset(
     seed: int = 0,
     batch_size: int = 1,
     held_out: HeldOut | None = None,
-    reading: Reading = Reading(),  # noqa: B008  frozen
+    reading: Reading = STRICT,
 ) -> Any:
     """Open one split of a labelled image set.
 

@@ -30,6 +30,9 @@ class Reading:
     allow_outside: bool = False
 
 
+STRICT = Reading()
+
+
 class Reader(Dataset[Any]):
     """A dataset read from files.
 

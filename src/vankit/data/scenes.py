@@ -17,7 +17,7 @@ from vankit.data.coco_panoptic import CocoPanoptic
 from vankit.data.held_out import HeldOut, divide
 from vankit.data.label_maps import IGNORE
 from vankit.data.layouts import explain_missing, find_source
-from vankit.data.reading import Reading
+from vankit.data.reading import STRICT, Reading
 from vankit.data.semantic import open_semantic
 from vankit.data.shapes import CLASSES, render_scene
 from vankit.data.walk import SPLITS
@@ -40,7 +40,7 @@ def open_scenes(
     seed: int = 0,
     ignore_label: int = IGNORE,
     map_labels: Sequence[str] = (),
-    reading: Reading = Reading(),  # noqa: B008  frozen
+    reading: Reading = STRICT,
     held_out: HeldOut | None = None,
 ) -> Any:
     """Open one split of a set of annotated scenes.

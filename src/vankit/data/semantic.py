@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 
 from vankit.data.held_out import Division, HeldOut, divide
 from vankit.data.label_maps import IGNORE, Coding, find_palette, parse_map, read_labels
-from vankit.data.reading import Reader, Reading
+from vankit.data.reading import STRICT, Reader, Reading
 from vankit.data.walk import SPLITS, PassedOver, split_folder, walk_images
 from vankit.errors import MissingFileError, UserError
 from vankit.files import read_text
@@ -53,7 +53,7 @@ class SemanticFolder(Reader):
         labels: Path,
         coding: Coding,
         transform: Callable[..., Any] | None = None,
-        reading: Reading = Reading(),  # noqa: B008  frozen
+        reading: Reading = STRICT,
     ) -> None:
         super().__init__(reading)
         if len(coding.classes) > IGNORE:

@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from vankit.data.folders import ClassFolder, open_dataset
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
-from vankit.data.reading import Reading, Replacing, collate_usable
+from vankit.data.reading import STRICT, Reading, Replacing, collate_usable
 from vankit.data.walk import subfolders
 from vankit.errors import UserError, check_output
 from vankit.models.description import Description, Weights
@@ -155,7 +155,7 @@ def setup_classify(
     checkpoint: str | PathLike[str] | None = None,
     weights: Weights | None = None,
     sizes: Mapping[str, Any] | None = None,
-    reading: Reading = Reading(),  # noqa: B008  frozen
+    reading: Reading = STRICT,
 ) -> Setup:
     """A classifier's training run.
 
@@ -214,7 +214,9 @@ def _datasets(data: str | PathLike[str], config: TrainConfig, reading: Reading) 
     train_set, val_set = open_dataset(data, "train", augment, **options), open_dataset(data, "val", centre, **options)
     if isinstance(val_set, ClassFolder):
         val_set.relabel(train_set.classes)
-    return Replacing(train_set) if reading.skip_bad else train_set, val_set
+    if reading.skip_bad and isinstance(train_set, ClassFolder):
+        train_set = Replacing(train_set)
+    return train_set, val_set
 
 
 def _augment(config: TrainConfig, common: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from vankit.data.augment import PER_INSTANCE, collate, evaluation_transform, training_transform
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.label_maps import IGNORE
-from vankit.data.reading import Reading
+from vankit.data.reading import STRICT, Reading
 from vankit.data.scenes import open_scenes
 from vankit.data.semantic import SemanticFolder
 from vankit.errors import UserError
@@ -132,7 +132,7 @@ def setup_dense(
     config: DenseConfig,
     processes: Processes,
     checkpoint: str | PathLike[str] | None = None,
-    reading: Reading = Reading(),  # noqa: B008  frozen
+    reading: Reading = STRICT,
     weights: Weights | None = None,
 ) -> Setup:
     """A dense task's training run.
