@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from vankit.data.folders import open_dataset
 from vankit.data.held_out import HeldOut, announce
+from vankit.data.own import Data, OwnImages, name_of, pair_of
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
 from vankit.errors import UserError, check_output
 from vankit.models.description import Description, Weights
@@ -143,7 +144,7 @@ def build_classifier(
 
 
 def setup_classify(
-    data: str | PathLike[str],
+    data: Data,
     model: str,
     config: TrainConfig,
     processes: Processes,
@@ -154,7 +155,7 @@ def setup_classify(
     """A classifier's training run.
 
     Args:
-        data: see `vankit.data.folders.open_dataset`.
+        data: see `vankit.data.folders.open_dataset` and, for the caller's own, `vankit.data.own.OwnImages`.
         model, config: see `vankit.train`.
         processes: this process among all.
         checkpoint: weights of any public format to start from, also of a VAN with widths and depths of its own.
@@ -168,7 +169,7 @@ def setup_classify(
     train_loader, val_loader = loaders(train_set, val_set, config, processes)
     classes = list(train_set.classes)
     if len(classes) < 2:
-        raise UserError(f"{data} has one class, {classes[0]}: expected at least two to tell apart")
+        raise UserError(f"{name_of(data)} has one class, {classes[0]}: expected at least two to tell apart")
     start = None if checkpoint is None else for_training(read_checkpoint(checkpoint, weights))
     if start is not None:
         config = replace(config, pretrained=False)
@@ -190,10 +191,14 @@ def setup_classify(
     return Setup(task, train_loader, val_loader, description)
 
 
-def _datasets(data: str | PathLike[str], config: TrainConfig) -> tuple[Any, Any]:
+def _datasets(data: Data, config: TrainConfig) -> tuple[Any, Any]:
     common: dict[str, Any] = {"input_size": config.img_size, "mean": MEAN_STD, "std": MEAN_STD}
     augment = _augment(config, common)
     centre = create_transform(**common, crop_pct=config.crop_pct, interpolation="bicubic")
+    if not isinstance(data, str | PathLike):
+        train_set, val_set = pair_of(data)
+        size = config.img_size
+        return OwnImages(train_set, "training", augment, size), OwnImages(val_set, "validation", centre, size)
     options: dict[str, Any] = {
         "size": config.img_size,
         "seed": config.seed,
