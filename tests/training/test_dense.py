@@ -302,6 +302,34 @@ def test_a_run_is_set_up(built: Options, task: str, head: str) -> None:
     assert first[0]["image_id"] == 0 and second[0]["image_id"] == 2  # every second one
 
 
+@pytest.mark.parametrize(
+    ("task", "head"),
+    [("detect", "mask_rcnn"), ("detect", "retinanet"), ("segment", "upernet"), ("panoptic", "mask2former")],
+)
+def test_scenes_of_ones_own_are_trained_on_as_those_of_the_readers(
+    built: Options, small_shapes: None, task: str, head: str
+) -> None:
+    pair = ShapeScenes(task, "train", 8, SIDE), ShapeScenes(task, "val", 2, SIDE)
+    batches = []
+    for data in ("shapes", pair):
+        setup = setup_dense(data, task, head, "van_b0", RUN, Processes())
+        torch.manual_seed(0)
+        batches.append([next(iter(setup.train_loader)), *setup.val_loader])
+    assert built.asked[0] == built.asked[1]
+    for (images, targets), (own_images, own_targets) in zip(*batches, strict=True):
+        torch.testing.assert_close(own_images, images, rtol=0, atol=0)
+        for target, own in zip(targets, own_targets, strict=True):
+            assert own.keys() == target.keys() - ({"masks"} if head == "retinanet" else set())
+            known = {name: value for name, value in target.items() if name in own and name != "area"}
+            torch.testing.assert_close({name: own[name] for name in known}, known, rtol=0, atol=0)
+
+
+def test_bad_items_of_ones_own_are_not_skipped(built: Options) -> None:
+    pair = ShapeScenes("detect", "train", 8, SIDE), ShapeScenes("detect", "val", 2, SIDE)
+    with pytest.raises(UserError, match="skip_bad is only for folders: leave bad items out of your own datasets"):
+        setup_dense(pair, "detect", "mask_rcnn", "van_b0", RUN, Processes(), skip_bad=True)
+
+
 def test_padding_is_unlabelled_for_semantic_segmentation_and_of_no_object_elsewhere(built: Options) -> None:
     config = replace(RUN, scale_range=(0.4, 0.5))
     for task, head in (("segment", "upernet"), ("panoptic", "mask2former")):

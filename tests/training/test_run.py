@@ -18,9 +18,11 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 import vankit
 from vankit.data.images import ImageError
+from vankit.data.scenes import ShapeScenes
 from vankit.errors import MissingFileError, UserError
 from vankit.models.van import create_model
 from vankit.models.weights import from_normalisation, read_checkpoint, read_metadata
@@ -473,6 +475,89 @@ def test_what_is_held_out_is_what_is_validated(place: str, tmp_path: Path, caplo
         assert vankit.validate(root, checkpoint=result.best, workers=0).count == 4
         with pytest.raises(UserError, match="validated with images held out of train, and this data has a val split"):
             train(root, "van_b0", config, tmp_path / "run", resume=True)
+
+
+class Photographs(Dataset[Any]):
+    """A folder's pictures as a dataset of the caller's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.classes = sorted(path.name for path in folder.iterdir())
+        self.files = sorted(folder.glob("*/*.png"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path = self.files[index]
+        return Image.open(path), self.classes.index(path.parent.name)
+
+
+def test_datasets_of_ones_own_train_as_a_folder_does(run: TrainResult, data: Path, tmp_path: Path) -> None:
+    pair = Photographs(data / "train"), Photographs(data / "val")
+    result = train(pair, "van_b0", TINY, tmp_path / "run")
+    assert result.score == run.score
+    own, folder = read_checkpoint(result.last), read_checkpoint(run.last)
+    torch.testing.assert_close(dict(own.state_dict), dict(folder.state_dict), rtol=0, atol=0)
+    assert own.metadata == folder.metadata
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == "(Photographs, Photographs)"
+    assert train(pair, "van_b0", TINY, tmp_path / "run", resume=True).score == run.score
+
+
+def test_a_wrong_dataset_is_refused_before_anything_is_written(data: Path, tmp_path: Path) -> None:
+    good, bad = Photographs(data / "train"), Photographs(data / "val")
+    with pytest.raises(UserError, match=r"the data is of type Photographs: expected a name, a folder, or two datasets"):
+        train(good, "van_b0", TINY, tmp_path / "run")  # type: ignore[arg-type]
+    bad.files, bad.classes = bad.files[:1], ["bright", "dusk"]
+    with pytest.raises(UserError, match="train and val have different classes: dark, dusk"):
+        train((good, bad), "van_b0", TINY, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Annotated(Dataset[Any]):
+    """Generated scenes with the keys that a task needs, or without one of them from an item on."""
+
+    def __init__(self, task: str, split: str, keys: tuple[str, ...], lacking: int = 1_000) -> None:
+        scenes = ShapeScenes(task, split, 4, 64)
+        self.classes, self.things = scenes.classes, scenes.things
+        self.scenes, self.keys, self.lacking = scenes, keys, lacking
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Any:
+        image, target = self.scenes[index]
+        keys = self.keys if index < self.lacking else self.keys[1:]
+        return image.as_subclass(Tensor), {key: target[key].as_subclass(Tensor) for key in keys}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "head", "keys"),
+    [
+        ("detect", "retinanet", ("boxes", "labels")),
+        ("detect", "mask_rcnn", ("boxes", "labels", "masks")),
+        ("segment", "semantic_fpn", ("semantic",)),
+        ("panoptic", "mask2former", ("labels", "masks")),
+    ],
+)
+def test_scenes_of_ones_own(task: str, head: str, keys: tuple[str, ...], tmp_path: Path) -> None:
+    """Read by two processes, stopped and resumed; then an item that lacks a key, read by a process."""
+    config = replace(
+        vankit.recipe("short", "van_b0", task), epochs=1, short_sides=(64,), long_side=96, batch_size=2, queries=10,
+        crop=64 if task == "segment" else 0, workers=2,
+    )  # fmt: skip
+    pair = Annotated(task, "train", keys), Annotated(task, "val", keys)
+    for epochs in (1, 2):
+        result = train(
+            pair, "van_b0", replace(config, epochs=epochs), tmp_path, resume=epochs == 2, task=task, head=head
+        )
+    metadata = read_metadata(result.last)
+    assert metadata["epoch"] == 2 and metadata["classes"] == pair[0].classes and metadata["measures"]
+    assert vankit.validate("shapes", checkpoint=result.last, workers=0).measures
+    lacking = Annotated(task, "train", keys, lacking=3), pair[1]
+    says = rf"^the training set \(Annotated\), item 3: the target has no {keys[0]}: expected {', '.join(keys)}, it has "
+    with pytest.raises(UserError, match=says):
+        train(lacking, "van_b0", config, tmp_path / "lacking", task=task, head=head)
 
 
 def test_nothing_to_hold_out(tmp_path: Path) -> None:
