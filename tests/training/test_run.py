@@ -535,7 +535,6 @@ class Annotated(Dataset[Any]):
     ("task", "head", "keys"),
     [
         ("detect", "retinanet", ("boxes", "labels")),
-        ("detect", "mask_rcnn", ("boxes", "labels", "masks")),
         ("segment", "semantic_fpn", ("semantic",)),
         ("panoptic", "mask2former", ("labels", "masks")),
     ],
@@ -596,6 +595,47 @@ def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     report = vankit.validate(data, checkpoint=tmp_path / "run" / "best.safetensors", workers=0, engine="torch")
     assert report.top1 == pytest.approx(checkpoint.metadata["measures"]["top-1"], abs=1e-5)
     assert report.count == 6
+
+
+_OF_ONES_OWN = """
+import sys
+from dataclasses import replace
+from PIL import Image
+from torch.utils.data import Dataset
+from vankit.training.recipes import short
+from vankit.training.run import train
+
+class Squares(Dataset):
+    classes = ["bright", "dark"]
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return Image.new("RGB", (32, 32), (200 - index, 200, 200) if index % 2 else (50 + index, 50, 50)), 1 - index % 2
+
+config = replace(short("van_b0"), epochs=1, warmup_epochs=0, batch_size=4, img_size=32, workers=0)
+train((Squares(16), Squares(6)), "van_b0", config, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_datasets_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(_OF_ONES_OWN)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        str(tmp_path / "own.py"), str(tmp_path / "run"),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("epoch 1/1") == 1
+    state = read_checkpoint(tmp_path / "run" / "last.safetensors")
+    # 16 images in two shares of 8, batch 4: two steps, in each process
+    assert state.state_dict["stage1.patch_embed.norm.num_batches_tracked"] == 2
 
 
 _ONE_BAD_RANK = """
