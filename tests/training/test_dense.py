@@ -21,6 +21,7 @@ from vankit.tasks.dense import EVALUATORS, infer
 from vankit.training.dense import DenseTask, setup_dense
 from vankit.training.loaders import Processes
 from vankit.training.recipes import DenseConfig, short_dense
+from vankit.training.run import train
 
 SIDE = 32
 CLASSES = ["a", "b", "c"]
@@ -300,6 +301,35 @@ def test_a_run_is_set_up(built: Options, task: str, head: str) -> None:
     (images, first), (_, second), *_ = itertools.islice(setup.val_loader, 2)
     assert len(images) == 1 and images[0].shape == (3, SIDE, SIDE) and images[0].max() <= 1
     assert first[0]["image_id"] == 0 and second[0]["image_id"] == 2  # every second one
+
+
+@pytest.mark.parametrize(
+    ("task", "head"),
+    [("detect", "mask_rcnn"), ("detect", "retinanet"), ("segment", "upernet"), ("panoptic", "mask2former")],
+)
+def test_scenes_of_ones_own_are_trained_on_as_those_of_the_readers(
+    built: Options, small_shapes: None, task: str, head: str
+) -> None:
+    pair = ShapeScenes(task, "train", 8, SIDE), ShapeScenes(task, "val", 2, SIDE)
+    batches = []
+    for data in ("shapes", pair):
+        setup = setup_dense(data, task, head, "van_b0", RUN, Processes())
+        torch.manual_seed(0)
+        batches.append([next(iter(setup.train_loader)), *setup.val_loader])
+    assert built.asked[0] == built.asked[1]
+    for (images, targets), (own_images, own_targets) in zip(*batches, strict=True):
+        torch.testing.assert_close(own_images, images, rtol=0, atol=0)
+        for target, own in zip(targets, own_targets, strict=True):
+            assert own.keys() == target.keys() - ({"masks"} if head == "retinanet" else set())
+            known = {name: value for name, value in target.items() if name in own and name != "area"}
+            torch.testing.assert_close({name: own[name] for name in known}, known, rtol=0, atol=0)
+
+
+def test_bad_items_of_ones_own_are_not_skipped(built: Options) -> None:
+    pair = ShapeScenes("detect", "train", 8, SIDE), ShapeScenes("detect", "val", 2, SIDE)
+    for option in ("skip_bad", "tolerant", "allow_outside"):
+        with pytest.raises(UserError, match="only for folders: leave them out with your own sets"):
+            train(pair, "van_b0", RUN, task="detect", head="mask_rcnn", **{option: True})
 
 
 def test_padding_is_unlabelled_for_semantic_segmentation_and_of_no_object_elsewhere(built: Options) -> None:

@@ -18,9 +18,11 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 import vankit
 from vankit.data.images import ImageError
+from vankit.data.scenes import ShapeScenes
 from vankit.errors import MissingFileError, UserError
 from vankit.models.van import create_model
 from vankit.models.weights import from_normalisation, read_checkpoint, read_metadata
@@ -544,6 +546,88 @@ def test_what_is_held_out_is_what_is_validated(place: str, tmp_path: Path, caplo
             train(root, "van_b0", config, tmp_path / "run", resume=True)
 
 
+class Photographs(Dataset[Any]):
+    """A folder's pictures as a dataset of the caller's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.classes = sorted(path.name for path in folder.iterdir())
+        self.files = sorted(folder.glob("*/*.png"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path = self.files[index]
+        return Image.open(path), self.classes.index(path.parent.name)
+
+
+def test_datasets_of_ones_own_train_as_a_folder_does(run: TrainResult, data: Path, tmp_path: Path) -> None:
+    pair = Photographs(data / "train"), Photographs(data / "val")
+    result = train(pair, "van_b0", TINY, tmp_path / "run")
+    assert result.score == run.score
+    own, folder = read_checkpoint(result.last), read_checkpoint(run.last)
+    torch.testing.assert_close(dict(own.state_dict), dict(folder.state_dict), rtol=0, atol=0)
+    assert own.metadata == folder.metadata
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == "(Photographs, Photographs)"
+    assert train(pair, "van_b0", TINY, tmp_path / "run", resume=True).score == run.score
+
+
+def test_a_wrong_dataset_is_refused_before_anything_is_written(data: Path, tmp_path: Path) -> None:
+    good, bad = Photographs(data / "train"), Photographs(data / "val")
+    with pytest.raises(UserError, match=r"the data is of type Photographs: expected a name, a folder, or two datasets"):
+        train(good, "van_b0", TINY, tmp_path / "run")  # type: ignore[arg-type]
+    bad.files, bad.classes = bad.files[:1], ["bright", "dusk"]
+    with pytest.raises(UserError, match="train and val have different classes: dark, dusk"):
+        train((good, bad), "van_b0", TINY, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Annotated(Dataset[Any]):
+    """Generated scenes with the keys that a task needs, or without one of them from an item on."""
+
+    def __init__(self, task: str, split: str, keys: tuple[str, ...], lacking: int = 1_000) -> None:
+        scenes = ShapeScenes(task, split, 4, 64)
+        self.classes, self.things = scenes.classes, scenes.things
+        self.scenes, self.keys, self.lacking = scenes, keys, lacking
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Any:
+        image, target = self.scenes[index]
+        keys = self.keys if index < self.lacking else self.keys[1:]
+        return image.as_subclass(Tensor), {key: target[key].as_subclass(Tensor) for key in keys}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "head", "keys"),
+    [
+        ("detect", "retinanet", ("boxes", "labels")),
+        ("segment", "semantic_fpn", ("semantic",)),
+        ("panoptic", "mask2former", ("labels", "masks")),
+    ],
+)
+def test_scenes_of_ones_own(task: str, head: str, keys: tuple[str, ...], tmp_path: Path) -> None:
+    """Read by two processes, stopped and resumed; then an item that lacks a key, read by a process."""
+    config = replace(
+        vankit.recipe("short", "van_b0", task), epochs=1, short_sides=(64,), long_side=96, batch_size=2, queries=10,
+        crop=64 if task == "segment" else 0, workers=2,
+    )  # fmt: skip
+    pair = Annotated(task, "train", keys), Annotated(task, "val", keys)
+    for epochs in (1, 2):
+        result = train(
+            pair, "van_b0", replace(config, epochs=epochs), tmp_path, resume=epochs == 2, task=task, head=head
+        )
+    metadata = read_metadata(result.last)
+    assert metadata["epoch"] == 2 and metadata["classes"] == pair[0].classes and metadata["measures"]
+    assert vankit.validate("shapes", checkpoint=result.last, workers=0).measures
+    lacking = Annotated(task, "train", keys, lacking=3), pair[1]
+    says = rf"^the training set \(Annotated\), item 3: the target has no {keys[0]}: expected {', '.join(keys)}, it has "
+    with pytest.raises(UserError, match=says):
+        train(lacking, "van_b0", config, tmp_path / "lacking", task=task, head=head)
+
+
 def test_nothing_to_hold_out(tmp_path: Path) -> None:
     squares(tmp_path / "train", 1)
     with pytest.raises(UserError, match="no image to validate with, and 2 to train on are too few to hold any out"):
@@ -580,6 +664,47 @@ def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     report = vankit.validate(data, checkpoint=tmp_path / "run" / "best.safetensors", workers=0, engine="torch")
     assert report.top1 == pytest.approx(checkpoint.metadata["measures"]["top-1"], abs=1e-5)
     assert report.count == 6
+
+
+_OF_ONES_OWN = """
+import sys
+from dataclasses import replace
+from PIL import Image
+from torch.utils.data import Dataset
+from vankit.training.recipes import short
+from vankit.training.run import train
+
+class Squares(Dataset):
+    classes = ["bright", "dark"]
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return Image.new("RGB", (32, 32), (200 - index, 200, 200) if index % 2 else (50 + index, 50, 50)), 1 - index % 2
+
+config = replace(short("van_b0"), epochs=1, warmup_epochs=0, batch_size=4, img_size=32, workers=0)
+train((Squares(16), Squares(6)), "van_b0", config, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_datasets_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(_OF_ONES_OWN)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        str(tmp_path / "own.py"), str(tmp_path / "run"),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("epoch 1/1") == 1
+    state = read_checkpoint(tmp_path / "run" / "last.safetensors")
+    # 16 images in two shares of 8, batch 4: two steps, in each process
+    assert state.state_dict["stage1.patch_embed.norm.num_batches_tracked"] == 2
 
 
 _ONE_BAD_RANK = """

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from vankit.data.folders import ClassFolder, open_dataset
 from vankit.data.held_out import HeldOut, announce
+from vankit.data.own import Data, OwnImages, name_of, pair_of
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
 from vankit.data.reading import STRICT, Reading, Replacing, collate_usable
 from vankit.data.walk import subfolders
@@ -148,7 +149,7 @@ def build_classifier(
 
 
 def setup_classify(
-    data: str | PathLike[str],
+    data: Data,
     model: str,
     config: TrainConfig,
     processes: Processes,
@@ -160,7 +161,7 @@ def setup_classify(
     """A classifier's training run.
 
     Args:
-        data: see `vankit.data.folders.open_dataset`.
+        data: see `vankit.data.folders.open_dataset` and, for the caller's own, `vankit.data.own.OwnImages`.
         model, config: see `vankit.train`.
         processes: this process among all.
         checkpoint: weights of any public format to start from, also of a VAN with widths and depths of its own.
@@ -175,9 +176,8 @@ def setup_classify(
     train_set, val_set = _datasets(data, config, reading)
     classes = list(train_set.classes)
     if len(classes) < 2:
-        inner = Path(data) / classes[0]
-        hint = f"; or is {inner} the folder of your classes?" if inner.is_dir() and subfolders(inner) else ""
-        raise UserError(f"{data} has one class, {classes[0]}: expected at least two to tell apart{hint}")
+        hint = _inner(data, classes[0])
+        raise UserError(f"{name_of(data)} has one class, {classes[0]}: expected at least two to tell apart{hint}")
     train_loader, val_loader = loaders(train_set, val_set, config, processes, collate_usable)
     start = None if checkpoint is None else for_training(read_checkpoint(checkpoint, weights))
     if start is not None:
@@ -200,10 +200,20 @@ def setup_classify(
     return Setup(task, train_loader, val_loader, description)
 
 
-def _datasets(data: str | PathLike[str], config: TrainConfig, reading: Reading) -> tuple[Any, Any]:
+def _inner(data: Data, name: str) -> str:
+    """Whether the one class of a folder is rather the folder of the classes."""
+    inner = Path(data) / name if isinstance(data, str | PathLike) else None
+    return f"; or is {inner} the folder of your classes?" if inner and inner.is_dir() and subfolders(inner) else ""
+
+
+def _datasets(data: Data, config: TrainConfig, reading: Reading) -> tuple[Any, Any]:
     common: dict[str, Any] = {"input_size": config.img_size, "mean": MEAN_STD, "std": MEAN_STD}
     augment = _augment(config, common)
     centre = create_transform(**common, crop_pct=config.crop_pct, interpolation="bicubic")
+    if not isinstance(data, str | PathLike):
+        train_set, val_set = pair_of(data)
+        size = config.img_size
+        return OwnImages(train_set, "training", augment, size), OwnImages(val_set, "validation", centre, size)
     options: dict[str, Any] = {
         "size": config.img_size,
         "seed": config.seed,

@@ -14,6 +14,7 @@ from torch.optim import AdamW
 from vankit.data.augment import PER_INSTANCE, collate, evaluation_transform, training_transform
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.label_maps import IGNORE
+from vankit.data.own import Data, OwnScenes, Pair, pair_of
 from vankit.data.reading import STRICT, Reading
 from vankit.data.scenes import open_scenes
 from vankit.data.semantic import SemanticFolder
@@ -125,7 +126,7 @@ def _without_crowds(target: dict[str, Any]) -> dict[str, Any]:
 
 
 def setup_dense(
-    data: str | PathLike[str],
+    data: Data,
     task: str,
     head: str,
     model: str,
@@ -138,7 +139,7 @@ def setup_dense(
     """A dense task's training run.
 
     Args:
-        data, reading: see `vankit.data.scenes.open_scenes`.
+        data, reading: see `vankit.data.scenes.open_scenes` and, for the caller's own, `vankit.data.own.OwnScenes`.
         task, head, model, config: see `vankit.train`.
         processes: this process among all.
         checkpoint: weights to start from: of the same head (what does not fit stays as it is), or of a backbone.
@@ -182,9 +183,7 @@ def setup_dense(
     return Setup(DenseTask(network, evaluator, description, config, total_batch), train_loader, val_loader, description)
 
 
-def _datasets(
-    data: str | PathLike[str], task: str, head: str, config: DenseConfig, reading: Reading
-) -> tuple[Any, Any]:
+def _datasets(data: Data, task: str, head: str, config: DenseConfig, reading: Reading) -> tuple[Any, Any]:
     segment = task == "segment"
     if segment and not config.crop:
         raise UserError("crop is 0: segmentation trains on squares of one size, pass --crop in pixels")
@@ -199,6 +198,8 @@ def _datasets(
         config.color,
         padding_label=IGNORE if segment else 0,
     )
+    if not isinstance(data, str | PathLike):
+        return _own_datasets(data, task, head, config, augment)
     shared: dict[str, Any] = {
         "masks": HEADS[head].masks,
         "size": config.short_sides[-1],
@@ -212,3 +213,12 @@ def _datasets(
     if isinstance(train_set, SemanticFolder):
         train_set.check_classes()
     return train_set, open_scenes(data, task, "val", evaluation_transform(), **shared)
+
+
+def _own_datasets(data: Pair, task: str, head: str, config: DenseConfig, augment: Any) -> tuple[OwnScenes, OwnScenes]:
+    train_set, val_set = pair_of(data)
+    options: dict[str, Any] = {"task": task, "masks": HEADS[head].masks, "ignore_label": config.ignore_label}
+    return (
+        OwnScenes(train_set, "training", augment, **options),
+        OwnScenes(val_set, "validation", evaluation_transform(), **options),
+    )

@@ -20,7 +20,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from vankit.data.reading import Reading
+from vankit.data.own import Data, name_of
+from vankit.data.reading import STRICT, Reading
 from vankit.errors import MissingFileError, NotFiniteError, UserError
 from vankit.files import read_json, write_text
 from vankit.models.description import Description, Weights
@@ -64,7 +65,7 @@ class TrainResult:
 
 
 def train(
-    data: str | Path,
+    data: Data,
     model: str = "van_b0",
     config: Config | None = None,
     out: str | Path | None = None,
@@ -85,6 +86,7 @@ def train(
     Args:
         data: for classify see `vankit.data.folders.open_dataset`, else `vankit.data.scenes.open_scenes`. Without a val
             split, a part of the training images is held out to validate (`val_share` of the config), with a warning.
+            Or two datasets of your own, (train_set, val_set), see below.
         model: such as van_b0, or van_b0.cifar10 to start from those weights.
         config: settings: a `TrainConfig` for classify, else a `DenseConfig`; `default_recipe`'s if None.
         out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and tensorboard/;
@@ -98,6 +100,12 @@ def train(
             `vankit.data.reading.Reading`; the last one only for detect and panoptic.
         weights: of `checkpoint`: raw, or ema for their moving average; None takes the average where there are both.
 
+    Your own datasets are map-style, with `classes` (names by label; panoptic also `things`, whether each is countable).
+    Items are (image, label) or (image, target), not augmented. Images are PIL's or uint8 (3, H, W) in RGB order; for
+    classify, floats (3, img_size, img_size) are used as they are. Targets are dicts of tensors, labels from 0. detect:
+    `boxes` (N, 4) x1, y1, x2, y2 in pixels, `labels` (N,), `masks` (N, H, W) for heads with masks, optional `iscrowd`,
+    `area` (N,). segment: `semantic` (H, W), 255 unlabelled. panoptic: `labels`, `masks` apart, optional `iscrowd`.
+
     Returns:
         Best figure and the files.
 
@@ -110,6 +118,10 @@ def train(
     config = config or recipe(default_recipe(data, task, head), model, task, head)
     reading = Reading(skip_bad, tolerant, allow_outside)
     _check_task(task, head, config, reading)
+    if reading != STRICT and not isinstance(data, str | os.PathLike):
+        raise UserError(
+            "skip_bad, tolerant and allow_outside are only for folders: leave them out with your own sets"
+        )
     if weights is not None and checkpoint is None:
         raise UserError("weights (--weights) chooses among those of a checkpoint to start from: pass one")
     if config.pretrained and checkpoint is None and not resume:
@@ -129,7 +141,7 @@ def train(
     start_epoch = _check_same_run(out, model, setup.description, config) if resume else 0
     # every process and every resumption draws its own order, augmentation and drop path
     seed_everything(config.seed + processes.rank + processes.world * start_epoch, workers=True, verbose=False)
-    record = {"data": str(data), **setup.description.to_metadata(), "model": model, **dataclasses.asdict(config)}
+    record = {"data": name_of(data), **setup.description.to_metadata(), "model": model, **dataclasses.asdict(config)}
     if setup.description.model is None:  # no name says what it is
         record["sizes"] = sizes_of(cast(nn.Module, setup.task.model).state_dict())
     return _fit(setup, config, out, record, state)
@@ -175,9 +187,8 @@ def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state:
             ) from None
     if keep.best < 0:
         raise UserError(
-            f"{record['data']} is too small for a whole epoch: use more images or shards, fewer --workers "
-            f"than {config.workers}, "
-            "or let a validation fall within the run (--validate-every)"
+            f"{record['data']} is too small for a whole epoch: use more images or shards, fewer --workers than "
+            f"{config.workers}, or let a validation fall within the run (--validate-every)"
         )
     seconds = time.perf_counter() - start
     return TrainResult(keep.best, keep.measure, out / "best.safetensors", out / "last.safetensors", seconds)
