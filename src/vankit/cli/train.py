@@ -52,7 +52,8 @@ def command(
 
     Args:
         data: the word shapes, for generated pictures, or a folder. Classification: train/CLASS/*.jpg and
-            val/CLASS/*.jpg, or hfds/NAME or wds/FOLDER. Detection: a COCO folder with annotations/instances_*.json.
+            val/CLASS/*.jpg; for several labels per image train.csv and val.csv, or labels.csv, which name files and
+            labels; or hfds/NAME or wds/FOLDER. Detection: a COCO folder with annotations/instances_*.json.
             Segmentation: images/{train,val} and annotations/{train,val}. Panoptic segmentation: a COCO folder with
             annotations/panoptic_*.json.
         task: what to train for.

@@ -29,7 +29,8 @@ def command(
     test: Literal["single", "multiscale", "slide"] = "single",
     skip_bad: bool = False,
 ) -> None:
-    """Measure a classifier (top-1, top-5, confusion matrix), a detector (COCO AP) or a segmenter (mIoU, PQ).
+    """Measure a classifier (top-1, top-5, confusion matrix; mAP if it is multi-label), a detector (COCO AP) or a
+    segmenter (mIoU, PQ).
 
     Prints the measures for all images together and for each class.
 
@@ -54,7 +55,7 @@ def command(
         skip_bad: leave out images and annotations that cannot be used, with a warning; only for detection and
             segmentation.
     """
-    from vankit.validation import DenseReport
+    from vankit.validation import ClassificationReport
     from vankit.validation import validate as run
 
     report = run(
@@ -62,8 +63,8 @@ def command(
         engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
         weights=weights,
     )  # fmt: skip
-    if isinstance(report, DenseReport):
-        _print_scenes(data, report)
+    if not isinstance(report, ClassificationReport):
+        _print_measures(data, report)
         return
     table = Table(title=f"{data}: {report.count:,} images")
     table.add_column("class")
@@ -76,8 +77,9 @@ def command(
     print(f"top-1 {report.top1:.2%}  top-5 {report.top5:.2%}  images {report.count}  left out {len(report.skipped)}")
 
 
-def _print_scenes(data: str, report: Any) -> None:
-    table = Table(title=f"{data}: {report.count:,} images, {report.head}")
+def _print_measures(data: str, report: Any) -> None:
+    head = getattr(report, "head", "multi-label")
+    table = Table(title=f"{data}: {report.count:,} images, {head}")
     table.add_column("class")
     columns = [name for name in report.per_class[0] if name != "class"]
     for name in columns:

@@ -14,6 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from vankit.data.held_out import Division, HeldOut
 from vankit.data.images import IMAGE_SUFFIXES, load_image
+from vankit.data.multilabel import is_multilabel, open_multilabel
 from vankit.data.shapes import Shapes
 from vankit.errors import MissingFileError, UserError
 from vankit.files import read_text
@@ -44,9 +45,10 @@ def open_dataset(
 
     Args:
         data: an ImageFolder directory (`DATA/train/CLASS/*.jpg`, `DATA/val/CLASS/*.jpg`; or `DATA/CLASS/*.jpg`
-            without any split), the word `shapes`, or a name for timm's create_dataset: `hfds/NAME` (Hugging
-            Face), `wds/FOLDER` (WebDataset shards with integer `cls`, timm's `_info.json`, and the class names in
-            `classes.txt`, one per line; one process only).
+            without any split), a CSV of images and their labels or a folder with it (see
+            `vankit.data.multilabel.open_multilabel`), the word `shapes`, or a name for timm's create_dataset:
+            `hfds/NAME` (Hugging Face), `wds/FOLDER` (WebDataset shards with integer `cls`, timm's `_info.json`, and the
+            class names in `classes.txt`, one per line; one process only).
         split: 'train', 'val', or the name of a folder such as 'test'.
         transform: PIL RGB image → sample.
         size: side in pixels of generated `shapes`.
@@ -57,8 +59,8 @@ def open_dataset(
             the whole of either split.
 
     Returns:
-        A dataset of (sample, label) with the class names as `classes` (a list of str), and as `division` how it was
-        divided, None or missing where it was not.
+        A dataset of (sample, label), or `MultiLabelImages`, with the class names as `classes` (a list of str), and as
+        `division` how it was divided, None or missing where it was not.
 
     Raises:
         FileNotFoundError: there is no such directory or split.
@@ -70,9 +72,11 @@ def open_dataset(
     if name.startswith(_READERS):
         return _reader_dataset(name, split, transform, batch_size, held_out)
     root = Path(data)
+    if is_multilabel(root):
+        return open_multilabel(root, split, transform, held_out)
     if not root.is_dir():
         raise MissingFileError(
-            f"no dataset at {data}: expected a directory with {split}/CLASS/*.jpg, the word 'shapes', "
+            f"no dataset at {data}: expected a directory with {split}/CLASS/*.jpg or {split}.csv, the word 'shapes', "
             f"or a name that starts with {', '.join(_READERS)}"
         )
     return _folder_dataset(root, split, transform, held_out)
