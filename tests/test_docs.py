@@ -119,15 +119,19 @@ def assert_called_rightly(call: ast.Call) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_hub: dict[str, Path]) -> Path:
-    """photo.jpg, photos/, more/, flowers/, coco/, streets/ and a public checkpoint, as the pages suppose them."""
+    """photo.jpg, a public checkpoint, and the folders that the pages suppose: photos, more, flowers, desert, coco, …"""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     places = ["photo.jpg", "photos/1.jpg", "photos/2.png", "more/deep/3.png"]
+    places += [f"desert/images/{i}.jpg" for i in range(24)]
     places += [f"flowers/{s}/{c}/{i}.jpg" for s in ("train", "val") for c in ("rose", "tulip") for i in range(16)]
     for place in places:
         path = tmp_path / place
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
+    for split, numbers in (("train", range(16)), ("val", range(16, 24))):
+        rows = [f"{i},{';'.join(['dune', 'palm', 'camel'][: i % 4])}" for i in numbers]
+        (tmp_path / "desert" / f"{split}.csv").write_text("\n".join(["id,tags", *rows]))
     write_coco(tmp_path / "coco")
     write_streets(tmp_path / "streets")
     for path in public_hub.values():

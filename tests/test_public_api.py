@@ -9,9 +9,9 @@ import vankit
 
 NAMES = """
 VAN Checkpoint ClassificationReport DenseConfig DensePredictor DenseReport Detections DownloadError Explanation Failure
-ImageError Label LargeKernelAttention PanopticMap Prediction Predictor SemanticMap TrainConfig UserError bench
-complexity convert demo explain export fold inference_model large_kernel_attention load_checkpoint predict
-read_checkpoint recipe save_checkpoint train validate
+ImageError Label LargeKernelAttention MultiLabelReport PanopticMap Prediction Predictor SemanticMap TrainConfig
+UserError bench complexity convert demo explain export fold inference_model large_kernel_attention load_checkpoint
+predict read_checkpoint recipe save_checkpoint train validate
 """
 
 

@@ -127,3 +127,52 @@ def test_logits_that_are_not_finite_have_no_measure(data: Path, checkpoint: Path
 def test_workers_below_zero_are_refused(data: Path, checkpoint: Path) -> None:
     with pytest.raises(UserError, match="workers is -1, expected 0 or more"):
         validate(data, checkpoint=checkpoint, workers=-1)
+
+
+@pytest.fixture
+def several(data: Path, checkpoint: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The pictures again, each with any number of labels; and the network with a threshold per class."""
+    pictures = sorted((data / "val").rglob("*.png"))
+    labels = np.random.default_rng(1).random((len(pictures), 3)) < 0.5
+    rows = [
+        f"{path.relative_to(data)},{';'.join(np.array(['blue', 'red', 'green'])[row])}"
+        for path, row in zip(pictures, labels, strict=True)
+    ]
+    (data / "several.csv").write_text("\n".join(["file,labels", *rows, ""]))
+    model = timm.create_model("van_b0", num_classes=4)
+    vankit.load_checkpoint(model, checkpoint)
+    metadata = {**vankit.read_checkpoint(checkpoint).metadata, "thresholds": [0.2, 0.5, 0.6, 0.4]}
+    vankit.save_checkpoint(model, tmp_path / "several.safetensors", metadata=metadata)
+    return data / "several.csv", tmp_path / "several.safetensors"
+
+
+def test_a_multi_label_report_matches_scikit_learn(several: tuple[Path, Path], tmp_path: Path) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    data, checkpoint = several
+    (data.parent / "val" / "red" / "0.png").write_bytes(b"")
+    report = validate(data, checkpoint=checkpoint, output=tmp_path / "r.json", **QUICK)
+    predictor = vankit.Predictor(checkpoint=checkpoint, engine="torch")
+    lines = [line.split(",") for line in data.read_text().splitlines()[1:] if "red/0.png" not in line]
+    names = ["blue", "green", "red"]
+    truth = np.array([[name in labels.split(";") for name in names] for _, labels in lines])
+    columns = [predictor.classes.index(name) for name in names]
+    x = np.stack([predictor.preprocess(data.parent / path) for path, _ in lines])
+    scores = torch.from_numpy(predictor.logits(x)).double().sigmoid().numpy()[:, columns]
+    assert report.count == 11 and [Path(path).name for path, _ in report.skipped] == ["0.png"]
+    assert report.measures["mAP"] == pytest.approx(metrics.average_precision_score(truth, scores, average="macro"))
+    given = scores >= np.array([0.6, 0.4, 0.2])  # of blue, green, red in the network's order
+    assert report.measures["F1"] == pytest.approx(metrics.f1_score(truth, given, average="micro"))
+    assert [row["images"] for row in report.per_class] == truth.sum(0).tolist()
+    assert json.loads((tmp_path / "r.json").read_text()) == report.to_dict()
+
+
+def test_kinds_of_labels_and_networks_go_together(
+    several: tuple[Path, Path], data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    table, network = several
+    with pytest.raises(UserError, match="has any number of labels per image, and the network gives one class"):
+        validate(table, checkpoint=checkpoint, **QUICK)
+    with pytest.raises(UserError, match="has one class per image, and the network gives any number of labels"):
+        validate(data, checkpoint=network, **QUICK)
+    with pytest.raises(UserError, match="has no confusion matrix: leave out picture"):
+        validate(table, checkpoint=network, picture=tmp_path / "c.png", **QUICK)

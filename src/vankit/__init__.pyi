@@ -24,6 +24,7 @@ from .prediction.labels import predict as predict
 from .prediction.scenes import DensePredictor as DensePredictor
 from .study.complexity import complexity as complexity
 from .study.timing import bench as bench
+from .tasks.multilabel import MultiLabelReport as MultiLabelReport
 from .tasks.results import Detections as Detections
 from .tasks.results import Failure as Failure
 from .tasks.results import PanopticMap as PanopticMap

@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from vankit.data.augment import collate, evaluation_transform
-from vankit.data.folders import ClassFolder, class_index, open_dataset
+from vankit.data.folders import class_index, open_dataset
 from vankit.data.held_out import HeldOut, announce
-from vankit.data.reading import Reading
+from vankit.data.multilabel import check_kind
+from vankit.data.reading import Reader, Reading
 from vankit.data.scenes import open_scenes
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
@@ -26,6 +27,7 @@ from vankit.models.description import Weights
 from vankit.prediction.labels import Predictor
 from vankit.prediction.scenes import DensePredictor
 from vankit.tasks.dense import EVALUATORS
+from vankit.tasks.multilabel import MultiLabelMeasure, MultiLabelReport
 from vankit.tasks.segment import Test
 
 logger = logging.getLogger(__name__)
@@ -176,7 +178,7 @@ def validate(
         data: see `vankit.data.folders.open_dataset`; for a detector or segmenter `vankit.data.scenes.open_scenes`.
         model, checkpoint: see `vankit.Predictor`; for a detector or segmenter the checkpoint alone.
         output: JSON file for the report.
-        picture: image file for a classifier's confusion matrix, such as confusion.png.
+        picture: image file for a classifier's confusion matrix, such as confusion.png; not of a multi-label one.
         batch_size, device, engine, precision: see `vankit.Predictor`; detectors and segmenters take an image at a time.
         workers: processes that load images.
         seed: of generated `shapes`; the one they were trained with.
@@ -187,7 +189,8 @@ def validate(
         weights: see `vankit.Predictor`.
 
     Returns:
-        A `ClassificationReport`, or a `DenseReport` for a detector or segmenter.
+        A `ClassificationReport`, a `MultiLabelReport` for a multi-label classifier, or a `DenseReport` for a detector
+        or segmenter.
 
     Raises:
         FileNotFoundError, ValueError: data or weights cannot be used, their classes do not match, or the network's
@@ -198,9 +201,9 @@ def validate(
         raise UserError(f"workers is {workers}, expected 0 or more")
     reading = Reading(skip_bad, tolerant, allow_outside)
     opened = open_network(model, checkpoint, weights=weights)
+    if picture is not None and (opened.dense or opened.description.multi_label):
+        raise UserError(f"{opened.source} has no confusion matrix: leave out picture (--plot)")
     if opened.dense:
-        if picture is not None:
-            raise UserError(f"{opened.source} has no confusion matrix: leave out picture (--plot)")
         dense = DensePredictor(opened, test=test, engine=engine, precision=precision, device=device)
         report = _measure_scenes(data, dense, split, workers, seed, reading)
         _write(report, output)
@@ -224,26 +227,28 @@ def _validate_classifier(
     seed: int,
     held_out: HeldOut,
     reading: Reading,
-) -> ClassificationReport:
+) -> ClassificationReport | MultiLabelReport:
     side = predictor.preprocessing.input_size[-1]
     dataset = open_dataset(data, split, predictor.preprocessing, side, seed, held_out=held_out, reading=reading)
     announce(dataset, data)
+    check_kind(dataset, predictor.description.multi_label, data)
     names: list[str] = list(dataset.classes)
     index = class_index(names, predictor.classes, predictor.named)
-    if isinstance(dataset, ClassFolder):
+    if isinstance(dataset, Reader):
         dataset = _WithReasons(dataset)
     loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_collate)
-    report = _measure(predictor, loader, names, index)
+    measure = _measure_labels if predictor.description.multi_label else _measure
+    report = measure(predictor, loader, names, index)
     if not report.count:
         reasons = [reason for _, reason in report.skipped[:1]]
         raise UserError(f"no image of {data} could be read; {' '.join(reasons) or 'it is empty'}")
     _write(report, output)
-    if picture is not None:
+    if picture is not None and isinstance(report, ClassificationReport):
         report.plot(picture)
     return report
 
 
-def _write(report: "ClassificationReport | DenseReport", output: str | PathLike[str] | None) -> None:
+def _write(report: ClassificationReport | MultiLabelReport | DenseReport, output: str | PathLike[str] | None) -> None:
     if output is not None:
         write_text(output, json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
 
@@ -302,10 +307,24 @@ def _measure(
     return ClassificationReport(names, confusion, top5_correct, skipped)
 
 
-class _WithReasons(Dataset[Any]):
-    """A folder whose unreadable images come as (path, reason), for worker processes keep their lists to themselves."""
+def _measure_labels(
+    predictor: Predictor, loader: DataLoader[Any], names: list[str], index: NDArray[np.int64]
+) -> MultiLabelReport:
+    thresholds = predictor.description.thresholds
+    measure = MultiLabelMeasure(names, [thresholds[i] for i in index])
+    count, skipped = 0, []
+    for images, labels, errors in track(loader, "validating", transient=True):
+        skipped += errors
+        if len(labels):
+            measure.add(labels, predictor.logits(images.numpy())[:, index])
+            count += len(labels)
+    return MultiLabelReport(count, measure.compute(), measure.per_class(), skipped)
 
-    def __init__(self, dataset: ClassFolder) -> None:
+
+class _WithReasons(Dataset[Any]):
+    """A set whose unreadable images come as (path, reason), for worker processes keep their lists to themselves."""
+
+    def __init__(self, dataset: Reader) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:

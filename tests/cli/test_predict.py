@@ -2,9 +2,13 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from vankit.deploy.opening import open_network
+from vankit.models.weights import write_tensors
 
 Run = Callable[..., int]
 TORCH = ("--engine", "torch")  # quick to start
@@ -66,3 +70,15 @@ def test_predict_segments(
     assert str(missing) in err
     assert (tmp_path / "found" / "photo.png").is_file()
     assert json.loads((tmp_path / "found" / "predictions.json").read_text())
+
+
+def test_a_multi_label_network_may_find_nothing(
+    run: Run, checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = open_network(checkpoint=checkpoint)
+    for thresholds, shown in (([1.0, 1.0], ["  no label"]), ([0.0, 1.0], ["cat"]), ([0.0, 0.0], ["cat", "dog"])):
+        description = replace(network.description, thresholds=thresholds)
+        write_tensors(network.module.state_dict(), tmp_path / "x.safetensors", description.to_metadata())
+        assert run("predict", photo, "--checkpoint", tmp_path / "x.safetensors", *TORCH) == 0
+        first, *lines = capsys.readouterr().out.splitlines()
+        assert first == str(photo) and sorted(line.split("%  ")[-1] for line in lines) == shown

@@ -2,10 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from vankit.deploy.opening import open_network
+from vankit.models.weights import write_tensors
 
 Run = Callable[..., int]
 
@@ -45,3 +49,17 @@ def test_mapped_labels_are_the_networks(run: Run, tmp_path: Path, capsys: pytest
     words = ("--checkpoint", checkpoint, "--output", report, "--workers", "0", "--engine", "torch")
     assert run("validate", tmp_path / "data", *words) == 0
     assert [row["pixels"] for row in json.loads(report.read_text())["classes"]] == [2048 - 320 - 304, 320 + 304]
+
+
+def test_validate_a_multi_label_network(
+    run: Run, checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = open_network(checkpoint=checkpoint)
+    description = replace(network.description, thresholds=[0.0, 1.0])
+    write_tensors(network.module.state_dict(), tmp_path / "x.safetensors", description.to_metadata())
+    (tmp_path / "labels.csv").write_text(f"file,cat,dog\n{photo.name},1,1\n")
+    words = ("--checkpoint", tmp_path / "x.safetensors", "--workers", "0", "--engine", "torch")
+    assert run("validate", tmp_path / "labels.csv", *words) == 0
+    out = capsys.readouterr().out
+    assert "mAP 100.0%  precision 100.0%  recall 50.0%  F1 66.7%  images 1  left out 0" in out
+    assert "threshold" in out

@@ -18,6 +18,7 @@ from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import FILES, Exported, Format, is_exported, read_exported
 from vankit.errors import MissingFileError, UserError
 from vankit.models.description import Description
+from vankit.prediction.labels import Predictor
 
 PREPROCESSING = Preprocessing((3, 8, 6), (0.4, 0.5, 0.6), (0.3, 0.25, 0.2), 0.9, "bilinear")
 FORMATS = list(FILES)
@@ -230,3 +231,20 @@ def test_is_exported(made: Callable[[Format, bool], Path], tmp_path: Path, monke
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
         assert is_exported(tmp_path / name)  # and opening it says what is missing
+
+
+def test_thresholds_are_kept(made: Callable[[Format, bool], Path], tmp_path: Path) -> None:
+    exported = replace(read_exported(made("onnx", True)), folder=tmp_path)
+    shutil.copy(made("onnx", True) / "model.onnx", tmp_path)
+    # the model gives each channel's mean
+    several = replace(exported.description, thresholds=[0.4, 0.6, 0.8])
+    replace(exported, description=several).write_description()
+    assert read_exported(tmp_path).description == several
+    mean, std = (np.array(values)[:, None, None] for values in (PREPROCESSING.mean, PREPROCESSING.std))
+    logits = ((np.full((3, 1, 1), 200) / 255 - mean) / std).mean((1, 2))
+    scores = 1 / (1 + np.exp(-logits))
+    found = Predictor(tmp_path)(np.full((30, 30, 3), 200, np.uint8)).labels
+    assert {label.index: label.score for label in found} == pytest.approx(
+        {i: scores[i] for i in range(3) if scores[i] >= several.thresholds[i]}, abs=1e-5
+    )
+    assert len(found) < 3

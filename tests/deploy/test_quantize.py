@@ -307,6 +307,33 @@ def test_nothing_readable(float32: Callable[[Format], Exported], tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_a_multi_label_network_is_measured_by_map(network: nn.Module, photographs: Path, tmp_path: Path) -> None:
+    """By labels, some of them wrong, as vankit validate does; and without them by what float32 says."""
+    thresholds = [0.5, 0.4, 0.6, 0.5]
+    metadata = {"classes": CLASSES, "thresholds": thresholds, "preprocessing": asdict(PREPROCESSING)}
+    vankit.save_checkpoint(network, tmp_path / "x.safetensors", metadata=metadata)
+    paths = sorted(photographs.glob("??.png"))
+    found = Predictor(tmp_path / "x.safetensors", engine="torch")(paths)
+    names = [[label.name for label in each.labels] for each in found]
+    assert {len(each) for each in names} > {1}
+    rows = [f"{p},{';'.join(n[1:] if i % 3 else n)}" for i, (p, n) in enumerate(zip(paths, names, strict=True))]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,labels", *rows]).replace(f"{photographs}/", ""))
+    (tmp_path / "images").symlink_to(photographs)
+    for data in (tmp_path / "labels.csv", photographs):
+        int8 = vankit.export(
+            checkpoint=tmp_path / "x.safetensors", out=tmp_path / "int8", int8=True, calibrate=data, max_drop=0.5
+        )
+        report = int8.facts["int8"]
+        assert (report["measure"], report["labelled"]) == ("mAP", data != photographs)
+        assert "| precision | left in float | mAP |" in (int8.folder / "README.md").read_text()
+        if report["labelled"]:
+            assert report["float32"] < 1
+            assert report["top1"] == pytest.approx(vankit.validate(data, int8.folder, workers=0).measures["mAP"])
+        else:
+            assert report["float32"] == 1 >= report["top1"] > 0.5
+
+
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.export
 def test_cifar10_loses_less_than_a_point(shared_data: Callable[..., Path], tmp_path: Path) -> None:

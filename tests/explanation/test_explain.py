@@ -361,3 +361,15 @@ def test_a_class_that_was_not_found_is_said_to_be_so() -> None:
         subject.choose(np.array([0.5, np.nan]), 1)
     assert subject.choose(np.array([0.5, np.nan]), None) == 0
     assert subject.verdict(np.array([np.nan, np.nan])) == "nothing found"
+
+
+def test_scores_of_a_multi_label_network_are_by_class(tmp_path: Path) -> None:
+    van = VAN(num_classes=2, embed_dims=(8, 8, 8, 8), depths=(1, 1, 1, 1)).eval()
+    with torch.no_grad():
+        van.head.fc.weight.zero_()
+        van.head.fc.bias.copy_(torch.tensor([1.0, 2.0]))
+    metadata = {"classes": ["cat", "dog"], "thresholds": [0.5, 0.5]}
+    vankit.save_checkpoint(van, tmp_path / "x.safetensors", metadata=metadata)
+    subject = open_subject(checkpoint=tmp_path / "x.safetensors", img_size=32)
+    _, shown = subject.scores(torch.zeros(1, 3, 32, 32))
+    assert shown.tolist() == pytest.approx(torch.tensor([1.0, 2.0]).double().sigmoid().tolist())

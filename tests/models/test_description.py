@@ -1,6 +1,8 @@
 """What a network says of itself comes back from a checkpoint's metadata, and what contradicts itself is refused."""
 
 import json
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,3 +75,18 @@ def test_preprocessing_that_cannot_be_is_refused() -> None:
     metadata = {"preprocessing": {"crop_pct": 0}}
     with pytest.raises(UserError, match="crop_pct is 0: expected above 0"):
         Description.from_metadata(metadata, Description(preprocessing=PREPROCESSING))
+
+
+def test_thresholds_come_back_and_are_those_of_a_multi_label_network() -> None:
+    several = replace(CLASSIFIER, thresholds=[0.25, 0.7])
+    assert several.multi_label and not CLASSIFIER.multi_label and "thresholds" not in written(CLASSIFIER)
+    assert Description.from_metadata(written(several), Description(classes=["ant", "bee"])) == several
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "says"),
+    [([0.5], "there are 2 classes and 1 thresholds"), ([0.5, 1.5], "a threshold is 1.5"), ([0.5, math.nan], "is nan")],
+)
+def test_thresholds_that_cannot_be(thresholds: list[float], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        replace(CLASSIFIER, thresholds=thresholds)

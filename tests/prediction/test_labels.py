@@ -1,7 +1,9 @@
 """Predictions against the network called by hand, and images that fail among images that do not."""
 
 import csv
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from scipy.special import expit
 from timm.data import ImageNetInfo
 
 import vankit
@@ -276,3 +279,40 @@ def test_inference_model_fetches_public_weights(public_hub: object, photos: Path
     answer = inference_model("van-tiny_3rdparty_in1k", photos / "0.png", engine="torch")
     assert answer["pred_scores"].shape == (1000,)
     assert answer["pred_class"] == ImageNetInfo("imagenet-1k").label_descriptions()[answer["pred_label"]]
+
+
+def test_a_multi_label_network_gives_what_reaches_its_thresholds(
+    checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    logits = Predictor(checkpoint=checkpoint).logits
+    images = [np.asarray(Image.open(photos / f"{i}.png")) for i in range(5)]
+    x = np.stack([((image / 255 - [0.4, 0.5, 0.6]) / [0.5, 0.25, 0.2]).transpose(2, 0, 1) for image in images])
+    expected = expit(logits(x.astype(np.float32)).astype(np.float64))
+    metadata = vankit.read_checkpoint(checkpoint).metadata
+    # the first class for all images, the second for all but one, the third for none
+    metadata["thresholds"] = [0.0, float(np.sort(expected[:, 1])[:2].mean()), 1.0]
+    model = timm.create_model("van_b0", num_classes=3)
+    vankit.load_checkpoint(model, checkpoint)
+    vankit.save_checkpoint(model, tmp_path / "several.safetensors", metadata=metadata)
+    predictor = Predictor(checkpoint=tmp_path / "several.safetensors")
+    for image, scores in zip(images, expected, strict=True):
+        kept = sorted((i for i in (0, 1) if scores[i] >= metadata["thresholds"][i]), key=lambda i: -scores[i])
+        found = predictor(image)
+        assert [label.index for label in found.labels] == kept
+        assert [label.score for label in found.labels] == pytest.approx(scores[kept].tolist(), abs=1e-5)
+    one = Predictor(checkpoint=tmp_path / "several.safetensors", top_k=1)
+    assert [len(one(image).labels) for image in images] == [1] * 5
+    answer = inference_model("van_b0", images[0], tmp_path / "several.safetensors")
+    assert answer["pred_scores"].tolist() == pytest.approx(expected[0].tolist(), abs=1e-5)
+
+
+def test_a_picture_may_have_no_label(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    network = open_network(checkpoint=checkpoint)
+    none = replace(network, description=replace(network.description, thresholds=[1.0] * 3))
+    for name in ("out.csv", "out.jsonl", "out.parquet"):
+        (found,) = predict(photos / "0.png", none, output=tmp_path / name)
+        assert (found.labels, found.error) == ((), None)
+    assert (tmp_path / "out.csv").read_text().splitlines()[1] == f"{photos / '0.png'}," + "," * 9
+    row = {"image": str(photos / "0.png"), "labels": [], "indices": [], "scores": [], "error": None}
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == row
+    assert pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "out.parquet").to_pylist() == [row]

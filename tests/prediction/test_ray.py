@@ -20,6 +20,7 @@ from PIL import Image
 import vankit
 from vankit.data.walk import find_images
 from vankit.errors import MissingFileError, UserError
+from vankit.models.van import create_model
 from vankit.prediction import ray as cluster
 from vankit.prediction.ray import predict_on_ray
 
@@ -52,6 +53,20 @@ def memory() -> Iterator[Any]:
     yield fs
     fs.store.clear()
     fs.pseudo_dirs[:] = [""]
+
+
+def test_a_shard_of_a_multi_label_network(photos: list[Path], tmp_path: Path) -> None:
+    """In this process, as a worker makes it."""
+    network = create_model(MODEL, pretrained=True)
+    metadata = {**vankit.read_checkpoint(network.pretrained_cfg["file"]).metadata, "thresholds": [0.0] * 2 + [1.0] * 8}
+    vankit.save_checkpoint(network, tmp_path / "x.safetensors", metadata=metadata)
+    worker = cluster._Worker(
+        fsspec.filesystem("file"), str(tmp_path), str(tmp_path), {"model": tmp_path / "x.safetensors"}
+    )
+    done = worker({"shard": 0, "names": [os.fsencode(path) for path in photos[:4]]})
+    assert done == {"shard": 0, "rows": 4, "failed": 1, "error": None}
+    rows = parquet.read_table(tmp_path / "shard-000000.parquet").to_pylist()
+    assert [sorted(row["indices"]) for row in rows] == [[0, 1], [0, 1], [0, 1], []]
 
 
 def expect(predictor: vankit.Predictor, output: Path, names: list[str], paths: list[Path], shard_size: int) -> None:

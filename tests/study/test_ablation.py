@@ -97,3 +97,10 @@ def test_summary_by_hand() -> None:
     assert found["full"] == found["K 21, d 3"] == (pytest.approx(0.6), pytest.approx(0.02**0.5), 2)
     assert found["sigmoid"] == (0.4, None, 1)
     assert found.keys() == {"full", "K 21, d 3", "sigmoid"}
+
+
+def test_multi_label_data_has_no_top_1(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("file,labels\na.jpg,x y\n")
+    with pytest.raises(UserError, match="is multi-label, and the rows are compared by top-1"):
+        next(ablate(tmp_path, TINY, 1, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -3,13 +3,15 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from vankit.training.classify import Classifier, build_classifier
+from vankit.tasks.multilabel import best_threshold, sigmoid
+from vankit.training.classify import Classifier, MultiLabelClassifier, build_classifier
 from vankit.training.recipes import TrainConfig, in1k, short
 
 STEPS = 4
@@ -103,3 +105,59 @@ def test_mixup_makes_soft_labels_and_leaves_the_batch() -> None:
     loss = task.training_step((images, labels), 0)
     assert torch.equal(images, before)
     assert torch.isfinite(loss)
+
+
+def several(config: TrainConfig) -> MultiLabelClassifier:
+    task = MultiLabelClassifier(build_classifier("van_b0", 3, config).eval(), 3, config, 128)
+    task.log = lambda *_, **__: None  # type: ignore[method-assign]
+    return task
+
+
+def test_the_loss_of_several_labels_is_unsmoothed_binary_cross_entropy() -> None:
+    task = several(replace(short("van_b0"), smoothing=0.3))
+    images, labels = torch.randn(3, 3, 32, 32), torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1]])
+    p = task(images).double().sigmoid()
+    expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean().float()
+    torch.testing.assert_close(task.training_step((images, labels), 0), expected)
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 1.0, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}])
+def test_labels_are_mixed_as_the_images_are(alphas: dict[str, float]) -> None:
+    config = replace(in1k("van_b0"), batch_size=6, **alphas)
+    task = several(config)
+    seen: dict[str, torch.Tensor] = {}
+    task.model = torch.nn.Identity()
+    task.forward = lambda images: images.mean((2, 3))  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "torch.nn.functional.binary_cross_entropy_with_logits",
+            lambda logits, labels: seen.update(logits=logits, labels=labels),
+        )
+        # three channels that are the labels themselves: whatever is mixed of the pictures is to be mixed of the labels
+        labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
+        images = labels[:, :, None, None].expand(6, 3, 32, 32).contiguous()
+        np.random.seed(0)
+        task.training_step((images, labels), 0)
+    assert torch.equal(images[:, :, 0, 0], labels)
+    torch.testing.assert_close(seen["labels"], seen["logits"], atol=1e-5, rtol=0)
+    assert not torch.equal(seen["labels"], labels)
+
+
+def test_measures_are_over_the_images_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    tasks = [several(short("van_b0")) for _ in range(2)]
+    truth = (torch.rand(2, 9, 3) < 0.4).float()
+    logits = torch.randn(2, 9, 3)
+    for task, labels, answers in zip(tasks, truth, logits, strict=True):
+        task.forward = lambda _, answers=answers: answers  # type: ignore[method-assign]
+        task.on_validation_epoch_start()
+        task.validation_step((torch.zeros(9, 3, 32, 32), labels), 0)
+    states = [task.measure.state() for task in tasks]
+    monkeypatch.setattr("vankit.training.classify.gathered", lambda _: states)
+    flat = [part.reshape(18, 3).numpy() for part in (truth, logits)]
+    for task in tasks:
+        assert task.measures() == {"mAP": pytest.approx(metrics.average_precision_score(*flat))}
+        f1 = [best_threshold(flat[0][:, i] > 0, sigmoid(flat[1][:, i])) for i in range(3)]
+        assert task.thresholds() == pytest.approx(f1)
+    tasks[0].on_validation_epoch_start()
+    assert tasks[0].measure.state() == []

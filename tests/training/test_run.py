@@ -1,5 +1,6 @@
 """Training runs on tiny sets: files left, resuming, moving averages, and two processes against one."""
 
+import ast
 import csv
 import json
 import math
@@ -23,9 +24,11 @@ from torch.utils.data import Dataset
 import vankit
 from vankit.data.images import ImageError
 from vankit.data.scenes import ShapeScenes
+from vankit.data.shapes import CLASSES, render_scene
 from vankit.errors import MissingFileError, UserError
 from vankit.models.van import create_model
 from vankit.models.weights import from_normalisation, read_checkpoint, read_metadata
+from vankit.tasks.multilabel import MultiLabelMeasure
 from vankit.training.classify import Classifier, setup_classify
 from vankit.training.loaders import Processes
 from vankit.training.recipes import TrainConfig, short, short_semantic
@@ -757,3 +760,88 @@ def test_processes_leave_out_a_step_together(tolerance: int, data: Path, tmp_pat
         assert done.stdout.count("finished") == 2
     else:
         assert done.stdout.count("stopped: the loss is not finite in epoch 2, step 3 (steps left out before: 1): ") == 2
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen squares and six more that are bright, red, both or neither."""
+    root = tmp_path_factory.mktemp("several")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 6)):
+        (root / split).mkdir()
+        rows = ["file,bright,red"]
+        for i in range(count):
+            bright, red = i % 2, i // 2 % 2
+            pixels = np.array([80, 80 - 60 * red, 80 - 60 * red]) + 120 * bright + rng.integers(-20, 20, (32, 32, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / split / f"{i}.png")
+            rows.append(f"{i},{bright},{red}")
+        (root / f"{split}.csv").write_text("\n".join(rows))
+    return root
+
+
+def test_a_multi_label_run(several: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = train(several, "van_b0", replace(TINY, epochs=1), tmp_path)
+    assert "multi-label, 2 classes, 22 images, 1.0 labels per image" in caplog.text
+    description = vankit.Predictor(checkpoint=result.best, engine="torch").description
+    assert (result.measure, description.classes) == ("mAP", ("bright", "red")) and 0 <= result.score <= 1
+    report = vankit.validate(several, checkpoint=result.best, workers=0, engine="torch")
+    assert report.measures["mAP"] == pytest.approx(result.score, abs=1e-6)
+    measure = MultiLabelMeasure(["bright", "red"])
+    predictor = vankit.Predictor(checkpoint=result.best, engine="torch")
+    x = np.stack([predictor.preprocess(several / "val" / f"{i}.png") for i in range(6)])
+    measure.add(np.array([[i % 2, i // 2 % 2] for i in range(6)]), predictor.logits(x))
+    assert description.thresholds == pytest.approx(measure.best_thresholds(), abs=1e-6)
+    assert metrics(tmp_path)[-1].keys() >= {"val_mAP", "val_loss", "train_loss_epoch"}
+
+    again = train(several, "van_b0", TINY, tmp_path, resume=True)
+    assert read_metadata(again.last)["epoch"] == 2 and again.score >= result.score
+    classes = tmp_path / "classes"
+    for name in ("bright", "red"):
+        (classes / "train" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (32, 32)).save(classes / "train" / name / f"{i}.png")
+    with pytest.raises(UserError, match="holds a run on data that is multi-label: choose another folder"):
+        train(classes, "van_b0", TINY, tmp_path, resume=True)
+
+
+def test_multi_label_images_are_held_out(several: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(several / "train", tmp_path / "images")
+    shutil.copy(several / "train.csv", tmp_path / "labels.csv")
+    result = train(tmp_path, "van_b0", replace(TINY, epochs=1, val_share=0.25), tmp_path / "run")
+    assert "has no val split: 4 of its 16 training images are held out" in caplog.text
+    report = vankit.validate(tmp_path, checkpoint=result.best, workers=0, engine="torch")
+    assert report.count == 4 and report.measures["mAP"] == pytest.approx(result.score, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_shapes_are_learnt_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pictures to labels without PyTorch: mAP is thrice what chance gives."""
+    root = tmp_path / "scenes"
+    for split, count in (("train", 800), ("val", 100)):
+        (root / "images" / split).mkdir(parents=True)
+        rows = ["image_name,tags"]
+        for i in range(count):
+            scene = render_scene(i, split, 48, (1, 3))
+            Image.fromarray(scene.image).save(root / "images" / split / f"{i}.png")
+            rows.append(f"{split}/{i},{' '.join({CLASSES[label] for label in scene.labels})}")
+        (root / f"{split}.csv").write_text("\n".join(rows))
+    config = replace(
+        short("van_b0"), epochs=3, warmup_epochs=0, pretrained=True, img_size=48, batch_size=16, lr=1e-3, lr_batch=16,
+        min_scale=1.0, workers=0,
+    )  # fmt: skip
+    result = train(root, "van_b0.cifar10", config, tmp_path / "run")
+    chance = 1.8 / 10  # of ten classes a picture has 1.8
+    assert result.score > 2.5 * chance
+    folder = vankit.export(checkpoint=result.best, out=tmp_path / "exported").folder
+    report = vankit.validate(root, model=folder, workers=0)
+    assert report.measures["mAP"] == pytest.approx(result.score, abs=1e-4)
+    assert report.measures["F1"] > 0.4
+    assert report.to_dict()["classes"][0]["threshold"] == read_metadata(result.best)["thresholds"][0]
+    explained = vankit.explain(root / "images/val/0.png", checkpoint=result.best, target=["heart", "ring"])
+    assert [row["class"] for row in explained[0].rows] == ["heart", "ring"]
+    monkeypatch.chdir(tmp_path)
+    snippet = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    shutil.copy(root / "images/val/1.png", "photo.jpg")
+    printed = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True).stdout
+    expected = vankit.Predictor(folder)("photo.jpg").labels
+    assert sorted(label.name for label in expected) == sorted(ast.literal_eval(printed))

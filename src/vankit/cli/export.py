@@ -34,7 +34,8 @@ def command(
         int8: quantise to 8 bits; needs --calibrate.
         calibrate: images to quantise with: labelled data as for vankit validate, or a folder or glob pattern of
             photographs.
-        max_drop: largest loss of top-1 accuracy that quantisation may cause, 0 to 1.
+        max_drop: largest loss of top-1 accuracy, or of a multi-label classifier's mAP, that quantisation may cause, 0
+            to 1.
         dynamic: accept any batch size and image size; 2 to 12 % slower.
     """
     from vankit.deploy.export import export as run
@@ -54,6 +55,9 @@ def command(
     if int8:
         report = found.facts["int8"]
         left_out = ", ".join(report["left_out"]) or "nothing"
-        print(f"int8 top-1 {report['top1']:.2%}, float32 top-1 {report['float32']:.2%}; not quantised: {left_out}")
+        measure = report["measure"]
+        print(
+            f"int8 {measure} {report['top1']:.2%}, float32 {measure} {report['float32']:.2%}; not quantised: {left_out}"
+        )
     folder = os.path.relpath(found.folder)
     print(f"next: vankit predict photo.jpg --model {folder}")

@@ -22,7 +22,7 @@ def command(
     weights: Weights | None = None,
     output: str | None = None,
     resume: bool = False,
-    top_k: int = 5,
+    top_k: int | None = None,
     engine: EngineName = "auto",
     precision: Precision = "auto",
     batch_size: int = 16,
@@ -51,7 +51,7 @@ def command(
         output: .csv, .jsonl or .parquet file, written row by row; for a detector or segmenter a folder (default:
             predictions); with --workers ray a folder or URL for Parquet files. Labels are printed if it is not given.
         resume: continue the --output of a run that was stopped.
-        top_k: number of labels per image.
+        top_k: number of labels per image. Default: 5, or for a multi-label classifier all that it finds.
         engine: what runs the network: torch, openvino, onnxruntime, or auto for the fastest on the device.
         precision: float32, bf16, int8 (for a folder that was exported in int8), or auto: int8 for such a folder, else
             float32.
@@ -114,6 +114,8 @@ def _print_labels(rows: Iterable[Any]) -> int:
             print(f"{row.source}: {row.error}", file=sys.stderr)
             continue
         print(row.source)
+        if not row.labels:
+            print("  no label")
         for label in row.labels:
             print(f"  {label.score:6.1%}  {label.name}")
     return int(failed)

@@ -54,7 +54,8 @@ def command(
 
     Args:
         data: the word shapes, for generated pictures, or a folder. Classification: train/CLASS/*.jpg and
-            val/CLASS/*.jpg, or hfds/NAME or wds/FOLDER. Detection: a folder in the layout of COCO, YOLO or Pascal VOC.
+            val/CLASS/*.jpg; for several labels per image train.csv and val.csv, or labels.csv, which name files and
+            labels; or hfds/NAME or wds/FOLDER. Detection: a folder in the layout of COCO, YOLO or Pascal VOC.
             Segmentation: images/{train,val} and annotations/{train,val}. Panoptic segmentation: a COCO folder with
             annotations/panoptic_*.json. Without val, a part of train is held out.
         task: what to train for.

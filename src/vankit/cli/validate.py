@@ -31,7 +31,8 @@ def command(
     tolerant: bool = False,
     allow_outside: bool = False,
 ) -> None:
-    """Measure a classifier (top-1, top-5, confusion matrix), a detector (COCO AP) or a segmenter (mIoU, PQ).
+    """Measure a classifier (top-1, top-5, confusion matrix; mAP if it is multi-label), a detector (COCO AP) or a
+    segmenter (mIoU, PQ).
 
     Prints the measures for all images together and for each class.
 
@@ -58,7 +59,7 @@ def command(
         tolerant: read JPEGs that lack their end, with grey for what is missing.
         allow_outside: read images that a COCO file names outside the folder of the data.
     """
-    from vankit.validation import DenseReport
+    from vankit.validation import ClassificationReport
     from vankit.validation import validate as run
 
     report = run(
@@ -66,8 +67,8 @@ def command(
         engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
         tolerant=tolerant, allow_outside=allow_outside, weights=weights,
     )  # fmt: skip
-    if isinstance(report, DenseReport):
-        _print_scenes(data, report)
+    if not isinstance(report, ClassificationReport):
+        _print_measures(data, report)
         return
     table = Table(title=f"{data}: {report.count:,} images")
     table.add_column("class")
@@ -80,8 +81,9 @@ def command(
     print(f"top-1 {report.top1:.2%}  top-5 {report.top5:.2%}  images {report.count}  left out {len(report.skipped)}")
 
 
-def _print_scenes(data: str, report: Any) -> None:
-    table = Table(title=f"{data}: {report.count:,} images, {report.head}")
+def _print_measures(data: str, report: Any) -> None:
+    head = getattr(report, "head", "multi-label")
+    table = Table(title=f"{data}: {report.count:,} images, {head}")
     table.add_column("class")
     columns = [name for name in report.per_class[0] if name != "class"]
     for name in columns:

@@ -13,6 +13,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_dataset
 
 from vankit.data.held_out import Division, HeldOut, divide
+from vankit.data.multilabel import is_multilabel, open_multilabel
 from vankit.data.reading import STRICT, Reader, Reading
 from vankit.data.shapes import Shapes
 from vankit.data.walk import SPLITS, PassedOver, split_folder, subfolders, walk_images
@@ -44,9 +45,10 @@ def open_dataset(
 
     Args:
         data: an ImageFolder directory (`DATA/train/CLASS/*.jpg`, `DATA/val/CLASS/*.jpg`; or `DATA/CLASS/*.jpg`
-            without any split), the word `shapes`, or a name for timm's create_dataset: `hfds/NAME` (Hugging
-            Face), `wds/FOLDER` (WebDataset shards with integer `cls`, timm's `_info.json`, and the class names in
-            `classes.txt`, one per line; one process only).
+            without any split), a CSV of images and their labels or a folder with it (see
+            `vankit.data.multilabel.open_multilabel`), the word `shapes`, or a name for timm's create_dataset:
+            `hfds/NAME` (Hugging Face), `wds/FOLDER` (WebDataset shards with integer `cls`, timm's `_info.json`, and the
+            class names in `classes.txt`, one per line; one process only).
         split: 'train', 'val', or the name of a folder such as 'test'.
         transform: PIL RGB image → sample.
         size: side in pixels of generated `shapes`.
@@ -58,8 +60,8 @@ def open_dataset(
         reading: how forgiving to be with the files of a folder.
 
     Returns:
-        A dataset of (sample, label) with the class names as `classes` (a list of str), and as `division` how it was
-        divided, None or missing where it was not. Of a folder, an image that is left out is None.
+        A dataset of (sample, label), or `MultiLabelImages`, with the class names as `classes` (a list of str), and as
+        `division` how it was divided, None or missing where it was not. Of a folder, an image that is left out is None.
 
     Raises:
         FileNotFoundError: there is no such directory or split.
@@ -71,9 +73,11 @@ def open_dataset(
     if name.startswith(_READERS):
         return _reader_dataset(name, split, transform, batch_size, held_out)
     root = Path(data)
+    if is_multilabel(root):
+        return open_multilabel(root, split, transform, held_out, reading)
     if not root.is_dir():
         raise MissingFileError(
-            f"no dataset at {data}: expected a directory with {split}/CLASS/*.jpg, the word 'shapes', "
+            f"no dataset at {data}: expected a directory with {split}/CLASS/*.jpg or {split}.csv, the word 'shapes', "
             f"or a name that starts with {', '.join(_READERS)}"
         )
     return _folder_dataset(root, split, transform, held_out, reading)

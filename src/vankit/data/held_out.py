@@ -102,7 +102,7 @@ def divide(dataset: Any, data: object, split: str, held_out: HeldOut, plain: boo
     """
     if plain and held_out.total not in (0, len(dataset)):
         logger.warning(
-            "%s has %d images, the folder that the network was trained on had %d: taken for another one, all are used",
+            "%s has %d images, the set that the network was trained on had %d: taken for another one, all are used",
             *(data, len(dataset), held_out.total),
         )
         return
@@ -127,7 +127,7 @@ def announce(dataset: Any, data: object, training: bool = False, log: bool = Tru
     logger.warning(
         "%s has no val split: %d of its %d training images are held out to validate%s",
         *(data, division.count, total),
-        f" (--val-share {held_out.share:g}, --seed {held_out.seed}); with a folder val, that is used" * training,
+        f" (--val-share {held_out.share:g}, --seed {held_out.seed}); with a split val, that is used" * training,
     )
     if division.before not in (0, total):
         logger.warning(

@@ -1,6 +1,7 @@
 """What readers do about images and annotations that cannot be used as they are."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -33,7 +34,7 @@ class Reading:
 STRICT = Reading()
 
 
-class Reader(Dataset[Any]):
+class Reader(Dataset[Any], ABC):
     """A dataset read from files.
 
     Attributes:
@@ -44,6 +45,9 @@ class Reader(Dataset[Any]):
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
         self.skipped: list[tuple[str, str]] = []
+
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     def load(self, path: str | PathLike[str]) -> Image.Image:
         """Decode an image, see `vankit.data.images.load_image`."""

@@ -5,6 +5,12 @@ from typing import Any
 from vankit.deploy.folder import Exported
 
 _TITLES = {"openvino": "OpenVINO", "onnx": "ONNX", "pt2": "torch.export"}
+_SCORES = (
+    "Their softmax are the scores.",
+    "The sigmoid of each is its score; a picture has every class whose score\n  reaches the class's threshold in "
+    "`thresholds` of `export.json`, and perhaps none.",
+)
+_BEST = "    print(file.read().splitlines()[logits.argmax()])"
 _PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch"}
 
 
@@ -56,7 +62,7 @@ Without vankit:
   {width} × {height}; (value / 255 − mean) / std with mean {list(preprocessing.mean)} and
   std {list(preprocessing.std)}.
 - Output{logits}: float32 ({"batch" if exported.dynamic else 1}, {outputs}), a logit per class in the order of
-  `labels.txt`. Their softmax are the scores.
+  `labels.txt`. {_SCORES[exported.description.multi_label]}
 
 ## Checks
 
@@ -79,7 +85,7 @@ logits = session.run(["logits"], {{"images": x}})[0][0]""",
 with torch.inference_mode():
     logits = model(torch.from_numpy(x))[0].numpy()""",
     }
-    return f"""import numpy as np
+    return f"""{"import json" + chr(10) + chr(10) if exported.description.multi_label else ""}import numpy as np
 import {_PACKAGES[exported.format]}
 from PIL import Image
 
@@ -93,8 +99,16 @@ x = (np.asarray(image) / 255 - {list(preprocessing.mean)}) / {list(preprocessing
 x = x.transpose(2, 0, 1)[None].astype(np.float32)  # (1, 3, {height}, {width})
 {run[exported.format]}
 with open("{folder}/labels.txt", encoding="utf-8") as file:
-    print(file.read().splitlines()[logits.argmax()])
+{_several(folder) if exported.description.multi_label else _BEST}
 """
+
+
+def _several(folder: str) -> str:
+    return f"""    names = file.read().splitlines()
+with open("{folder}/export.json", encoding="utf-8") as file:
+    thresholds = json.load(file)["thresholds"]
+scores = 1 / (1 + np.exp(-logits))
+print([name for name, score, threshold in zip(names, scores, thresholds) if score >= threshold])"""
 
 
 def _int8(report: dict[str, Any]) -> str:
@@ -107,13 +121,15 @@ def _int8(report: dict[str, Any]) -> str:
         kept = attempt["precision"] == "int8" and attempt["left_out"] == report["left_out"]
         cells = attempt["precision"], ", ".join(attempt["left_out"]), f"{attempt['top1']:.2%}"
         rows.append(f"| {' | '.join(cells)} | {attempt['milliseconds']:.1f} | {'yes' if kept else ''} |")
-    measure = "is the accuracy" if report["labelled"] else "is the agreement with float32"
+    name = report["measure"]
+    title, labelled = {"top-1": ("Top-1", "is the accuracy"), "mAP": ("mAP", "is measured")}[name]
+    measure = labelled if report["labelled"] else "is the agreement with float32"
     table = "\n".join(rows)
     return f"""
-int8 was calibrated on {report["calibration_images"]:,} images. Top-1 {measure} on {report["images"]:,} images;
+int8 was calibrated on {report["calibration_images"]:,} images. {title} {measure} on {report["images"]:,} images;
 the times are rough ones, for one image on the machine that exported.
 
-| precision | left in float | top-1 | ms | kept |
+| precision | left in float | {name} | ms | kept |
 |---|---|---|---|---|
 {table}
 """

@@ -59,7 +59,7 @@ def export(
         int8: quantise, see `vankit.deploy.quantize.quantize`; not for pt2.
         calibrate: pictures for int8, see `vankit.deploy.quantize.open_pictures`.
         dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of the network's size.
-        max_drop: top-1 that int8 may lose, 0 to 1.
+        max_drop: top-1 that int8 may lose, or mAP of a multi-label network, 0 to 1.
 
     Returns:
         The folder; `facts` has the figures of the checks, and of int8.

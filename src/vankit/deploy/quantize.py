@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
@@ -25,9 +25,11 @@ from torch.utils.data import IterableDataset
 from vankit.data.folders import class_index, has_splits, open_dataset
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.images import ImageError, load_image
+from vankit.data.multilabel import check_kind, is_multilabel
 from vankit.data.preprocessing import Preprocessing
 from vankit.data.walk import find_images
 from vankit.deploy.folder import FILES, Exported
+from vankit.deploy.judge import Judge
 from vankit.engines.base import Array, Engine, cores
 from vankit.errors import MissingPackageError, UserError, check_output
 from vankit.models.description import Description
@@ -67,6 +69,8 @@ class Int8Report:
         images: that top-1 was measured on.
         labelled: whether top-1 is the part of the images that are labelled right; else it is the part that gets the
             float32 network's label.
+        measure: top-1; or mAP of a multi-label network, which stands in place of top-1 in all of these, without labels
+            with those that the float32 network gives for the truth.
         float32: top-1 before, 0 to 1.
         top1, left_out: of what was kept, see `Attempt`.
         attempts: all that was measured, in order: float32, bf16 where the engine has it, and ways to quantise.
@@ -75,6 +79,7 @@ class Int8Report:
     calibration_images: int
     images: int
     labelled: bool
+    measure: str
     float32: float
     top1: float
     left_out: list[str]
@@ -125,6 +130,7 @@ def open_pictures(data: str | PathLike[str], description: Description) -> Pictur
     held_out = description.held_out or HeldOut()
     try:
         measured = open_dataset(data, "val", preprocessing, size, held_out=held_out)
+        check_kind(measured, description.multi_label, data)
         index = class_index(list(measured.classes), list(description.classes), description.named)
     except UserError:
         if not _may_be_photographs(str(data)):
@@ -142,7 +148,7 @@ def open_pictures(data: str | PathLike[str], description: Description) -> Pictur
 
 
 def _may_be_photographs(data: str) -> bool:
-    return (Path(data).exists() or glob.has_magic(data)) and not has_splits(Path(data))
+    return (Path(data).exists() or glob.has_magic(data)) and not (has_splits(Path(data)) or is_multilabel(Path(data)))
 
 
 def quantize(exported: Exported, pictures: Pictures, max_drop: float) -> Int8Report:
@@ -155,7 +161,7 @@ def quantize(exported: Exported, pictures: Pictures, max_drop: float) -> Int8Rep
     Args:
         exported: a folder in float32, of format openvino or onnx; its model is replaced, its description is not.
         pictures: see `open_pictures`.
-        max_drop: top-1 that may be lost, 0 to 1.
+        max_drop: top-1, or mAP, that may be lost, 0 to 1.
 
     Raises:
         ImportError: nncf is missing.
@@ -168,16 +174,18 @@ def quantize(exported: Exported, pictures: Pictures, max_drop: float) -> Int8Rep
             raise MissingPackageError("int8 needs NNCF: pip install 'vankit[int8]'") from None
     inputs = _calibration(pictures.calibration)
     engine = exported.engine(cached=False)
-    best, labels = _answers(engine, pictures.measured, "float32")
-    if not inputs or not len(best):
+    judge = Judge(exported.description, pictures.classes)
+    answers, labels = _answers(engine, pictures.measured, "float32", judge.keep)
+    if not inputs or not len(answers):
         raise UserError("none of the images to calibrate or measure int8 can be read: pass others (--calibrate)")
-    truth = best if pictures.classes is None else pictures.classes[labels]
+    truth = judge.truth(answers, labels)
 
     def attempt(engine: Engine, left_out: list[str]) -> Attempt:
-        best, _ = _answers(engine, pictures.measured, " without ".join([engine.precision, *left_out[-1:]]))
-        return Attempt(engine.precision, left_out, float(np.mean(best == truth)), _milliseconds(engine, inputs[0]))
+        title = " without ".join([engine.precision, *left_out[-1:]])
+        answers, _ = _answers(engine, pictures.measured, title, judge.keep)
+        return Attempt(engine.precision, left_out, judge.score(answers, truth), _milliseconds(engine, inputs[0]))
 
-    attempts = [Attempt("float32", [], float(np.mean(best == truth)), _milliseconds(engine, inputs[0]))]
+    attempts = [Attempt("float32", [], judge.score(answers, truth), _milliseconds(engine, inputs[0]))]
     with suppress(ValueError):  # neither every CPU nor every engine has it
         engine = exported.engine(precision="bf16", cached=False)
     if engine.precision == "bf16":
@@ -194,11 +202,11 @@ def quantize(exported: Exported, pictures: Pictures, max_drop: float) -> Int8Rep
             if kept is not None:
                 break
         else:
-            raise UserError(_too_much(attempts, max_drop))
+            raise UserError(_too_much(attempts, max_drop, judge.measure))
         for name in FILES[exported.format]:
             (Path(scratch) / str(kept) / name).replace(exported.folder / name)
-    labelled, taken = pictures.classes is not None, attempts[kept]
-    return Int8Report(len(inputs), len(truth), labelled, attempts[0].top1, taken.top1, taken.left_out, attempts)
+    basis = len(inputs), len(truth), pictures.classes is not None, judge.measure
+    return Int8Report(*basis, attempts[0].top1, attempts[kept].top1, attempts[kept].left_out, attempts)
 
 
 def _best(attempts: Sequence[Attempt], max_drop: float) -> int | None:
@@ -210,14 +218,14 @@ def _best(attempts: Sequence[Attempt], max_drop: float) -> int | None:
     return next(i for i in good if attempts[i].top1 >= last.top1 and attempts[i].milliseconds <= last.milliseconds)
 
 
-def _too_much(attempts: Sequence[Attempt], max_drop: float) -> str:
+def _too_much(attempts: Sequence[Attempt], max_drop: float, measure: str) -> str:
     figures = "; ".join(
         f"{', '.join(a.left_out) or 'nothing'} left in float: {a.top1:.2%}" for a in attempts if a.precision == "int8"
     )
     return (
-        f"int8 loses more than {max_drop:.2%} of top-1, which is {attempts[0].top1:.2%} in float32 ({figures}): take "
-        "more images to calibrate with, and such as the network will see; or allow a larger max_drop (--max-drop); or "
-        "stay in float"
+        f"int8 loses more than {max_drop:.2%} of {measure}, which is {attempts[0].top1:.2%} in float32 ({figures}): "
+        "take more images to calibrate with, and such as the network will see; or allow a larger max_drop "
+        "(--max-drop); or stay in float"
     )
 
 
@@ -315,18 +323,20 @@ def _calibration(dataset: Any) -> list[Array]:
     return [x[None] for chunk in chunks for x, _ in chunk]
 
 
-def _answers(engine: Engine, dataset: Any, title: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The best class and the label of each image that can be read."""
-    best: list[int] = []
-    labels: list[int] = []
+def _answers(
+    engine: Engine, dataset: Any, title: str, keep: Callable[[Array], NDArray[Any]]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """What is kept of the logits, and the label or labels, of each image that can be read."""
+    answers: list[Any] = []
+    labels: list[Any] = []
     count, console = len(dataset), Console(stderr=True)
     for chunk in track(_chunks(dataset, range(count)), title, -(-count // _CHUNK), console=console, transient=True):
         if chunk:
             logits = engine(np.stack([x for x, _ in chunk]))
             check_output(logits)
-            best.extend(logits.argmax(1))
+            answers.extend(keep(logits))
             labels.extend(label for _, label in chunk)
-    return np.array(best, np.int64), np.array(labels, np.int64)
+    return np.array(answers), np.array(labels, np.int64)
 
 
 def _chunks(dataset: Any, indices: Sequence[int]) -> Iterator[list[tuple[Array, int]]]:

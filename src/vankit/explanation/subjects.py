@@ -115,6 +115,7 @@ class _Classifier(Subject):
         self.name = name or description.model or described.get("architecture") or opened.source
         self.network = self.body = network.to(device)
         self.classes, self.device = list(description.classes), device
+        self.multi_label = description.multi_label
         self.preprocessing = description.preprocessing
         if img_size is not None:
             self.preprocessing = replace(self.preprocessing, input_size=(3, img_size, img_size))
@@ -127,7 +128,8 @@ class _Classifier(Subject):
     def scores(self, x: Tensor) -> Scores:
         logits = self.network(x)[0]
         check_output(logits)
-        return logits, logits.detach().double().softmax(0).cpu().numpy()
+        own = logits.detach().double()
+        return logits, (own.sigmoid() if self.multi_label else own.softmax(0)).cpu().numpy()
 
 
 class _Dense(Subject):

@@ -127,4 +127,7 @@ def described(
     )
     given = {name: metadata[name] for name in ("preprocessing", "held_out") if name in metadata}
     found = Description.from_metadata(given, default)
-    return network.eval(), replace(found, classes=names, named=bool(classes or own), things=(), category_ids=())
+    thresholds = metadata.get("thresholds", ())
+    return network.eval(), replace(
+        found, classes=names, named=bool(classes or own), thresholds=thresholds, things=(), category_ids=()
+    )

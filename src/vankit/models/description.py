@@ -31,6 +31,8 @@ class Description:
         named: whether the classes have names; else they are the indices as text.
         lka: settings of the attention, see `vankit.LargeKernelAttention`; empty for VAN's own.
         preprocessing: from an image to a classifier's input.
+        thresholds: of a multi-label classifier, which may give an image any number of classes: the score, 0 to 1, from
+            which on it gives each. Empty for one that gives one class.
         things: for panoptic, whether each class is countable.
         category_ids: the training data's numbers of the classes; 0, 1, … where left out.
         short_sides, long_side: pixels that an image's sides are brought to, see
@@ -43,7 +45,8 @@ class Description:
         held_out: which of its training images it was not trained on but validated with; None where it had others.
 
     Raises:
-        ValueError: there is another number of things or category_ids than of classes.
+        ValueError: there is another number of things, category_ids or thresholds than of classes, or a threshold is out
+            of range.
     """
 
     task: str = "classify"
@@ -53,6 +56,7 @@ class Description:
     named: bool = True
     lka: Mapping[str, Any] = field(default_factory=dict, hash=False)
     preprocessing: Preprocessing | None = None
+    thresholds: Sequence[float] = ()
     things: Sequence[bool] = ()
     category_ids: Sequence[int] = ()
     short_sides: Sequence[int] = (800,)
@@ -67,13 +71,20 @@ class Description:
         defaults = {"things": [True] * len(self.classes), "category_ids": range(len(self.classes))}
         for name, default in defaults.items():
             object.__setattr__(self, name, getattr(self, name) or default)
-        for name in ("classes", "things", "category_ids", "short_sides", "map_labels"):  # JSON knows only lists
+        for name in ("classes", "thresholds", "things", "category_ids", "short_sides", "map_labels"):  # JSON has lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in defaults:
+        for name in (*defaults, *["thresholds"] * self.multi_label):
             if len(getattr(self, name)) != len(self.classes):
                 raise UserError(
                     f"there are {len(self.classes)} classes and {len(getattr(self, name))} {name}: expected as many"
                 )
+        if wrong := [value for value in self.thresholds if not 0 <= value <= 1]:
+            raise UserError(f"a threshold is {wrong[0]}: expected 0 to 1")
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether it is a classifier that may give an image any number of classes."""
+        return bool(self.thresholds)
 
     def to_metadata(self) -> dict[str, Any]:
         """What a checkpoint says of its network, by name: values that JSON holds."""
@@ -81,6 +92,8 @@ class Description:
         values = {name: getattr(self, name) for name in names if name != "classes" or self.named}
         if self.preprocessing is not None:
             values["preprocessing"] = asdict(self.preprocessing)
+        if self.multi_label:
+            values["thresholds"] = self.thresholds
         if self.held_out is not None:
             values["held_out"] = asdict(self.held_out)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

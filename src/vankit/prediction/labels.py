@@ -22,6 +22,7 @@ from vankit.engines.base import Engine, check_options
 from vankit.errors import UserError, check_output, reason_of
 from vankit.models.description import Weights
 from vankit.prediction.tables import open_table
+from vankit.tasks.multilabel import sigmoid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Label:
-    """One class of a prediction: its name, its index in the head, its softmax score 0 to 1."""
+    """One class of a prediction: its name, its index in the head, its score 0 to 1, see `Predictor.scores`."""
 
     name: str
     index: int
@@ -42,7 +43,8 @@ class Prediction:
 
     Attributes:
         source: path as given, or a description of an image passed in memory.
-        labels: the best classes, best first; empty where the image failed.
+        labels: the best classes, or of a multi-label network those that reach their thresholds, which may be none; best
+            first. Empty where the image failed.
         error: why the image failed, else None.
     """
 
@@ -61,7 +63,8 @@ class Predictor:
             made for.
         precision: float32, bf16 or int8 (for a folder that was exported in int8); 'auto' is int8 for such a
             folder, else float32.
-        top_k: labels per prediction, at most the number of classes.
+        top_k: labels per prediction, at most the number of classes; None is 5, or all of a multi-label network's that
+            reach their thresholds.
         batch_size: images per forward pass of engine torch; the others are fastest with one at a time, on all cores.
         device: torch's name, or 'auto' for CUDA where there is one.
         max_pixels: largest image decoded, in pixels.
@@ -88,7 +91,7 @@ class Predictor:
         engine: str = "auto",
         precision: str = "auto",
         classes: Sequence[str] | None = None,
-        top_k: int = 5,
+        top_k: int | None = None,
         batch_size: int = 16,
         device: str = "auto",
         max_pixels: int = MAX_PIXELS,
@@ -96,7 +99,7 @@ class Predictor:
         weights: Weights | None = None,
     ) -> None:
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise UserError(f"{name} is {value}, expected 1 or more")
         check_options(engine, precision)
         self.network: nn.Module | None = None
@@ -119,7 +122,7 @@ class Predictor:
             assert network is not None
             size, cached = self.preprocessing.input_size, self.description.model is not None
             self._open = lambda: engine_for(network, size, engine, precision, device, batch_size, cached)
-        self.top_k = min(top_k, len(self.classes))
+        self.top_k = min(top_k or (len(self.classes) if self.description.multi_label else 5), len(self.classes))
         self.max_pixels = max_pixels
         self._min_side = 2 * self.preprocessing.min_side if reduced else None
 
@@ -165,6 +168,14 @@ class Predictor:
         logits = self.engine(x)
         check_output(logits)
         return logits
+
+    def scores(self, logits: NDArray[np.float32]) -> NDArray[Any]:
+        """What the network's answer means, 0 to 1: softmax, or of a multi-label network the sigmoid of each logit.
+
+        Args:
+            logits: (B, num_classes).
+        """
+        return sigmoid(logits) if self.description.multi_label else _softmax(logits)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Any:
         """Label images.
@@ -244,8 +255,11 @@ class Predictor:
             check_output(logits)
         except UserError as error:  # the other pictures go on
             return Prediction(name, error=str(error))
-        scores = _softmax(logits[None])[0]
-        best = np.argsort(-scores, kind="stable")[: self.top_k]
+        scores = self.scores(logits[None])[0]
+        best = np.argsort(-scores, kind="stable")
+        if self.description.multi_label:
+            best = best[scores[best] >= np.array(self.description.thresholds)[best]]
+        best = best[: self.top_k]
         return Prediction(name, tuple(Label(self.classes[i], int(i), float(scores[i])) for i in best))
 
     def _prepare(self, image: ImageLike) -> tuple[str, NDArray[np.float32] | None, str | None]:
@@ -257,7 +271,7 @@ class Predictor:
             return name, None, reason_of(error, name)
 
 
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def _softmax(logits: NDArray[np.float32]) -> NDArray[Any]:
     e = np.exp(logits - logits.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
 
@@ -274,13 +288,13 @@ def inference_model(
         options: further arguments of `Predictor`.
 
     Returns:
-        pred_scores (softmax, float32 (num_classes,)), pred_label (int), pred_score (float), pred_class (str).
+        pred_scores (see `Predictor.scores`, (num_classes,)), pred_label (int), pred_score (float), pred_class (str).
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the image or the weights cannot be used.
     """
     predictor = Predictor(model, checkpoint, **options)
-    scores = _softmax(predictor.logits(predictor.preprocess(image)[None]))[0]
+    scores = predictor.scores(predictor.logits(predictor.preprocess(image)[None]))[0]
     best = int(scores.argmax())
     return {
         "pred_scores": scores,

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from vankit.data.multilabel import is_multilabel
 from vankit.errors import UserError
 from vankit.files import read_json, save_figure, write_text
 from vankit.models.lka_settings import LkaSettings
@@ -102,6 +103,8 @@ def ablate(
         raise UserError(f"unknown variant {model!r}: expected one of {', '.join(VARIANTS)}")
     if seeds < 1:
         raise UserError(f"seeds is {seeds}, expected 1 or more")
+    if is_multilabel(Path(data)):
+        raise UserError(f"{data} is multi-label, and the rows are compared by top-1: pass images of one class each")
     chosen, config, out = _chosen(rows), config or short(model), Path(out)
     _check_budget(out / "budget.json", {"model": model, "data": str(data), **dataclasses.asdict(config)})
     table = out / "ablation.csv"

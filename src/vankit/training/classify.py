@@ -17,15 +17,17 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from vankit.data.folders import ClassFolder, open_dataset
 from vankit.data.held_out import HeldOut, announce
+from vankit.data.multilabel import MultiLabelImages, announce_labels
 from vankit.data.own import Data, OwnImages, name_of, pair_of
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
-from vankit.data.reading import STRICT, Reading, Replacing, collate_usable
+from vankit.data.reading import STRICT, Reader, Reading, Replacing, collate_usable
 from vankit.data.walk import subfolders
 from vankit.errors import UserError, check_output
 from vankit.models.description import Description, Weights
 from vankit.models.van import VAN, create_model, variant_of
 from vankit.models.weights import for_training, load_checkpoint, read_checkpoint, sizes_of
-from vankit.training.loaders import Processes, Setup, loaders, to_channels_last
+from vankit.tasks.multilabel import MultiLabelMeasure
+from vankit.training.loaders import Processes, Setup, gathered, loaders, to_channels_last
 from vankit.training.recipes import TrainConfig
 
 
@@ -44,7 +46,10 @@ class Classifier(LightningModule):
         self.model = model
         self.config = config
         self.lr = config.lr * total_batch / config.lr_batch
-        self.mixup = None
+        self._prepare(num_classes)
+
+    def _prepare(self, num_classes: int) -> None:
+        config, self.mixup = self.config, None
         if config.mixup or config.cutmix:
             self.mixup = Mixup(
                 config.mixup,
@@ -115,6 +120,57 @@ class Classifier(LightningModule):
         scheduler.step_update(self.global_step)
 
 
+class MultiLabelClassifier(Classifier):
+    """A VAN under training for images that each have any number of the classes; labels are (B, classes), 0 to 1.
+
+    Its loss is binary cross-entropy, the mean over images and classes. Labels are not smoothed: each is by itself, and
+    most are 0.
+    """
+
+    def _prepare(self, num_classes: int) -> None:
+        config, self.mixup = self.config, None
+        if config.mixup or config.cutmix:
+            # which image is in which, in place of classes
+            settings = {"switch_prob": config.mixup_switch_prob, "num_classes": config.batch_size}
+            self.mixup = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, **settings)
+        self.measure = MultiLabelMeasure([str(i) for i in range(num_classes)])
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch  # (B, 3, H, W), (B, classes)
+        if self.mixup is not None and len(images) % 2 == 0:
+            images, shares = self.mixup(images.clone(), torch.arange(len(images), device=images.device))
+            with torch.autocast(images.device.type, enabled=False):
+                labels = shares[:, : len(images)] @ labels
+        loss = F.binary_cross_entropy_with_logits(self(images).float(), labels)
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.measure = MultiLabelMeasure(self.measure.classes)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> None:
+        if batch is None:
+            return
+        images, labels = batch
+        logits = self(images).float()
+        check_output(logits)
+        self.measure.add(labels.cpu().numpy(), logits.cpu().numpy())
+        loss = F.binary_cross_entropy_with_logits(logits, labels)
+        self.log("val_loss", loss, on_epoch=True, sync_dist=True)
+
+    def measures(self) -> dict[str, float]:
+        """mAP of the last validation, 0 to 1; every process has to call it."""
+        states = gathered(self.measure.state())
+        self.on_validation_epoch_start()
+        for state in states:
+            self.measure.merge(state)
+        return self.measure.compute()
+
+    def thresholds(self) -> tuple[float, ...]:
+        """The score from which on each class is given, chosen on the images of `measures`."""
+        return self.measure.best_thresholds()
+
+
 def build_classifier(
     model: str, num_classes: int, config: TrainConfig, sizes: Mapping[str, Any] | None = None
 ) -> torch.nn.Module:
@@ -175,9 +231,14 @@ def setup_classify(
     """
     train_set, val_set = _datasets(data, config, reading)
     classes = list(train_set.classes)
-    if len(classes) < 2:
+    multi_label = isinstance(train_set, MultiLabelImages)
+    if multi_label:
+        announce_labels(train_set, val_set, data, log=processes.rank == 0)
+    elif len(classes) < 2:
         hint = _inner(data, classes[0])
         raise UserError(f"{name_of(data)} has one class, {classes[0]}: expected at least two to tell apart{hint}")
+    if reading.skip_bad and isinstance(train_set, Reader):
+        train_set = Replacing(train_set)
     train_loader, val_loader = loaders(train_set, val_set, config, processes, collate_usable)
     start = None if checkpoint is None else for_training(read_checkpoint(checkpoint, weights))
     if start is not None:
@@ -187,7 +248,8 @@ def setup_classify(
     network = build_classifier(model, len(classes), config, sizes)
     if start is not None:
         load_checkpoint(network, start)
-    task = Classifier(network, len(classes), config, config.batch_size * processes.world * config.accumulate)
+    kind = MultiLabelClassifier if multi_label else Classifier
+    task = kind(network, len(classes), config, config.batch_size * processes.world * config.accumulate)
     preprocessing = Preprocessing((3, config.img_size, config.img_size), MEAN_STD, MEAN_STD, config.crop_pct, "bicubic")
     held_out = announce(val_set, data, training=True, log=processes.rank == 0)
     description = Description(
@@ -195,6 +257,7 @@ def setup_classify(
         classes=classes,
         lka=config.lka,
         preprocessing=preprocessing,
+        thresholds=(0.5,) * len(classes) if multi_label else (),
         held_out=held_out,
     )
     return Setup(task, train_loader, val_loader, description)
@@ -224,8 +287,6 @@ def _datasets(data: Data, config: TrainConfig, reading: Reading) -> tuple[Any, A
     train_set, val_set = open_dataset(data, "train", augment, **options), open_dataset(data, "val", centre, **options)
     if isinstance(val_set, ClassFolder):
         val_set.relabel(train_set.classes)
-    if reading.skip_bad and isinstance(train_set, ClassFolder):
-        train_set = Replacing(train_set)
     return train_set, val_set
 
 

@@ -6,7 +6,6 @@ from os import PathLike
 from typing import Any
 
 import torch
-import torch.distributed
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -25,7 +24,7 @@ from vankit.heads.checkpoints import start_from
 from vankit.models.description import Description, Weights
 from vankit.models.van import Stage
 from vankit.tasks.dense import EVALUATORS, Evaluator, infer
-from vankit.training.loaders import Processes, Setup, loaders, to_channels_last
+from vankit.training.loaders import Processes, Setup, gathered, loaders, to_channels_last
 from vankit.training.recipes import DenseConfig
 from vankit.training.schedule import lr_factor, parameter_groups
 
@@ -94,9 +93,8 @@ class DenseTask(LightningModule):
 
     def measures(self) -> dict[str, float]:
         """Figures of the validation images of all processes; every process has to call it."""
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            states: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(states, self.evaluator.measure.state())
+        states = gathered(self.evaluator.measure.state())
+        if len(states) > 1:
             self.evaluator.reset()
             for state in states:
                 self.evaluator.measure.merge(state)

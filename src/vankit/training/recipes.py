@@ -110,7 +110,7 @@ class TrainConfig(Config):
         mixup: alpha of mixup's Beta distribution; 0 for no mixup.
         cutmix: alpha of cutmix's Beta distribution; 0 for no cutmix.
         mixup_switch_prob: probability of cutmix instead of mixup if both are on, 0 to 1.
-        smoothing: label smoothing, 0 to 1.
+        smoothing: label smoothing, 0 to 1; not used for multi-label sets.
         drop_rate: dropout before the head, 0 to 1.
         compile: torch.compile the network.
     """

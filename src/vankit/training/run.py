@@ -27,7 +27,7 @@ from vankit.files import read_json, write_text
 from vankit.models.description import Description, Weights
 from vankit.models.van import VARIANTS
 from vankit.models.weights import read_metadata, sizes_of, write_tensors
-from vankit.training.classify import setup_classify
+from vankit.training.classify import MultiLabelClassifier, setup_classify
 from vankit.training.dense import DenseTask, setup_dense
 from vankit.training.finite import ADVICE, KeepFinite
 from vankit.training.loaders import Processes, Setup
@@ -52,7 +52,7 @@ class TrainResult:
 
     Attributes:
         score: best validation figure, 0 to 1.
-        measure: what it is: top-1, box AP, mIoU or PQ.
+        measure: what it is: top-1, mAP (multi-label), box AP, mIoU or PQ.
         best, last: vankit checkpoints of the best and the last epoch.
         seconds: wall time of the training loop, validation included.
     """
@@ -119,9 +119,7 @@ def train(
     reading = Reading(skip_bad, tolerant, allow_outside)
     _check_task(task, head, config, reading)
     if reading != STRICT and not isinstance(data, str | os.PathLike):
-        raise UserError(
-            "skip_bad, tolerant and allow_outside are only for folders: leave them out with your own sets"
-        )
+        raise UserError("skip_bad, tolerant and allow_outside are only for folders: leave them out with your own sets")
     if weights is not None and checkpoint is None:
         raise UserError("weights (--weights) chooses among those of a checkpoint to start from: pass one")
     if config.pretrained and checkpoint is None and not resume:
@@ -216,6 +214,9 @@ def _check_same_run(out: Path, model: str, description: Description, config: Con
             raise UserError(
                 f"{out} holds a run with {name} {before.get(name)}, not {value}: {same}choose another folder (--output)"
             )
+    if bool(before.get("thresholds")) != description.multi_label:
+        was = "not " * description.multi_label
+        raise UserError(f"{out} holds a run on data that is {was}multi-label: choose another folder (--output)")
     for name in _OF_THE_OPTIMISER:
         value = getattr(config, name, None)
         if before.get(name, value) != value:
@@ -346,9 +347,11 @@ class KeepWeights(Callback):
         measures: dict[str, float] = pl_module.measures()  # on every process: it gathers
         self.measure, score = next(iter(measures.items()))
         self.figures = {name: round(value, 5) for name, value in measures.items() if value == value}
-        if isinstance(pl_module, DenseTask):  # a classifier logs its own
+        if isinstance(pl_module, DenseTask | MultiLabelClassifier):  # a classifier logs its own
             named = {f"val_{name.replace(' ', '_')}": value for name, value in measures.items() if value == value}
             pl_module.log_dict(named, rank_zero_only=True)
+        if isinstance(pl_module, MultiLabelClassifier):
+            self.description = dataclasses.replace(self.description, thresholds=pl_module.thresholds())
         # NaN, the figure of images without objects, is no reason to keep the weights of the first epoch
         self.improved = not score <= self.best
         if self.improved:

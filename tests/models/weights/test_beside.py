@@ -421,3 +421,26 @@ def test_other_channels_are_not_adapted(channels: int, tmp_path: Path) -> None:
     state = vankit.VAN(in_chans=channels, num_classes=2, **SMALL).state_dict()
     found = weights.Checkpoint(state, "vankit", tmp_path, {"preprocessing": IMAGENET})
     assert weights.for_training(found) is found
+
+
+def test_a_multi_label_network_in_every_format(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    metadata = {"classes": ["a", "b"], "thresholds": [0.3, 0.8]}
+    found = {}
+    for fmt, name in (
+        ("vankit", "x.safetensors"), ("hf", "x"), ("official", "x.pth"), ("mmpretrain", "y.pth")
+    ):  # fmt: skip
+        (tmp_path / fmt).mkdir()
+        path = tmp_path / fmt / name
+        caplog.clear()
+        vankit.models.weights.write_checkpoint(tensors(2, "vankit"), path, fmt, metadata)
+        assert ("no place for thresholds" in caplog.text or "and thresholds" in caplog.text) == (fmt != "vankit")
+        found[fmt] = open_network(path).description.thresholds
+    assert found == {"vankit": (0.3, 0.8), "hf": (0.5, 0.5), "official": (), "mmpretrain": ()}
+    config = json.loads((tmp_path / "hf" / "x" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+
+
+def test_thresholds_of_another_writer_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_file(tensors(2, "vankit"), tmp_path / "x.safetensors", {"thresholds": '["low", "high"]'})
+    assert not open_network(tmp_path / "x.safetensors").description.multi_label
+    assert "thresholds were not written by vankit" in caplog.text

@@ -25,6 +25,7 @@ PUBLISHED: dict[str, Any] = {
 }  # fmt: skip
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 _A_VAN = re.compile(r"van_(b[0-6](\.\w+)?|tiny|small|base|large)")
+_MULTI_LABEL = "multi_label_classification"  # transformers' word
 _LARGEST_CONFIG = 10**6  # characters
 # the published files, which were trained at mean = std = 0.5 although the JSON of their repositories says otherwise
 _ORIGINALS = ("van_tiny_754.pth.tar", "van_small_811.pth.tar", "van_base_828.pth.tar", "van_large_839.pth.tar")
@@ -41,8 +42,8 @@ def stated(path: Path, content: Any, fmt: str) -> dict[str, Any]:
         fmt: one of `FORMATS`.
 
     Returns:
-        As in a vankit file's metadata: `classes`, `preprocessing` (perhaps not all of it), `model`, `lka`; what is not
-        said is left out.
+        As in a vankit file's metadata: `classes`, `preprocessing` (perhaps not all of it), `thresholds`, `model`,
+        `lka`; what is not said is left out.
     """
     if fmt == "mmpretrain" or (isinstance(content, Mapping) and "meta" in content):
         return _of_openmmlab(content)
@@ -76,7 +77,11 @@ def _of_transformers(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             "preprocessor_config.json says: 0.5 is used", path,
         )  # fmt: skip
         settings |= {"mean": _HALF, "std": _HALF, "crop_pct": 0.9}
-    return _given(classes=names, preprocessing=settings)
+    labels = config.get("id2label")
+    several = config.get("problem_type") == _MULTI_LABEL
+    # transformers has no place for thresholds
+    thresholds = [0.5] * len(labels) if several and isinstance(labels, Mapping) else None
+    return _given(classes=names, preprocessing=settings, thresholds=thresholds)
 
 
 def _is_original(names: Sequence[str] | None, settings: Mapping[str, Any]) -> bool:
@@ -305,6 +310,8 @@ def transformers_config(path: Path, tensors: Mapping[str, Tensor], metadata: Map
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }
+    if metadata.get("thresholds"):
+        config["problem_type"] = _MULTI_LABEL
     processor = {
         "image_processor_type": "ConvNextImageProcessor",
         "do_resize": True,

@@ -33,9 +33,10 @@ class Checkpoint:
         format: the format of the file it came from, one of `FORMATS`.
         path: that file.
         metadata: what the file says of its network: `model` (str), `lka` (dict of its settings, empty for VAN's own),
-            `classes` (list of str), `preprocessing` (dict of some of input_size, mean, std, crop_pct, interpolation)
-            and whatever else the writer of a vankit file added. Other formats say it in the file (OpenMMLab) or in
-            config.json and preprocessor_config.json beside it (transformers, timm), or not at all.
+            `classes` (list of str), `preprocessing` (dict of some of input_size, mean, std, crop_pct, interpolation),
+            `thresholds` (list of float, of a multi-label network) and whatever else the writer of a vankit file added.
+            Other formats say it in the file (OpenMMLab) or in config.json and preprocessor_config.json beside it
+            (transformers, timm), or not at all.
         left_out: names of the file's tensors that are not the VAN's, such as those of a detector's head.
     """
 
@@ -123,7 +124,8 @@ def write_checkpoint(
             reads.
         to: one of `FORMATS`.
         metadata: JSON-able values by name. `vankit` files keep all of them, `hf` has places for classes and
-            preprocessing, `mmpretrain` for classes, `official` for none. What of these two is lost is warned about.
+            preprocessing, `mmpretrain` for classes, `official` for none. What of these and of a multi-label network's
+            thresholds is lost is warned about.
 
     Raises:
         ValueError: a tensor has no place in the format, the name's suffix is that of another kind of file, or the
@@ -140,12 +142,13 @@ def write_checkpoint(
         raise UserError(f"{path}: vankit files are safetensors: expected a name that ends in .safetensors")
     a_file = path.is_file() or not path.exists()  # rather than a device such as /dev/stdout
     beside = transformers_config(path, state_dict, metadata or {}) if to == "hf" and a_file else {}
+    if to != "vankit":
+        _warn_of_loss(path, to, metadata or {})
     if to == "vankit" or (to == "hf" and safe):
         write_tensors(tensors, path, (metadata or {}) if to == "vankit" else {})
     else:
         content: dict[str, Any] = stored(tensors)
         if to != "hf":
-            _warn_of_loss(path, to, metadata or {})
             content = {"state_dict": content}
         if to == "mmpretrain":
             classes = (metadata or {}).get("classes")
@@ -160,7 +163,10 @@ def write_checkpoint(
 
 def _warn_of_loss(path: Path, to: str, metadata: Mapping[str, Any]) -> None:
     lost = ["class names"] if to == "official" and metadata.get("classes") else []
-    stated = json.loads(json.dumps(metadata.get("preprocessing") or {}))  # in which tuples are lists
+    if metadata.get("thresholds"):
+        lost.append("thresholds of a multi-label network")
+    own = {} if to == "hf" else metadata.get("preprocessing") or {}
+    stated = json.loads(json.dumps(own))  # in which tuples are lists
     other = [f"{name} {value}" for name, value in stated.items() if value != PUBLISHED.get(name)]
     if other:
         lost.append(f"preprocessing ({', '.join(other)})")

@@ -28,7 +28,7 @@ _USUAL_NAMES = ("best.safetensors", "model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 _TRAINED = "model."  # what Lightning has before the names of the network in training
 _MMSEG = ("decode_head.", "auxiliary_head.")
-_KINDS: dict[str, Any] = {"model": str, "lka": dict, "classes": list, "preprocessing": dict}
+_KINDS: dict[str, Any] = {"model": str, "lka": dict, "classes": list, "preprocessing": dict, "thresholds": list}
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,10 @@ def _metadata_of(file: Any) -> dict[str, Any]:
     metadata = {key: _parse(value) for key, value in (file.metadata() or {}).items()}
     metadata.pop("format", None)  # safetensors' own word for PyTorch, not the writer's
     foreign = [key for key, kind in _KINDS.items() if not isinstance(metadata.get(key), kind | None)]
-    classes = metadata.get("classes")
-    if isinstance(classes, list) and not all(isinstance(name, str) for name in classes):
-        foreign.append("classes")
+    for key, kind in (("classes", str), ("thresholds", int | float)):
+        values = metadata.get(key)
+        if isinstance(values, list) and not all(isinstance(value, kind) for value in values):
+            foreign.append(key)
     if foreign:
         logger.warning("a checkpoint's %s were not written by vankit: passed over", ", ".join(foreign))
     return {key: value for key, value in metadata.items() if key not in foreign}
