@@ -25,9 +25,9 @@ class Processes:
 
 def gathered(state: Any) -> list[Any]:
     """What each process passes, from all of them; every process has to call it."""
-    if not torch.distributed.is_initialized():
+    if not torch.distributed.is_initialized() or (world := torch.distributed.get_world_size()) == 1:
         return [state]
-    states: list[Any] = [None] * torch.distributed.get_world_size()
+    states: list[Any] = [None] * world
     torch.distributed.all_gather_object(states, state)
     return states
 
