@@ -197,7 +197,7 @@ def climb(float32: Callable[[Format], Exported], photographs: Path, tmp_path: Pa
         left = [(0, 9.0), *script]
         times = []
 
-        def answers(engine: object, dataset: object, title: str) -> tuple[np.ndarray, np.ndarray]:
+        def answers(engine: object, dataset: object, title: str, keep: object) -> tuple[np.ndarray, np.ndarray]:
             wrong, time = left.pop(0)
             times.append(time)
             return np.arange(100) < wrong, np.zeros(100, int)

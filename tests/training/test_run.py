@@ -540,7 +540,7 @@ def test_what_is_held_out_is_what_is_validated(place: str, tmp_path: Path, caplo
         assert "had 20 images when the network was trained, and has 21" in caplog.text
     else:
         assert grown.count == 21
-        assert "has 21 images, the folder that the network was trained on had 20: taken for another" in caplog.text
+        assert "has 21 images, the set that the network was trained on had 20: taken for another" in caplog.text
 
     squares(root / "val", 2)
     if place == "train":
