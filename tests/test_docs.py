@@ -119,12 +119,14 @@ def assert_called_rightly(call: ast.Call) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_hub: dict[str, Path]) -> Path:
-    """photo.jpg, a public checkpoint, and the folders that the pages suppose: photos, more, flowers, desert, coco, …"""
+    """photo.jpg, a public checkpoint, and the folders that the pages suppose: photos, more, hymenoptera_data, coco, …"""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     places = ["photo.jpg", "photos/1.jpg", "photos/2.png", "more/deep/3.png"]
     places += [f"desert/images/{i}.jpg" for i in range(24)]
     places += [f"flowers/{s}/{c}/{i}.jpg" for s in ("train", "val") for c in ("rose", "tulip") for i in range(16)]
+    places += [f"hymenoptera_data/train/{c}/{i}.jpg" for c in ("ants", "bees") for i in range(16)]
+    places += [f"hymenoptera_data/val/{c}/0.jpg" for c in ("ants", "bees")]
     for place in places:
         path = tmp_path / place
         path.parent.mkdir(parents=True, exist_ok=True)
