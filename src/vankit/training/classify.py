@@ -49,8 +49,10 @@ class Classifier(LightningModule):
                 label_smoothing=config.smoothing,
                 num_classes=num_classes,
             )
-        self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
-        self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
+        ks = (1, 5) if num_classes > 5 else (1,)  # of five classes or fewer, all are among the best five
+        self.accuracies: Any = torch.nn.ModuleDict(
+            {f"top-{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in ks}
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         if self.config.channels_last:
@@ -64,22 +66,22 @@ class Classifier(LightningModule):
             images, labels = self.mixup(images.clone(), labels)  # labels (B, classes), smoothed already
             smoothing = 0.0
         loss = F.cross_entropy(self(images).float(), labels, label_smoothing=smoothing)
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
+        self.log("train_loss", loss, on_step=True, on_epoch=True, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         images, labels = batch
         logits = self(images).float()
         check_output(logits)
-        self.top1(logits, labels)
-        self.top5(logits, labels)
         self.log("val_loss", F.cross_entropy(logits, labels), on_epoch=True, sync_dist=True)
-        self.log("val_top1", self.top1, on_epoch=True, prog_bar=True)
-        self.log("val_top5", self.top5, on_epoch=True)
+        for name, accuracy in self.accuracies.items():
+            accuracy(logits, labels)
+            self.log(f"val_{name.replace('-', '')}", accuracy, on_epoch=True)
+        return {"answers": logits}  # for `Pictures`
 
     def measures(self) -> dict[str, float]:
         """Accuracies of the last validation, 0 to 1; every process has to call it."""
-        return {"top-1": float(self.top1.compute()), "top-5": float(self.top5.compute())}
+        return {name: float(accuracy.compute()) for name, accuracy in self.accuracies.items()}
 
     def configure_optimizers(self) -> Any:
         config = self.config
