@@ -343,8 +343,9 @@ def test_a_run_on_a_terminal(tmp_path: Path) -> None:
     words = ["train", "shapes", "--epochs", "2", "--warmup-epochs", "0", "--img-size", "32", "--batch-size", "16"]
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", program, *words, "--output", str(tmp_path / "run")]
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=environment) as process:
+    command = [sys.executable, "-c", program, *words, "--output", "run"]
+    streams: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **streams) as process:
         os.close(theirs)
         content = b"".join(iter(lambda: _read(ours), b""))
     assert process.returncode == 0, content
