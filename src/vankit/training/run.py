@@ -327,8 +327,7 @@ class KeepWeights(Callback):
             set_epoch(trainer.current_epoch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # that of the state, where a resumed run only has to validate
-        self.loss = last_loss(trainer, self.loss)
+        self.loss = last_loss(trainer, self.loss)  # the state's own, where a resumed run only has to validate
         self._save(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
