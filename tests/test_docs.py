@@ -119,7 +119,7 @@ def assert_called_rightly(call: ast.Call) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_hub: dict[str, Path]) -> Path:
-    """photo.jpg, a public checkpoint, and the folders that the pages suppose: photos, more, hymenoptera_data, coco, …"""
+    """photo.jpg, a public checkpoint, and the folders that the pages suppose: photos, more, flowers, coco, …"""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     places = ["photo.jpg", "photos/1.jpg", "photos/2.png", "more/deep/3.png"]

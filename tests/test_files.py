@@ -1,7 +1,9 @@
 """Files are written whole or not at all, and read as what they should be."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Barrier
 
@@ -9,8 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vankit.errors import MissingFileError, UserError
-from vankit.files import check_picture, read_json, read_text, replacing, save_figure, write_text
+from vankit.errors import MissingFileError, UserError, WriteError
+from vankit.files import append, check_picture, read_json, read_text, replacing, save_figure, write_text
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
@@ -77,6 +79,33 @@ def test_names_as_long_as_they_can_be(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 250 + ".txt")
     write_text(path, "")
     assert path.is_file()
+
+
+def test_what_is_added_is_added_whole_or_not_at_all(
+    files_up_to: Callable[[int], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    path = tmp_path / "log"
+    path.write_text("old\n")
+    append(path, b"new\n")
+    with files_up_to(10), pytest.raises(WriteError, match=f"cannot write {path}: File too large"):
+        append(path, b"too long\n")
+    assert path.read_text() == "old\nnew\n"
+    with pytest.raises(WriteError, match="cannot write .*missing: No such file"):
+        append(tmp_path / "missing", b"x")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_named(
+    files_up_to: Callable[[int], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    with files_up_to(10), pytest.raises(WriteError, match=f"cannot write {path}: File too large") as caught:
+        write_text(path, "too long a text")
+    assert isinstance(caught.value, OSError) and path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    for under in (path / "y", path / "y" / "z"):
+        with pytest.raises(WriteError, match=f"cannot write {under}: Not a directory|File exists"):
+            write_text(under, "")
 
 
 def test_the_suffix_decides_a_figures_format(tmp_path: Path) -> None:

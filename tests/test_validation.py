@@ -18,6 +18,9 @@ from vankit.validation import ClassificationReport, validate
 
 QUICK = {"workers": 0, "engine": "torch"}
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+PREPROCESSING = {
+    "input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0, "interpolation": "bicubic"
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -37,11 +40,8 @@ def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(3)
     model = timm.create_model("van_b0", num_classes=4)
     torch.nn.init.normal_(model.head.fc.weight)
-    preprocessing = {
-        "input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0, "interpolation": "bicubic"
-    }  # fmt: skip
     # another order than the folder's, and a class that the folder lacks
-    metadata = {"model": "van_b0", "classes": ["red", "violet", "blue", "green"], "preprocessing": preprocessing}
+    metadata = {"model": "van_b0", "classes": ["red", "violet", "blue", "green"], "preprocessing": PREPROCESSING}
     vankit.save_checkpoint(model, tmp_path / "w.safetensors", metadata=metadata)
     return tmp_path / "w.safetensors"
 
@@ -56,7 +56,7 @@ def test_report_matches_torchmetrics(data: Path, checkpoint: Path, tmp_path: Pat
     labels = torch.tensor([predictor.classes.index(p.parent.name) for p in paths])
     assert report.count == 12
     assert report.top1 == pytest.approx(float(multiclass_accuracy(logits, labels, 4, average="micro")))
-    assert report.top5 == 1.0
+    assert report.top5 is None  # all of four classes are among the best five
     order = [predictor.classes.index(name) for name in report.classes]
     full = multiclass_confusion_matrix(logits, labels, 4)
     assert report.classes == ["blue", "green", "red"]
@@ -67,6 +67,21 @@ def test_report_matches_torchmetrics(data: Path, checkpoint: Path, tmp_path: Pat
     assert json.loads((tmp_path / "out/r.json").read_text()) == report.to_dict()
     with Image.open(tmp_path / "out/c.png") as picture:
         assert min(picture.size) > 300
+
+
+def test_the_best_five_of_six_classes(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = timm.create_model("van_b0", num_classes=6)
+    torch.nn.init.normal_(model.head.fc.weight)
+    metadata = {"classes": [*COLOURS, "x", "y", "z"], "preprocessing": PREPROCESSING}
+    vankit.save_checkpoint(model, tmp_path / "w.safetensors", metadata=metadata)
+    report = validate(data, checkpoint=tmp_path / "w.safetensors", output=tmp_path / "r.json", **QUICK)
+    predictor = vankit.Predictor(checkpoint=tmp_path / "w.safetensors", engine="torch")
+    paths = sorted((data / "val").rglob("*.png"))
+    logits = torch.from_numpy(predictor.logits(np.stack([predictor.preprocess(p) for p in paths])))
+    labels = torch.tensor([predictor.classes.index(p.parent.name) for p in paths])
+    expected = float(multiclass_accuracy(logits, labels, 6, average="micro", top_k=5))
+    assert report.top5 == json.loads((tmp_path / "r.json").read_text())["top5"] == pytest.approx(expected)
 
 
 def test_unreadable_images_are_left_out_and_named(
@@ -96,6 +111,7 @@ def test_hand_counted_report() -> None:
     report = ClassificationReport(["a", "b", "c"], confusion, 5, [])
     assert report.top1 == 3 / 6
     assert report.top5 == 5 / 6
+    assert ClassificationReport(["a", "b"], confusion[:2, :2], None, []).to_dict()["top5"] is None
     assert [(r["images"], r["recall"], r["precision"]) for r in report.per_class()] == [
         (4, 0.75, 1.0),
         (2, 0.0, 0.0),

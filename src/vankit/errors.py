@@ -15,6 +15,10 @@ class MissingFileError(UserError, FileNotFoundError):
     """A file, folder or data set is not there."""
 
 
+class WriteError(UserError, OSError):
+    """A file or a folder cannot be written: the disk is full, it may only be read, or it is gone."""
+
+
 class MissingPackageError(UserError, ImportError):
     """A library of an extra is not installed; the message names the extra."""
 

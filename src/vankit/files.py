@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from vankit.errors import MissingFileError, UserError
+from vankit.errors import MissingFileError, UserError, WriteError
 
 
 def read_text(path: str | PathLike[str]) -> str:
@@ -59,26 +60,57 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     is removed, and `path` stays as it was. A device or a pipe, such as /dev/stdout, is written to directly.
 
     Raises:
-        OSError: the folder cannot be made or written to.
+        OSError: the folder cannot be made, or the file cannot take its place.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         yield path
         return
     path = path.resolve()  # a link stays, and what it points to is replaced
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid4().hex}.partial")  # without the old name, which may be as long as names can be
     try:
         yield partial
-        partial.replace(path)
+        with writing(path):
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | PathLike[str], text: str) -> None:
     """Write a whole text file in UTF-8, see `replacing`."""
-    with replacing(path) as partial:
+    with replacing(path) as partial, writing(path):
         partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing(path: str | PathLike[str]) -> Iterator[None]:
+    """Name the file in what the system says against writing it, which often names another or none.
+
+    Raises:
+        OSError: the block raised one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def append(path: str | PathLike[str], content: bytes) -> None:
+    """Add to a file that exists: everything, or nothing.
+
+    Raises:
+        OSError: there is no such file, or it cannot be written to.
+    """
+    with writing(path), open(path, "r+b", buffering=0) as file:  # "a" would make a file
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def check_picture(path: str | PathLike[str] | None) -> None:

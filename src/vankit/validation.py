@@ -41,13 +41,13 @@ class ClassificationReport:
         classes: names of the data's classes.
         confusion: (classes, classes) counts; rows are true classes, columns predicted ones. A network with further
             classes has one more column, for all of those.
-        top5_correct: images whose class is among the five best.
+        top5_correct: images whose class is among the network's five best; None if it has no more than five.
         skipped: images that could not be read, as (path, reason).
     """
 
     classes: list[str]
     confusion: NDArray[np.int64]
-    top5_correct: int
+    top5_correct: int | None
     skipped: list[tuple[str, str]]
 
     @property
@@ -61,9 +61,9 @@ class ClassificationReport:
         return float(np.trace(self.confusion) / self.count)
 
     @property
-    def top5(self) -> float:
-        """Part of the images whose class is among the five best, 0 to 1."""
-        return self.top5_correct / self.count
+    def top5(self) -> float | None:
+        """Part of the images whose class is among the five best, 0 to 1; None if the network has no more classes."""
+        return None if self.top5_correct is None else self.top5_correct / self.count
 
     def per_class(self) -> list[dict[str, Any]]:
         """Per class: name, images, recall (accuracy within the class) and precision, 0 to 1; None without images."""
@@ -304,7 +304,7 @@ def _measure(
         best = np.argsort(-predictor.logits(images.numpy()), axis=1, kind="stable")[:, :5]
         np.add.at(confusion, (labels, column[best[:, 0]]), 1)
         top5_correct += int((best == index[labels][:, None]).any(1).sum())
-    return ClassificationReport(names, confusion, top5_correct, skipped)
+    return ClassificationReport(names, confusion, top5_correct if len(predictor.classes) > 5 else None, skipped)
 
 
 def _measure_labels(

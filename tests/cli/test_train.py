@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,10 @@ def test_train_and_validate(run: Run, tmp_path: Path, capsys: pytest.CaptureFixt
     best = tmp_path / "run" / "best.safetensors"
     words = ("--checkpoint", best, "--output", tmp_path / "r.json", "--workers", "0", "--engine", "torch")
     assert run("validate", tmp_path, *words) == 0
-    assert "top-1" in capsys.readouterr().out
-    assert json.loads((tmp_path / "r.json").read_text())["images"] == 4
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "top-1" in line and "top-5" not in line + page.out  # of two classes
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["images"] == 4 and report["top5"] is None
 
 
 def test_a_run_that_diverges_ends_in_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,6 +53,26 @@ def test_a_run_that_diverges_ends_in_one_line(run: Run, tmp_path: Path, capsys: 
     assert not list((tmp_path / "run").glob("*.safetensors"))
     assert run("train", tmp_path, *options, "--lr", "inf", "--output", tmp_path / "run") == 1
     assert capsys.readouterr().err == "vankit: lr is inf, expected a finite number\n"
+
+
+def test_a_full_disk_ends_in_one_line(
+    run: Run,
+    files_up_to: Callable[[int], AbstractContextManager[None]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, level in (("a", 30), ("b", 220)):
+        for split in ("train", "val"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32), (level,) * 3).save(tmp_path / split / name / "0.png")
+    options = ("--recipe", "short", "--epochs", "1", "--warmup-epochs", "0", "--img-size", "32", "--batch-size", "2")
+    with files_up_to(1_000_000):
+        assert run("train", tmp_path, *options, "--workers", "0", "--output", tmp_path / "run") == 1
+    page, last = capsys.readouterr(), tmp_path / "run" / "last.safetensors"
+    assert page.out == "" and page.err == (
+        f"vankit: cannot write {last}: File too large; there is nothing to resume yet: make room, or choose another "
+        "folder (--output)\n"
+    )
 
 
 def test_a_setting_of_another_task_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from vankit.tasks.drawing import add_legend, colour, draw_boxes, draw_regions, outline
+from vankit.tasks.drawing import add_legend, colour, draw_boxes, draw_regions, draw_sheet, outline
 
 RED, BLUE = colour(0), colour(3)
 
@@ -101,6 +101,18 @@ def test_the_legend_lies_below_the_picture_and_grows_with_its_entries() -> None:
     assert is_like(legend, RED).sum() > 2 * 30
     assert (legend.max(-1) < 60).any()  # letters
     assert many.height > few.height + 50 and many.width == few.width
+
+
+def test_a_sheet_has_pictures_in_rows_under_their_captions() -> None:
+    cells = [(Image.new("RGB", (60, height), RED), "a\nvery long caption", BLUE) for height in (20, 30, 40)]
+    drawn = pixels(draw_sheet(cells, 2))
+    red = is_like(drawn, RED)
+    assert red.sum() == 60 * (20 + 30 + 40)
+    columns, rows = (np.flatnonzero(red.any(axis)) for axis in (0, 1))
+    assert np.diff(columns).max() - 1 == 6 and len(columns) == 120  # two pictures, a gap apart
+    assert len(rows) == 30 + 40
+    above = drawn[: rows[0]]
+    assert is_like(above[:, 6:66], BLUE).any() and is_like(above[:, 66:72], (255, 255, 255)).all()  # cut off
 
 
 @settings(max_examples=20)

@@ -83,6 +83,15 @@ def test_layer_decay_slows_the_stem() -> None:
     assert scales[0] < scales[1] < found["head.fc.weight"]["lr_scale"] == 1.0
 
 
+@pytest.mark.parametrize(("classes", "measures"), [(5, {"top-1": 0.5}), (6, {"top-1": 0.5, "top-5": 0.75})])
+def test_the_best_five_are_counted_among_more_than_five(classes: int, measures: dict[str, float]) -> None:
+    task = Classifier(torch.nn.Identity(), classes, replace(short("van_b0"), channels_last=False), 128)
+    task.log = lambda *_, **__: None  # type: ignore[method-assign]
+    logits, labels = torch.arange(classes).float().expand(4, -1), torch.tensor([0, 1, classes - 1, classes - 1])
+    assert torch.equal(task.validation_step((logits, labels), 0)["answers"], logits)
+    assert task.measures() == measures
+
+
 def test_loss_without_mixup_is_smoothed_cross_entropy() -> None:
     config = replace(short("van_b0"), smoothing=0.2)
     model = build_classifier("van_b0", 4, config).eval()

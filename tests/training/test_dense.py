@@ -1,5 +1,6 @@
 """The Lightning module of dense tasks over a small network: what it freezes, trains on, measures and sets up."""
 
+import csv
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from vankit.models.van import VAN
 from vankit.tasks.dense import EVALUATORS, infer
 from vankit.training.dense import DenseTask, setup_dense
 from vankit.training.loaders import Processes
+from vankit.training.logs import Log, LogRate
 from vankit.training.recipes import DenseConfig, short_dense
 from vankit.training.run import train
 
@@ -68,12 +70,14 @@ def batches(count: int, size: int = 2) -> DataLoader[Any]:
     return DataLoader(samples, size, collate_fn=collate)  # type: ignore[arg-type]
 
 
-def fit(task: DenseTask, count: int, epochs: int = 1, callback: Callback | None = None) -> Trainer:
+def fit(
+    task: DenseTask, count: int, epochs: int = 1, callback: Callback | None = None, logger: Log | None = None
+) -> Trainer:
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         accumulate_grad_batches=task.config.accumulate,
-        logger=False,
+        logger=logger or False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -134,6 +138,19 @@ def test_the_losses_are_added_and_logged() -> None:
     metrics = fit(task, 1).callback_metrics
     assert metrics["train_loss"] == pytest.approx(float(losses["pixels"] + losses["size"]), rel=1e-5)
     assert {"train_pixels", "train_size"} <= metrics.keys()
+
+
+def test_the_first_update_is_logged_beside_every_20th(tmp_path: Path) -> None:
+    config = replace(CONFIG, schedule="poly", power=1.0, lr=0.01, accumulate=2, backbone_lr=0.5)
+    fit(dense_task(config), count=50, callback=LogRate(), logger=Log(tmp_path))
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["0", "19"]
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.01, 0.01 * 6 / 25])  # the head's, of 25 updates
+    for row in rows:
+        assert float(row["train_loss"]) == pytest.approx(
+            float(row["train_pixels"]) + float(row["train_size"]), rel=1e-5
+        )
 
 
 def test_no_head_is_trained_on_crowds() -> None:

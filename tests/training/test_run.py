@@ -3,11 +3,14 @@
 import ast
 import csv
 import json
+import logging
 import math
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,7 +29,7 @@ import vankit
 from vankit.data.images import ImageError
 from vankit.data.scenes import ShapeScenes
 from vankit.data.shapes import CLASSES, render_scene
-from vankit.errors import MissingFileError, UserError
+from vankit.errors import MissingFileError, UserError, WriteError
 from vankit.models.van import create_model
 from vankit.models.weights import from_normalisation, read_checkpoint, read_metadata
 from vankit.tasks.multilabel import MultiLabelMeasure
@@ -63,6 +67,12 @@ def metrics(out: Path, name: str = "metrics.csv") -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def events(out: Path) -> EventAccumulator:
+    read = EventAccumulator(str(out / "tensorboard"))
+    read.Reload()
+    return read
+
+
 def measured(data: Path, checkpoint: Path) -> float:
     return vankit.validate(data, checkpoint=checkpoint, workers=0, engine="torch").top1
 
@@ -83,6 +93,27 @@ def test_a_run_leaves_weights_state_and_logs(run: TrainResult, data: Path) -> No
     measured = [float(row["val_top1"]) for row in metrics(out) if row["val_top1"]]
     assert len(measured) == 2
     assert max(measured) == pytest.approx(run.score, abs=1e-6)
+
+
+def test_the_first_step_is_logged_with_its_learning_rate(run: TrainResult) -> None:
+    out = run.best.parent
+    first, *others = metrics(out)
+    assert (first["epoch"], first["step"]) == ("0", "0")
+    assert float(first["train_loss_step"]) > 0 and float(first["lr"]) == pytest.approx(TINY.lr)
+    assert [row["step"] for row in others] == ["3", "3", "7", "7"]  # of two epochs: validation, then training
+    assert "val_top5" not in first  # two classes
+    found = events(out)
+    assert [(e.step, e.value) for e in found.Scalars("lr")] == [(0, pytest.approx(TINY.lr))]
+    assert [e.step for e in found.Scalars("train_loss_epoch")] == [3, 7]
+    assert [e.step for e in found.Images("validation")] == [3, 7]
+
+
+def test_a_run_says_nothing_of_lightning(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    level = logging.getLogger("lightning.pytorch").level
+    train(data, "van_b0", replace(TINY, epochs=1), tmp_path)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("lightning")] == []
+    assert logging.getLogger("lightning.pytorch").level == level
 
 
 def test_the_kept_weights_measure_as_reported(run: TrainResult, data: Path) -> None:
@@ -183,6 +214,54 @@ def test_a_run_that_stops_leaves_its_last_good_weights(run: TrainResult, data: P
     with pytest.raises(UserError, match=r"not finite in epoch 3, .* those of epoch 2, .*run.last\.safetensors, from"):
         train(data, "van_b0", replace(TINY, lr=1e12, epochs=4), tmp_path / "run", resume=True)
     assert files(tmp_path / "run") == before
+
+
+def test_a_disk_that_is_full_leaves_what_was_written_before(
+    run: TrainResult, data: Path, files_up_to: Callable[[int], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run.best.parent, out)
+    before = files(out)
+    says = r"cannot write .*last\.safetensors: File too large; what was written before is whole: make room, .*--resume"
+    with files_up_to(1_000_000), pytest.raises(WriteError, match=says):
+        train(data, "van_b0", replace(TINY, epochs=3), out, resume=True)
+    assert files(out) == before and not list(out.glob("*.partial"))
+    train(data, "van_b0", replace(TINY, epochs=3), out, resume=True)
+    assert read_metadata(out / "last.safetensors")["epoch"] == 3
+
+
+def test_a_disk_with_room_for_the_weights_alone(
+    data: Path, files_up_to: Callable[[int], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    says = r"cannot write .*resume\.ckpt: File too large; there is nothing to resume yet: make room, or choose another"
+    with files_up_to(20_000_000), pytest.raises(WriteError, match=says):
+        train(data, "van_b0", TINY, tmp_path)
+    assert read_metadata(tmp_path / "last.safetensors")["epoch"] == 1
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_folder_that_is_removed_ends_the_run(step: int, data: Path, tmp_path: Path) -> None:
+    """Whether the log or the weights are what is to be written next."""
+
+    def remove(self: KeepWeights, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == step:
+            shutil.rmtree(self.out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeepWeights, "on_train_batch_end", remove, raising=False)
+        with pytest.raises(WriteError, match="the run's folder .*run is gone: start another run"):
+            train(data, "van_b0", TINY, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_folder_that_cannot_be_written_to(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        WriteError, match=r"file is not a folder that can be written to: choose another one \(--output\)"
+    ):
+        train("no data", "van_b0", TINY, tmp_path / "file" / below)
 
 
 @pytest.mark.parametrize("where", ["weights", "optimiser", "average"])
@@ -287,6 +366,9 @@ def test_an_epoch_that_is_not_validated_is_kept(small_shapes: None, tmp_path: Pa
         result = train("shapes", "van_b0", config, tmp_path / "run", task="segment")
     assert [metadata.get("epoch") for metadata in seen] == [None, None, 1, 1]
     assert "measures" not in seen[-1] and "mIoU" in read_metadata(result.last)["measures"]
+    found = events(tmp_path / "run")
+    assert [e.step for e in found.Scalars("train_segmentation")] == [0]
+    assert [e.step for e in found.Images("validation")] == [e.step for e in found.Scalars("val_mIoU")] == [3]
 
 
 def test_a_validation_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path) -> None:
@@ -384,13 +466,16 @@ def test_a_starting_point_of_another_normalisation_is_adapted(data: Path, tmp_pa
 def test_a_state_is_replaced_at_once(run: TrainResult, data: Path, tmp_path: Path) -> None:
     shutil.copytree(run.best.parent, tmp_path, dirs_exist_ok=True)
     before = (tmp_path / "resume.ckpt").read_bytes()
+    write = Path.write_bytes
 
-    def interrupted(self: Trainer, path: Path, **_: Any) -> None:
-        Path(path).write_bytes(b"half")
+    def interrupted(self: Path, content: Any) -> int:
+        if bytes(content[:2]) != b"PK":  # the weights
+            return write(self, content)
+        write(self, b"half")
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "save_checkpoint", interrupted)
+        patch.setattr(Path, "write_bytes", interrupted)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             train(data, "van_b0", replace(TINY, epochs=3), tmp_path, resume=True)
     assert (tmp_path / "resume.ckpt").read_bytes() == before and not list(tmp_path.glob("*.partial"))
@@ -661,6 +746,8 @@ def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("epoch 1/1") == 1
     assert done.stdout.count("best top-1") == 1
+    assert [float(row["lr"]) for row in metrics(tmp_path / "run") if row["lr"]] == [pytest.approx(2e-3 * 8 / 128)]
+    assert len(events(tmp_path / "run").Images("validation")) == 1
     checkpoint = read_checkpoint(tmp_path / "run" / "best.safetensors")
     # 16 images in two shares of 8, batch 4: two steps, in each process
     assert checkpoint.state_dict["stage1.patch_embed.norm.num_batches_tracked"] == 2

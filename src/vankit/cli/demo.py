@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from vankit.cli.terminal import quieten_lightning
 from vankit.files import save_figure
 
 if TYPE_CHECKING:
@@ -104,7 +103,6 @@ def command(*, output: Path = Path("runs/demo")) -> None:
     Args:
         output: folder for the run.
     """
-    quieten_lightning()
     result = demo(output)
     print(f"top-1 {result.report.top1:.2%} on {result.report.count:,} new images")
     print(f"pictures: {result.picture}, {result.confusion}")

@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 from rich.table import Table
 
 from vankit.cli.settings import given, settings
-from vankit.cli.terminal import console, quieten_lightning
+from vankit.cli.terminal import console
 from vankit.errors import UserError
 from vankit.files import check_picture
 from vankit.training import recipes
@@ -119,7 +119,6 @@ def ablation(
     check_picture(plot)
     runs = []
     if train is not None:
-        quieten_lightning()
         config = recipes.override(recipes.short(model), **given(settings))
         for run in ablate(train, config, seeds, output, rows, model):
             print(f"{run.row}, seed {run.seed}: top-1 {run.top1:.2%}")

@@ -1,6 +1,5 @@
 """The terminal, as all commands use it."""
 
-import logging
 import sys
 
 from rich.console import Console
@@ -9,8 +8,3 @@ from rich.console import Console
 def console() -> Console:
     """A console that is wide enough for whole rows where the output is not a terminal."""
     return Console() if sys.stdout.isatty() else Console(width=120)
-
-
-def quieten_lightning() -> None:
-    """Lightning announces hardware and products at a log level that its import sets."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from vankit.cli.settings import given, settings
-from vankit.cli.terminal import quieten_lightning
 from vankit.models.description import Weights
 from vankit.training import recipes
 
@@ -75,7 +74,6 @@ def command(
     """
     from vankit.training.run import train as run
 
-    quieten_lightning()
     name = recipe or recipes.default_recipe(data, task, head)
     config = recipes.override(recipes.recipe(name, model, task, head), **given(settings))
     result = run(data, model, config, output, checkpoint, resume, task=task, head=head, skip_bad=skip_bad,

@@ -78,7 +78,8 @@ def command(
         shares = ("" if row[key] is None else f"{row[key]:.1%}" for key in ("recall", "precision"))
         table.add_row(row["class"], str(row["images"]), *shares)
     console().print(table)
-    print(f"top-1 {report.top1:.2%}  top-5 {report.top5:.2%}  images {report.count}  left out {len(report.skipped)}")
+    top5 = "" if report.top5 is None else f"top-5 {report.top5:.2%}  "
+    print(f"top-1 {report.top1:.2%}  {top5}images {report.count}  left out {len(report.skipped)}")
 
 
 def _print_measures(data: str, report: Any) -> None:

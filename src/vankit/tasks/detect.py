@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vankit.tasks.metrics import DetectionMeasure
@@ -33,6 +34,11 @@ class Detect:
     def scene(source: str, classes: Sequence[str], things: Sequence[bool], result: Mapping[str, Tensor]) -> Detections:
         """What a detector found in one picture."""
         return Detections(source=source, classes=list(classes), **{"masks": None, **detections(result)})
+
+    @staticmethod
+    def truth(source: str, classes: Sequence[str], things: Sequence[bool], target: Mapping[str, Any]) -> Detections:
+        """What is annotated in one picture, crowd regions too."""
+        return Detect.scene(source, classes, things, {**target, "scores": torch.ones(len(target["labels"]))})
 
 
 def detections(result: Mapping[str, Tensor], masks: bool = True) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from vankit.errors import UserError
 
 Colour = tuple[int, int, int]
 
+_GAP = 6  # pixels between the pictures of a sheet
 _GOLDEN_ANGLE = (3 - math.sqrt(5)) / 2  # in turns
 _TONES = ((0.8, 0.95), (0.95, 0.7), (0.5, 1.0))  # saturation and value: they part hues that come close
 _SHADES = (0.0, 0.5, -0.4, 0.25, -0.2)  # of a class's instances, towards white above 0 and black below
@@ -115,6 +116,35 @@ def add_legend(image: Image.Image, entries: Sequence[tuple[Colour, str]]) -> Ima
         pen.rectangle((x, y, x + side, y + side), fill=paint)
         pen.text((x + 3 * side // 2, y), text, fill=(0, 0, 0), font=font)
     return sheet
+
+
+def draw_sheet(cells: Sequence[tuple[Image.Image, str, Colour]], columns: int) -> Image.Image:
+    """RGB pictures in rows, under their captions, which are cut off where they are longer than the widest picture.
+
+    Args:
+        cells: picture, caption, which may have several lines, and the caption's colour.
+        columns: pictures per row.
+    """
+    width = max(image.width for image, _, _ in cells)
+    drawn = [_captioned(image, text, paint, width) for image, text, paint in cells]
+    rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, sum(heights) + (len(rows) + 1) * _GAP), (255, 255, 255))
+    for i, row in enumerate(rows):
+        for j, cell in enumerate(row):
+            sheet.paste(cell, (_GAP + j * (width + _GAP), sum(heights[:i]) + (i + 1) * _GAP))
+    return sheet
+
+
+def _captioned(image: Image.Image, text: str, paint: Colour, width: int) -> Image.Image:
+    font = ImageFont.truetype(_font_file(), 11)
+    lines = text.splitlines()
+    height = sum(font.getmetrics())
+    cell = Image.new("RGB", (width, image.height + height * len(lines) + 2), (255, 255, 255))
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(cell).text((0, i * height), line, fill=paint, font=font)
+    cell.paste(image, (0, height * len(lines) + 2))
+    return cell
 
 
 def _line_width(image: Image.Image) -> int:

@@ -42,6 +42,11 @@ class Segment:
         """The class of every pixel of one picture."""
         return SemanticMap(source=source, classes=list(classes), labels=_labels(result))
 
+    @staticmethod
+    def truth(source: str, classes: Sequence[str], things: Sequence[bool], target: Mapping[str, Any]) -> SemanticMap:
+        """The annotated class of every pixel of one picture; 255 is unlabelled."""
+        return SemanticMap(source=source, classes=list(classes), labels=target["semantic"].cpu().numpy())
+
 
 def _labels(result: Mapping[str, Tensor]) -> Any:
     return result["logits"].argmax(0).cpu().numpy().astype(np.int64)

@@ -58,8 +58,10 @@ class Classifier(LightningModule):
                 label_smoothing=config.smoothing,
                 num_classes=num_classes,
             )
-        self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
-        self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
+        ks = (1, 5) if num_classes > 5 else (1,)  # of five classes or fewer, all are among the best five
+        self.accuracies: Any = torch.nn.ModuleDict(
+            {f"top-{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in ks}
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         if self.config.channels_last:
@@ -73,24 +75,24 @@ class Classifier(LightningModule):
             images, labels = self.mixup(images.clone(), labels)  # labels (B, classes), smoothed already
             smoothing = 0.0
         loss = F.cross_entropy(self(images).float(), labels, label_smoothing=smoothing)
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
+        self.log("train_loss", loss, on_step=True, on_epoch=True, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> dict[str, Any] | None:
         if batch is None:  # all of them left out by --skip-bad
-            return
+            return None
         images, labels = batch
         logits = self(images).float()
         check_output(logits)
-        self.top1(logits, labels)
-        self.top5(logits, labels)
         self.log("val_loss", F.cross_entropy(logits, labels), on_epoch=True, sync_dist=True)
-        self.log("val_top1", self.top1, on_epoch=True, prog_bar=True)
-        self.log("val_top5", self.top5, on_epoch=True)
+        for name, accuracy in self.accuracies.items():
+            accuracy(logits, labels)
+            self.log(f"val_{name.replace('-', '')}", accuracy, on_epoch=True)
+        return {"answers": logits}  # for `Pictures`
 
     def measures(self) -> dict[str, float]:
         """Accuracies of the last validation, 0 to 1; every process has to call it."""
-        return {"top-1": float(self.top1.compute()), "top-5": float(self.top5.compute())}
+        return {name: float(accuracy.compute()) for name, accuracy in self.accuracies.items()}
 
     def configure_optimizers(self) -> Any:
         config = self.config
@@ -142,21 +144,22 @@ class MultiLabelClassifier(Classifier):
             with torch.autocast(images.device.type, enabled=False):
                 labels = shares[:, : len(images)] @ labels
         loss = F.binary_cross_entropy_with_logits(self(images).float(), labels)
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
+        self.log("train_loss", loss, on_step=True, on_epoch=True, sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
         self.measure = MultiLabelMeasure(self.measure.classes)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> dict[str, Any] | None:
         if batch is None:
-            return
+            return None
         images, labels = batch
         logits = self(images).float()
         check_output(logits)
         self.measure.add(labels.cpu().numpy(), logits.cpu().numpy())
         loss = F.binary_cross_entropy_with_logits(logits, labels)
         self.log("val_loss", loss, on_epoch=True, sync_dist=True)
+        return {"answers": logits}
 
     def measures(self) -> dict[str, float]:
         """mAP of the last validation, 0 to 1; every process has to call it."""

@@ -82,11 +82,12 @@ class DenseTask(LightningModule):
         self.log_dict({**named, "train_loss": loss.detach()}, batch_size=len(images))
         return loss
 
-    def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> dict[str, Any]:
         images, targets = batch
         results = infer(self.model, images, self.description) if images else []
         for target, result in zip(targets, results, strict=True):
             self.evaluator.add(target, result)
+        return {"answers": results}  # for `Pictures`
 
     def on_validation_epoch_start(self) -> None:
         self.evaluator.reset()

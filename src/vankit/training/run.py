@@ -4,9 +4,7 @@ import dataclasses
 import json
 import math
 import os
-import sys
 import time
-import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +13,14 @@ from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import WeightAveraging
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from vankit.data.own import Data, name_of
 from vankit.data.reading import STRICT, Reading
-from vankit.errors import MissingFileError, NotFiniteError, UserError
-from vankit.files import read_json, write_text
+from vankit.errors import MissingFileError, NotFiniteError, UserError, WriteError
+from vankit.files import read_json, write_text, writing
 from vankit.models.description import Description, Weights
 from vankit.models.van import VARIANTS
 from vankit.models.weights import read_metadata, sizes_of, write_tensors
@@ -31,17 +28,13 @@ from vankit.training.classify import MultiLabelClassifier, setup_classify
 from vankit.training.dense import DenseTask, setup_dense
 from vankit.training.finite import ADVICE, KeepFinite
 from vankit.training.loaders import Processes, Setup
+from vankit.training.logs import Log, LogRate
+from vankit.training.pictures import Pictures
+from vankit.training.progress import Progress, last_loss, open_view
+from vankit.training.quiet import quiet_lightning
 from vankit.training.recipes import Config, DenseConfig, TrainConfig, default_recipe, recipe
+from vankit.training.state import WholeState
 
-# Lightning's advice on what the config and `out` have decided, or the version that began the run; and a deprecation in
-# its own code
-_ADVICE = (
-    ".*does not have many workers",
-    ".*number of training batches.*smaller than the logging interval",
-    ".*directory .* exists and is not empty",
-    ".*callbacks used to create the checkpoint need to be provided",
-    ".*LeafSpec.*is deprecated",
-)
 # which decide the optimiser's groups of parameters; a resumed one keeps those it has
 _OF_THE_OPTIMISER = ("weight_decay", "layer_decay", "decay_norms")
 
@@ -127,6 +120,8 @@ def train(
     out = Path(out) if out is not None else Path("runs") / "-".join(filter(None, (model, head, head and task)))
     state = _resume_state(out, resume)
     processes = Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    if processes.rank == 0:
+        _check_folder(out)
     seed_everything(config.seed, verbose=False)
     start_config = dataclasses.replace(config, pretrained=config.pretrained and not resume)
     start = None if resume else checkpoint
@@ -168,14 +163,14 @@ def _check_public_weights(model: str) -> None:
 def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state: Path | None) -> TrainResult:
     keep = KeepWeights(out, setup.description, resumed=state is not None)
     start = time.perf_counter()
-    with warnings.catch_warnings():
-        for message in _ADVICE:
-            warnings.filterwarnings("ignore", message=message)
+    with quiet_lightning():
         trainer = _trainer(config, out, keep, len(setup.train_loader))
         if trainer.is_global_zero:
             _prepare(out, record)
         try:
             trainer.fit(setup.task, setup.train_loader, setup.val_loader, ckpt_path=state, weights_only=True)
+        except WriteError as error:
+            raise WriteError(keep.what_to_do(error)) from None
         except NotFiniteError:
             best = out / "best.safetensors"
             kept = f"; the best weights so far are in {best}" if best.is_file() else ""
@@ -190,6 +185,13 @@ def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state:
         )
     seconds = time.perf_counter() - start
     return TrainResult(keep.best, keep.measure, out / "best.safetensors", out / "last.safetensors", seconds)
+
+
+def _check_folder(out: Path) -> None:
+    """Before the data is read, which may take long."""
+    present = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not present.is_dir() or not os.access(present, os.W_OK | os.X_OK):
+        raise WriteError(f"{present} is not a folder that can be written to: choose another one (--output)")
 
 
 def _resume_state(out: Path, resume: bool) -> Path | None:
@@ -249,10 +251,11 @@ def _check_division(out: Path, before: dict[str, Any] | None, now: dict[str, Any
 
 
 def _prepare(out: Path, record: dict[str, Any]) -> None:
-    """Write down the settings; keep the log of a run that is resumed, which Lightning would overwrite."""
+    """Write down the settings; keep the log of a run that is resumed, as this one begins another."""
     write_text(out / "config.json", json.dumps(record, indent=2) + "\n")
     if (log := out / "metrics.csv").exists():
-        log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
+        with writing(log):
+            log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
 
 
 def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Trainer:
@@ -261,9 +264,9 @@ def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Tr
     if config.ema_decay:
         callbacks.append(WeightAveraging(avg_fn=_moving_average(config.ema_decay)))
     # in this order: they see a state to save once the averaged weights are in it, and write it once it is checked
-    callbacks += [KeepFinite(config.nan_tolerance, keep.last_good), keep]
-    if bar := sys.stdout.isatty():
-        callbacks.append(RichProgressBar())
+    callbacks += [KeepFinite(config.nan_tolerance, keep.last_good), keep, LogRate()]
+    if int(os.environ.get("RANK", 0)) == 0:
+        callbacks += [Pictures(keep.description), Progress(open_view())]
     dense = config if isinstance(config, DenseConfig) else None
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -278,14 +281,15 @@ def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Tr
         precision=config.precision,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_grad or None,
-        logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="", version="tensorboard")],
+        logger=Log(out),
+        plugins=[WholeState()],
         callbacks=callbacks,
         enable_checkpointing=False,  # `keep` does it
-        enable_progress_bar=bar,
+        enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        log_every_n_steps=20,
+        log_every_n_steps=1,  # until `LogRate` has seen the first update
     )
 
 
@@ -338,9 +342,7 @@ class KeepWeights(Callback):
             set_epoch(trainer.current_epoch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logged = trainer.callback_metrics
-        # the one of the state, where a run that is resumed only has to validate
-        self.loss = float(logged.get("train_loss_step", logged.get("train_loss", self.loss)))
+        self.loss = last_loss(trainer, self.loss)  # the state's own, where a resumed run only has to validate
         self._save(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -371,14 +373,9 @@ class KeepWeights(Callback):
         self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        state, partial = self.out / "resume.ckpt", self.out / "resume.ckpt.partial"
-        try:
-            trainer.save_checkpoint(partial, weights_only=False)  # which does not replace a file at once
-            if trainer.is_global_zero:
-                partial.replace(state)
-        finally:
-            if trainer.is_global_zero:
-                partial.unlink(missing_ok=True)
+        if trainer.is_global_zero and not self.out.is_dir():
+            raise WriteError  # before the file would make a folder of its own
+        trainer.save_checkpoint(self.out / "resume.ckpt", weights_only=False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the weights before their state, which holds the averaged ones if there are any."""
@@ -402,6 +399,14 @@ class KeepWeights(Callback):
             return "no weights have been written yet"
         epoch = read_metadata(last).get("epoch")
         return f"the last good weights are those of epoch {epoch}, {last}, from which --resume continues"
+
+    def what_to_do(self, error: WriteError) -> str:
+        """A file of the run could not be written: which, and what is left."""
+        if not self.out.is_dir():
+            return f"the run's folder {self.out} is gone: start another run"
+        if (self.out / "resume.ckpt").is_file():
+            return f"{error}; what was written before is whole: make room, and continue the run with --resume"
+        return f"{error}; there is nothing to resume yet: make room, or choose another folder (--output)"
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "measure": self.measure, "loss": self.loss}

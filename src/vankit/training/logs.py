@@ -1,0 +1,117 @@
+"""A run's log: metrics.csv and TensorBoard's events."""
+
+import csv
+import io
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from PIL import Image
+from torch.optim import Optimizer
+
+from vankit.files import append, replacing, write_text, writing
+
+_EVERY = 20  # updates
+_QUALITY = 90  # of JPEG: a PNG of a photograph takes several times as much, and there is one per validation
+
+
+class Log(Logger):
+    """What is logged, as rows of metrics.csv and as events of TensorBoard.
+
+    Every row and every event is in its file whole or not at all. Lightning's own loggers write events in a thread,
+    whose error comes late and with a traceback, and empty metrics.csv before they write it anew for a further column.
+
+    Args:
+        out: the run's folder; metrics.csv is made anew, and an event file added.
+
+    Raises:
+        OSError: a file cannot be written, or is gone; from all methods.
+    """
+
+    def __init__(self, out: Path) -> None:
+        super().__init__()
+        self.table = out / "metrics.csv"
+        self.columns: list[str] = []
+        # TensorBoard takes the files of a folder one after the other, by name
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self.events = out / "tensorboard" / name
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """config.json has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row, and an event.
+
+        Args:
+            metrics: figures by name.
+            step: updates before this one.
+        """
+        # events first: they go into a file that exists, and the table may be made anew
+        self._add_event(step, [{"tag": name, "simple_value": value} for name, value in metrics.items()])
+        self._add_row({**metrics, "step": step})
+
+    @rank_zero_only
+    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """Add an RGB picture to TensorBoard's."""
+        content = io.BytesIO()
+        picture.save(content, "JPEG", quality=_QUALITY, subsampling=0)
+        size = {"width": picture.width, "height": picture.height, "colorspace": 3}
+        self._add_event(step, [{"tag": name, "image": {**size, "encoded_image_string": content.getvalue()}}])
+
+    def _add_event(self, step: int | None, values: list[dict[str, Any]]) -> None:
+        if not self.events.exists() and not self.columns:
+            with writing(self.events):
+                self.events.parent.mkdir(exist_ok=True)  # in the run's folder, which is there
+            with replacing(self.events) as partial, writing(self.events):
+                partial.write_bytes(_record(file_version="brain.Event:2"))
+        append(self.events, _record(step=step, summary={"value": values}))
+
+    def _add_row(self, row: dict[str, Any]) -> None:
+        if row.keys() <= set(self.columns):
+            append(self.table, self._text([row]).encode())
+            return
+        rows: list[dict[str, Any]] = []
+        if self.columns:
+            with self.table.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        self.columns = sorted({*self.columns, *row})
+        write_text(self.table, ",".join(self.columns) + "\n" + self._text([*rows, row]))
+
+    def _text(self, rows: list[dict[str, Any]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self.columns, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+
+def _record(**fields: Any) -> bytes:
+    """An event as its file has it: with length and checksums."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    record = io.BytesIO()
+    RecordWriter(record).write(Event(wall_time=time.time(), **fields).SerializeToString())
+    return record.getvalue()
+
+
+class LogRate(Callback):
+    """Logs the learning rate, the largest of all parameter groups; has the first update logged beside every 20th."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        pl_module.log("lr", max(group["lr"] for group in optimizer.param_groups))
+        trainer.log_every_n_steps = _EVERY if trainer.global_step else 1  # type: ignore[attr-defined]
