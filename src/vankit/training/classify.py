@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from timm.data import Mixup, create_transform
-from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
@@ -21,7 +20,9 @@ from vankit.errors import UserError, check_output
 from vankit.models.description import Description, Weights
 from vankit.models.van import VAN, create_model, variant_of
 from vankit.models.weights import for_training, load_checkpoint, read_checkpoint, sizes_of
+from vankit.training.balance import balanced_weights, labels_of, weighted_targets
 from vankit.training.loaders import Processes, Setup, loaders, to_channels_last
+from vankit.training.optimizers import build_optimizer
 from vankit.training.recipes import TrainConfig
 
 
@@ -33,12 +34,23 @@ class Classifier(LightningModule):
         num_classes: outputs of its head.
         config: the run's settings.
         total_batch: images per update over all processes, for the learning rate.
+        class_weights: (classes,) how much an image of each class counts; None for all alike.
     """
 
-    def __init__(self, model: torch.nn.Module, num_classes: int, config: TrainConfig, total_batch: int) -> None:
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        num_classes: int,
+        config: TrainConfig,
+        total_batch: int,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.lr = config.lr * total_batch / config.lr_batch
         self.mixup = None
         if config.mixup or config.cutmix:
@@ -46,7 +58,7 @@ class Classifier(LightningModule):
                 config.mixup,
                 config.cutmix,
                 switch_prob=config.mixup_switch_prob,
-                label_smoothing=config.smoothing,
+                label_smoothing=config.smoothing if class_weights is None else 0.0,
                 num_classes=num_classes,
             )
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
@@ -61,8 +73,10 @@ class Classifier(LightningModule):
         images, labels = batch  # (B, 3, H, W), (B,)
         smoothing = self.config.smoothing
         if self.mixup is not None and len(images) % 2 == 0:
-            images, labels = self.mixup(images.clone(), labels)  # labels (B, classes), smoothed already
+            images, labels = self.mixup(images.clone(), labels)  # labels (B, classes), smoothed unless weighted
             smoothing = 0.0
+        if self.class_weights is not None:
+            labels, smoothing = weighted_targets(labels, self.class_weights, self.config.smoothing), 0.0
         loss = F.cross_entropy(self(images).float(), labels, label_smoothing=smoothing)
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
@@ -84,8 +98,8 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         config = self.config
         decay = config.layer_decay if config.layer_decay < 1 else None
-        optimizer = create_optimizer_v2(
-            self.model, "adamw", lr=self.lr, weight_decay=config.weight_decay, layer_decay=decay
+        optimizer = build_optimizer(
+            self.model, config.optimizer, self.lr, weight_decay=config.weight_decay, layer_decay=decay
         )
         epochs = config.epochs + config.cooldown_epochs
         scheduler, _ = create_scheduler_v2(
@@ -177,7 +191,9 @@ def setup_classify(
     network = build_classifier(model, len(classes), config, sizes)
     if start is not None:
         load_checkpoint(network, start)
-    task = Classifier(network, len(classes), config, config.batch_size * processes.world * config.accumulate)
+    total_batch = config.batch_size * processes.world * config.accumulate
+    class_weights = balanced_weights(labels_of(train_set), len(classes)) if config.balance == "weights" else None
+    task = Classifier(network, len(classes), config, total_batch, class_weights)
     preprocessing = Preprocessing((3, config.img_size, config.img_size), MEAN_STD, MEAN_STD, config.crop_pct, "bicubic")
     held_out = announce(val_set, data, training=True, log=processes.rank == 0)
     description = Description(

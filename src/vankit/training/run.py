@@ -16,19 +16,24 @@ from typing import Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
 
 from vankit.errors import MissingFileError, NotFiniteError, UserError
 from vankit.files import read_json, write_text
 from vankit.models.description import Description, Weights
 from vankit.models.van import VARIANTS
 from vankit.models.weights import read_metadata, sizes_of, write_tensors
+from vankit.training.balance import BalancedSampler
 from vankit.training.classify import setup_classify
 from vankit.training.dense import DenseTask, setup_dense
 from vankit.training.finite import ADVICE, KeepFinite
 from vankit.training.loaders import Processes, Setup
+from vankit.training.loggers import check_logger, run_loggers
+from vankit.training.optimizers import check_optimizer
+from vankit.training.patience import StopEarly
 from vankit.training.recipes import Config, DenseConfig, TrainConfig, default_recipe, recipe
 
 # Lightning's advice on what the config and `out` have decided, or the version that began the run; and a deprecation in
@@ -40,8 +45,8 @@ _ADVICE = (
     ".*callbacks used to create the checkpoint need to be provided",
     ".*LeafSpec.*is deprecated",
 )
-# which decide the optimiser's groups of parameters; a resumed one keeps those it has
-_OF_THE_OPTIMISER = ("weight_decay", "layer_decay", "decay_norms")
+# which decide the optimiser and its groups of parameters; a resumed one keeps those it has
+_OF_THE_OPTIMISER = ("optimizer", "weight_decay", "layer_decay", "decay_norms")
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ def train(
             detect and panoptic need one.
         model: such as van_b0, or van_b0.cifar10 to start from those weights.
         config: settings: a `TrainConfig` for classify, else a `DenseConfig`; `default_recipe`'s if None.
-        out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and tensorboard/;
-            `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
+        out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and what the logger
+            leaves, tensorboard/; `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
         checkpoint: weights of any public format to start from, rather than the model's public ones; for the other tasks
             also of a whole network.
         resume: continue the run in `out` after its last trained epoch, which is validated first if it was not.
@@ -107,6 +112,8 @@ def train(
     head = head or _DEFAULT_HEADS.get(task)
     config = config or recipe(default_recipe(data, task, head), model, task, head)
     _check_task(task, head, config, skip_bad)
+    check_optimizer(config.optimizer)
+    check_logger(config.logger)
     if weights is not None and checkpoint is None:
         raise UserError("weights (--weights) chooses among those of a checkpoint to start from: pass one")
     if config.pretrained and checkpoint is None and not resume:
@@ -117,16 +124,20 @@ def train(
     seed_everything(config.seed, verbose=False)
     start_config = dataclasses.replace(config, pretrained=config.pretrained and not resume)
     start = None if resume else checkpoint
+    begun = read_json(out / "config.json") if resume and (out / "config.json").is_file() else {}
     if isinstance(start_config, DenseConfig):
         setup = setup_dense(data, task, head or "", model, start_config, processes, start, skip_bad, weights)
     else:
         assert isinstance(start_config, TrainConfig)
-        begun = read_json(out / "config.json") if resume and (out / "config.json").is_file() else {}
         setup = setup_classify(data, model, start_config, processes, start, weights, begun.get("sizes"))
     start_epoch = _check_same_run(out, model, setup.description, config) if resume else 0
+    if isinstance(sampler := setup.train_loader.sampler, BalancedSampler | DistributedSampler):
+        sampler.set_epoch(start_epoch)  # Lightning does so once workers have begun to load
     # every process and every resumption draws its own order, augmentation and drop path
     seed_everything(config.seed + processes.rank + processes.world * start_epoch, workers=True, verbose=False)
     record = {"data": str(data), **setup.description.to_metadata(), "model": model, **dataclasses.asdict(config)}
+    if begun.get("logger") == config.logger and "logger_run" in begun:
+        record["logger_run"] = begun["logger_run"]
     if setup.description.model is None:  # no name says what it is
         record["sizes"] = sizes_of(cast(nn.Module, setup.task.model).state_dict())
     return _fit(setup, config, out, record, state)
@@ -155,10 +166,10 @@ def _check_public_weights(model: str) -> None:
 def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state: Path | None) -> TrainResult:
     keep = KeepWeights(out, setup.description, resumed=state is not None)
     start = time.perf_counter()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), run_loggers(config.logger, out, record) as loggers:
         for message in _ADVICE:
             warnings.filterwarnings("ignore", message=message)
-        trainer = _trainer(config, out, keep, len(setup.train_loader))
+        trainer = _trainer(config, out, keep, loggers, len(setup.train_loader))
         if trainer.is_global_zero:
             _prepare(out, record)
         try:
@@ -193,7 +204,7 @@ def _resume_state(out: Path, resume: bool) -> Path | None:
 
 def _check_same_run(out: Path, model: str, description: Description, config: Config) -> int:
     """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
-    before: dict[str, Any] = {"lka": {}, "task": "classify"}  # which early runs do not say
+    before: dict[str, Any] = {"lka": {}, "task": "classify", "optimizer": "adamw"}  # which early runs do not say
     before |= read_json(out / "config.json")
     now = {"held_out": None, **json.loads(json.dumps({**description.to_metadata(), "model": model}))}
     for name, value in now.items():
@@ -240,13 +251,15 @@ def _prepare(out: Path, record: dict[str, Any]) -> None:
         log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
 
 
-def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Trainer:
+def _trainer(config: Config, out: Path, keep: "KeepWeights", loggers: list[Logger], batches: int) -> Trainer:
     """One Lightning Trainer: on the processes torchrun started if any, else on one accelerator or the CPU."""
     callbacks: list[Callback] = []
     if config.ema_decay:
         callbacks.append(WeightAveraging(avg_fn=_moving_average(config.ema_decay)))
     # in this order: they see a state to save once the averaged weights are in it, and write it once it is checked
     callbacks += [KeepFinite(config.nan_tolerance, keep.last_good), keep]
+    if config.patience:
+        callbacks.append(StopEarly(config.patience, keep))
     if bar := sys.stdout.isatty():
         callbacks.append(RichProgressBar())
     dense = config if isinstance(config, DenseConfig) else None
@@ -263,7 +276,7 @@ def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Tr
         precision=config.precision,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_grad or None,
-        logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="", version="tensorboard")],
+        logger=[CSVLogger(out, name="", version=""), *loggers],
         callbacks=callbacks,
         enable_checkpointing=False,  # `keep` does it
         enable_progress_bar=bar,
@@ -336,7 +349,7 @@ class KeepWeights(Callback):
             named = {f"val_{name.replace(' ', '_')}": value for name, value in measures.items() if value == value}
             pl_module.log_dict(named, rank_zero_only=True)
         # NaN, the figure of images without objects, is no reason to keep the weights of the first epoch
-        self.improved = not score <= self.best
+        self.improved = not self.best >= 0 or score > self.best
         if self.improved:
             self.best = score
         if trainer.is_global_zero:
