@@ -42,7 +42,7 @@ def run_loggers(name: str, out: Path, record: dict[str, Any]) -> Iterator[list[L
 
     Raises:
         ValueError: wandb or mlflow cannot log, as without a login or a server.
-        ImportError: mlflow-skinny lacks what a local store needs.
+        ImportError: mlflow-skinny lacks the database of a local store.
     """
     if int(os.environ.get("RANK", 0)):
         yield []
@@ -103,13 +103,13 @@ def _mlflow_logger(out: Path, server: str | None, run_id: str | None) -> MLFlowL
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", out.parent.name or "vankit")
     if server:
         return MLFlowLogger(experiment, out.name, server, run_id=run_id)
-    store, artifacts = f"sqlite:///{out.as_posix()}/mlflow.db", (out / "mlruns").as_uri()
-    try:
-        return MLFlowLogger(experiment, out.name, store, artifact_location=artifacts, run_id=run_id)
-    except ImportError as error:  # mlflow-skinny brings no database
+    if importlib.util.find_spec("sqlalchemy") is None:
         raise MissingPackageError(
-            f"mlflow needs {error.name} for a local store: pip install mlflow, or name a server (MLFLOW_TRACKING_URI)"
-        ) from None
+            "logger mlflow needs a database for a local store, which mlflow-skinny lacks: pip install mlflow, or name "
+            "a server (MLFLOW_TRACKING_URI)"
+        )
+    store, artifacts = f"sqlite:///{out.as_posix()}/mlflow.db", (out / "mlruns").as_uri()
+    return MLFlowLogger(experiment, out.name, store, artifact_location=artifacts, run_id=run_id)
 
 
 def _line(error: Exception) -> str:
