@@ -77,8 +77,13 @@ def test_norms_biases_and_layer_scales_are_not_decayed() -> None:
         assert group["weight_decay"] == (0.0 if plain else 0.05), name
 
 
-def test_layer_decay_slows_the_stem() -> None:
-    found = groups(replace(in1k("van_b0"), layer_decay=0.5))
+@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+def test_layer_decay_slows_the_stem(optimizer: str) -> None:
+    found = groups(replace(in1k("van_b0"), layer_decay=0.5, optimizer=optimizer))
+    stem, norm = found["stage1.patch_embed.proj.weight"], found["stage1.patch_embed.norm.weight"]
+    assert stem["lr"] == pytest.approx(stem["lr_scale"] * found["head.fc.weight"]["lr"])
+    assert (stem["weight_decay"], norm["weight_decay"]) == (0.05, 0.0)
+    assert ("foreach" in stem) and (("amsgrad" in stem) == (optimizer == "adamw"))
     scales = [found[name]["lr_scale"] for name in ("stage1.patch_embed.proj.weight", "stage3.blocks.0.mlp.fc1.weight")]
     assert scales[0] < scales[1] < found["head.fc.weight"]["lr_scale"] == 1.0
 

@@ -197,6 +197,17 @@ def test_the_learning_rate_falls_after_whole_epochs_and_grows_with_the_batch() -
     assert [backbone for backbone, _ in watch.rates] == pytest.approx([rate / 2 for rate in expected])
 
 
+def test_another_optimizer_keeps_the_groups() -> None:
+    config = replace(CONFIG, optimizer="sgd", lr=0.02, backbone_lr=0.5, decay_norms=False, weight_decay=0.3)
+    task, watch = dense_task(config), Watch()
+    before = state(task)
+    optimizer = fit(task, count=3, callback=watch).optimizers[0]
+    assert type(optimizer) is torch.optim.SGD and optimizer.defaults["momentum"] == 0.9
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.3}
+    assert all(backbone == pytest.approx(head / 2) for backbone, head in watch.rates)
+    assert not torch.equal(before["classifier.weight"], task.model.classifier.weight)
+
+
 def test_poly_ends_with_the_run() -> None:
     config = replace(CONFIG, schedule="poly", power=1.0, lr=0.01, warmup_iterations=2, accumulate=2)
     watch = Watch()

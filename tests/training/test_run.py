@@ -172,10 +172,21 @@ def test_a_longer_schedule_holds_from_the_resumption_on(data: Path, tmp_path: Pa
 def test_another_run_is_not_resumed(run: TrainResult, data: Path) -> None:
     with pytest.raises(UserError, match="holds a run with model van_b0, not van_b1"):
         train(data, "van_b1", TINY, run.best.parent, resume=True)
-    for name, value in (("weight_decay", 0.0), ("layer_decay", 0.5)):
+    for name, value in (("weight_decay", 0.0), ("layer_decay", 0.5), ("optimizer", "sgd")):
         option = f"--{name.replace('_', '-')}"
         with pytest.raises(UserError, match=f"was begun with {option} .*that: pass the same settings"):
             train(data, "van_b0", replace(TINY, **{name: value}), run.best.parent, resume=True)
+
+
+def test_a_run_that_says_nothing_of_its_optimizer_is_one_of_adamw(run: TrainResult, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.best.parent, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for name in ("optimizer", "patience", "balance", "logger"):  # settings of later versions
+        del config[name]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="was begun with --optimizer adamw"):
+        train(data, "van_b0", replace(TINY, optimizer="sgd"), tmp_path / "run", resume=True)
+    assert train(data, "van_b0", TINY, tmp_path / "run", resume=True).score == run.score
 
 
 def test_a_damaged_run_is_not_resumed(run: TrainResult, data: Path, tmp_path: Path) -> None:

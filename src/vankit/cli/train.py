@@ -38,7 +38,8 @@ def command(
 ) -> None:
     """Train a classifier, a detector or a segmenter.
 
-    Writes best.safetensors, last.safetensors, metrics.csv, TensorBoard logs, and what is needed to resume, to --output.
+    Writes best.safetensors, last.safetensors, metrics.csv, the files of --logger, and what is needed to resume, to
+    --output.
     To train with several processes, start it with torchrun: torchrun --nproc-per-node N -m vankit train ...
 
     Recipes:

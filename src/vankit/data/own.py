@@ -117,7 +117,7 @@ class OwnImages(_Own):
     Args:
         dataset: map-style; items (image, label), an image a PIL image or a uint8 tensor (3, H, W) in RGB order, or a
             float tensor (3, size, size), which is used as it is; a label an int from 0. Its `classes` are the names by
-            label.
+            label, its `targets`, if any, the labels of all items.
         role: training or validation, for messages.
         transform: PIL RGB image → float (3, size, size).
         size: side in pixels of the network's input.
@@ -129,6 +129,7 @@ class OwnImages(_Own):
     def __init__(self, dataset: Any, role: str, transform: Callable[..., Any], size: int) -> None:
         super().__init__(dataset, role, transform)
         self.size = size
+        self.targets = getattr(dataset, "targets", None)
         self._read(0)  # what is wrong with it is likely wrong with all, and said before a network is built
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:

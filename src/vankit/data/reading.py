@@ -70,12 +70,13 @@ class Replacing(Dataset[Any]):
     """A dataset in which the next item takes the place of one that is None.
 
     Args:
-        dataset: of items or None, with the class names as `classes`.
+        dataset: of items or None, with the class names as `classes`, and perhaps the class of each as `targets`.
     """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
         self.classes = dataset.classes
+        self.targets = getattr(dataset, "targets", None)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from timm.data import Mixup, create_transform
-from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
@@ -27,7 +26,9 @@ from vankit.models.description import Description, Weights
 from vankit.models.van import VAN, create_model, variant_of
 from vankit.models.weights import for_training, load_checkpoint, read_checkpoint, sizes_of
 from vankit.tasks.multilabel import MultiLabelMeasure
+from vankit.training.balance import balanced_weights, labels_of, weighted_targets
 from vankit.training.loaders import Processes, Setup, gathered, loaders, to_channels_last
+from vankit.training.optimizers import build_optimizer
 from vankit.training.recipes import TrainConfig
 
 
@@ -39,12 +40,23 @@ class Classifier(LightningModule):
         num_classes: outputs of its head.
         config: the run's settings.
         total_batch: images per update over all processes, for the learning rate.
+        class_weights: (classes,) how much an image of each class counts; None for all alike.
     """
 
-    def __init__(self, model: torch.nn.Module, num_classes: int, config: TrainConfig, total_batch: int) -> None:
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        num_classes: int,
+        config: TrainConfig,
+        total_batch: int,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.lr = config.lr * total_batch / config.lr_batch
         self._prepare(num_classes)
 
@@ -55,7 +67,7 @@ class Classifier(LightningModule):
                 config.mixup,
                 config.cutmix,
                 switch_prob=config.mixup_switch_prob,
-                label_smoothing=config.smoothing,
+                label_smoothing=config.smoothing if self.class_weights is None else 0.0,
                 num_classes=num_classes,
             )
         ks = (1, 5) if num_classes > 5 else (1,)  # of five classes or fewer, all are among the best five
@@ -72,8 +84,10 @@ class Classifier(LightningModule):
         images, labels = batch  # (B, 3, H, W), (B,)
         smoothing = self.config.smoothing
         if self.mixup is not None and len(images) % 2 == 0:
-            images, labels = self.mixup(images.clone(), labels)  # labels (B, classes), smoothed already
+            images, labels = self.mixup(images.clone(), labels)  # labels (B, classes), smoothed unless weighted
             smoothing = 0.0
+        if self.class_weights is not None:
+            labels, smoothing = weighted_targets(labels, self.class_weights, self.config.smoothing), 0.0
         loss = F.cross_entropy(self(images).float(), labels, label_smoothing=smoothing)
         self.log("train_loss", loss, on_step=True, on_epoch=True, sync_dist=True)
         return loss
@@ -97,8 +111,8 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         config = self.config
         decay = config.layer_decay if config.layer_decay < 1 else None
-        optimizer = create_optimizer_v2(
-            self.model, "adamw", lr=self.lr, weight_decay=config.weight_decay, layer_decay=decay
+        optimizer = build_optimizer(
+            self.model, config.optimizer, self.lr, weight_decay=config.weight_decay, layer_decay=decay
         )
         epochs = config.epochs + config.cooldown_epochs
         scheduler, _ = create_scheduler_v2(
@@ -235,6 +249,8 @@ def setup_classify(
     train_set, val_set = _datasets(data, config, reading)
     classes = list(train_set.classes)
     multi_label = isinstance(train_set, MultiLabelImages)
+    if multi_label and config.balance != "none":
+        raise UserError(f"balance is {config.balance}, which is for one class per image: leave it out for multi-label")
     if multi_label:
         announce_labels(train_set, val_set, data, log=processes.rank == 0)
     elif len(classes) < 2:
@@ -252,7 +268,9 @@ def setup_classify(
     if start is not None:
         load_checkpoint(network, start)
     kind = MultiLabelClassifier if multi_label else Classifier
-    task = kind(network, len(classes), config, config.batch_size * processes.world * config.accumulate)
+    total_batch = config.batch_size * processes.world * config.accumulate
+    class_weights = balanced_weights(labels_of(train_set), len(classes)) if config.balance == "weights" else None
+    task = kind(network, len(classes), config, total_batch, class_weights)
     preprocessing = Preprocessing((3, config.img_size, config.img_size), MEAN_STD, MEAN_STD, config.crop_pct, "bicubic")
     held_out = announce(val_set, data, training=True, log=processes.rank == 0)
     description = Description(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from vankit.data.augment import PER_INSTANCE, collate, evaluation_transform, training_transform
 from vankit.data.held_out import HeldOut, announce
@@ -25,6 +24,7 @@ from vankit.models.description import Description, Weights
 from vankit.models.van import Stage
 from vankit.tasks.dense import EVALUATORS, Evaluator, infer
 from vankit.training.loaders import Processes, Setup, gathered, loaders, to_channels_last
+from vankit.training.optimizers import build_optimizer
 from vankit.training.recipes import DenseConfig
 from vankit.training.schedule import lr_factor, parameter_groups
 
@@ -106,7 +106,7 @@ class DenseTask(LightningModule):
         self.peak_rates = [group["lr"] for group in groups]
         self.updates = int(self.trainer.estimated_stepping_batches)
         self.updates_per_epoch = math.ceil(self.trainer.num_training_batches / self.config.accumulate)
-        return AdamW(groups)
+        return build_optimizer(groups, self.config.optimizer, self.lr)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # from the step and the config alone: a stored schedule would outlive a change of --epochs or --lr on resuming

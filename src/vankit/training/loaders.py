@@ -8,11 +8,12 @@ import torch
 import torch.distributed
 from lightning import LightningModule
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler, Subset
 
 from vankit.errors import UserError
 from vankit.models.description import Description
-from vankit.training.recipes import Config
+from vankit.training.balance import BalancedSampler, labels_of
+from vankit.training.recipes import Config, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,10 @@ def _loader(
         raise UserError("shards are read by one process only: use a folder of images under torchrun")
     if stream:
         dataset.set_loader_cfg(num_workers=config.workers)
-    sampler: DistributedSampler[Any] | None = None
-    if world > 1 and not stream:
+    sampler: Sampler[Any] | None = None
+    if shuffle and isinstance(config, TrainConfig) and config.balance == "sampling":
+        sampler = BalancedSampler(labels_of(dataset), config.seed, rank, world)
+    elif world > 1 and not stream:
         if shuffle:
             sampler = DistributedSampler(dataset, world, rank, seed=config.seed, drop_last=True)
         else:

@@ -29,18 +29,19 @@ class Log(Logger):
 
     Args:
         out: the run's folder; metrics.csv is made anew, and an event file added.
+        events: whether to write them.
 
     Raises:
         OSError: a file cannot be written, or is gone; from all methods.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, events: bool = True) -> None:
         super().__init__()
         self.table = out / "metrics.csv"
         self.columns: list[str] = []
         # TensorBoard takes the files of a folder one after the other, by name
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self.events = out / "tensorboard" / name
+        self.events = out / "tensorboard" / name if events else None
 
     @property
     def name(self) -> str:
@@ -75,6 +76,8 @@ class Log(Logger):
         self._add_event(step, [{"tag": name, "image": {**size, "encoded_image_string": content.getvalue()}}])
 
     def _add_event(self, step: int | None, values: list[dict[str, Any]]) -> None:
+        if self.events is None:
+            return
         if not self.events.exists() and not self.columns:
             with writing(self.events):
                 self.events.parent.mkdir(exist_ok=True)  # in the run's folder, which is there

@@ -23,13 +23,16 @@ class Config:
         lr: peak learning rate at a total batch of `lr_batch`; it is scaled linearly to the total batch in use.
         lr_batch: total batch (batch size x processes x accumulation) that `lr` is meant for.
         min_lr: learning rate at the end; not used by the step schedule.
-        weight_decay: weight decay of AdamW.
+        optimizer: any of timm's, such as adamw, sgd, lamb, lion or muon; timm.optim.list_optimizers() lists them. `lr`
+            and `weight_decay` of the recipes are meant for adamw.
+        weight_decay: weight decay, as the optimiser understands it.
         clip_grad: largest norm of all gradients together; 0 for no limit.
         nan_tolerance: steps of the whole run that may be left out because their loss or gradients are not finite (NaN
             or infinite). Such a step changes nothing in the network; one more stops the run.
         batch_size: images per process and step.
         accumulate: steps whose gradients are summed before an update.
         drop_path_rate: stochastic depth of the last block, 0 to 1.
+        patience: validations in a row without a better figure after which the run stops; 0 to train to the end.
         ema_decay: decay per update of the moving average of the weights that is validated and kept, warmed up as
             min(ema_decay, (1 + updates) / (10 + updates)); 0 for no average.
         pretrained: start from the model's public weights.
@@ -40,6 +43,7 @@ class Config:
         val_share: share of each class's training images, between 0 and 1, that is held out for validation if the data
             has no val split. COCO sets and wds/ need one.
         workers: processes that load images, per training process.
+        logger: where the figures go beside metrics.csv: tensorboard, wandb (Weights & Biases) or mlflow.
         lka: settings of the network's large kernel attention, see `vankit.LargeKernelAttention`; VAN's if left out.
     """
 
@@ -47,12 +51,14 @@ class Config:
     lr: float = 1e-3
     lr_batch: int = 1024
     min_lr: float = 1e-6
+    optimizer: str = "adamw"
     weight_decay: float = 0.05
     clip_grad: float = 0.0
     nan_tolerance: int = 0
     batch_size: int = 128
     accumulate: int = 1
     drop_path_rate: float = 0.1
+    patience: int = 0
     ema_decay: float = 0.0
     pretrained: bool = False
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -61,14 +67,15 @@ class Config:
     seed: int = 0
     val_share: float = 0.1
     workers: int = 2
+    logger: Literal["tensorboard", "wandb", "mlflow"] = "tensorboard"
     lka: LkaSettings = field(default_factory=LkaSettings, hash=False)
 
     def __post_init__(self) -> None:
         self._check_finite()
         self._check_range("batch_size", "accumulate", "lr_batch", low=1)
         self._check_range("drop_path_rate", "ema_decay", high=1)
-        self._check_range("workers", "lr", "min_lr", "weight_decay", "clip_grad", "nan_tolerance")
-        self._check_choice("precision")
+        self._check_range("workers", "lr", "min_lr", "weight_decay", "clip_grad", "nan_tolerance", "patience")
+        self._check_choice("precision", "logger")
         HeldOut(self.val_share, self.seed)  # which checks them
 
     def _check_finite(self) -> None:
@@ -111,6 +118,8 @@ class TrainConfig(Config):
         cutmix: alpha of cutmix's Beta distribution; 0 for no cutmix.
         mixup_switch_prob: probability of cutmix instead of mixup if both are on, 0 to 1.
         smoothing: label smoothing, 0 to 1; not used for multi-label sets.
+        balance: for classes of unequal size: weights to weight each image's loss by its class, the more the rarer, or
+            sampling to draw every class equally often; none to train on the images as they are.
         drop_rate: dropout before the head, 0 to 1.
         compile: torch.compile the network.
     """
@@ -130,6 +139,7 @@ class TrainConfig(Config):
     cutmix: float = 1.0
     mixup_switch_prob: float = 0.5
     smoothing: float = 0.1
+    balance: Literal["none", "weights", "sampling"] = "none"
     drop_rate: float = 0.0
     compile: bool = False
 
@@ -147,7 +157,7 @@ class TrainConfig(Config):
             high=1,
         )
         self._check_range("cooldown_epochs", "warmup_epochs", "warmup_lr", "color_jitter", "mixup", "cutmix")
-        self._check_choice("interpolation")
+        self._check_choice("interpolation", "balance")
         if not self.crop_pct:
             raise UserError("crop_pct is 0, expected more than 0, to 1")
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:

@@ -14,8 +14,10 @@ from typing import Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers import Logger
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
 
 from vankit.data.own import Data, name_of
 from vankit.data.reading import STRICT, Reading
@@ -24,19 +26,23 @@ from vankit.files import read_json, write_text, writing
 from vankit.models.description import Description, Weights
 from vankit.models.van import VARIANTS
 from vankit.models.weights import read_metadata, sizes_of, write_tensors
+from vankit.training.balance import BalancedSampler
 from vankit.training.classify import MultiLabelClassifier, setup_classify
 from vankit.training.dense import DenseTask, setup_dense
 from vankit.training.finite import ADVICE, KeepFinite
 from vankit.training.loaders import Processes, Setup
+from vankit.training.loggers import check_logger, further_logger
 from vankit.training.logs import Log, LogRate
+from vankit.training.optimizers import check_optimizer
+from vankit.training.patience import StopEarly
 from vankit.training.pictures import Pictures
 from vankit.training.progress import Progress, last_loss, open_view
 from vankit.training.quiet import quiet_lightning
 from vankit.training.recipes import Config, DenseConfig, TrainConfig, default_recipe, recipe
 from vankit.training.state import WholeState
 
-# which decide the optimiser's groups of parameters; a resumed one keeps those it has
-_OF_THE_OPTIMISER = ("weight_decay", "layer_decay", "decay_norms")
+# which decide the optimiser and its groups of parameters; a resumed one keeps those it has
+_OF_THE_OPTIMISER = ("optimizer", "weight_decay", "layer_decay", "decay_norms")
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,8 @@ def train(
             Or two datasets of your own, (train_set, val_set), see below.
         model: such as van_b0, or van_b0.cifar10 to start from those weights.
         config: settings: a `TrainConfig` for classify, else a `DenseConfig`; `default_recipe`'s if None.
-        out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and tensorboard/;
-            `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
+        out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and what the logger
+            leaves, tensorboard/; `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
         checkpoint: weights of any public format to start from, rather than the model's public ones; for the other tasks
             also of a whole network.
         resume: continue the run in `out` after its last trained epoch, which is validated first if it was not.
@@ -111,6 +117,8 @@ def train(
     config = config or recipe(default_recipe(data, task, head), model, task, head)
     reading = Reading(skip_bad, tolerant, allow_outside)
     _check_task(task, head, config, reading)
+    check_optimizer(config.optimizer)
+    check_logger(config.logger)
     if reading != STRICT and not isinstance(data, str | os.PathLike):
         raise UserError("skip_bad, tolerant and allow_outside are only for folders: leave them out with your own sets")
     if weights is not None and checkpoint is None:
@@ -125,16 +133,20 @@ def train(
     seed_everything(config.seed, verbose=False)
     start_config = dataclasses.replace(config, pretrained=config.pretrained and not resume)
     start = None if resume else checkpoint
+    begun = read_json(out / "config.json") if resume and (out / "config.json").is_file() else {}
     if isinstance(start_config, DenseConfig):
         setup = setup_dense(data, task, head or "", model, start_config, processes, start, reading, weights)
     else:
         assert isinstance(start_config, TrainConfig)
-        begun = read_json(out / "config.json") if resume and (out / "config.json").is_file() else {}
         setup = setup_classify(data, model, start_config, processes, start, weights, begun.get("sizes"), reading)
     start_epoch = _check_same_run(out, model, setup.description, config) if resume else 0
+    if isinstance(sampler := setup.train_loader.sampler, BalancedSampler | DistributedSampler):
+        sampler.set_epoch(start_epoch)  # Lightning does so once workers have begun to load
     # every process and every resumption draws its own order, augmentation and drop path
     seed_everything(config.seed + processes.rank + processes.world * start_epoch, workers=True, verbose=False)
     record = {"data": name_of(data), **setup.description.to_metadata(), "model": model, **dataclasses.asdict(config)}
+    if begun.get("logger") == config.logger and "logger_run" in begun:
+        record["logger_run"] = begun["logger_run"]
     if setup.description.model is None:  # no name says what it is
         record["sizes"] = sizes_of(cast(nn.Module, setup.task.model).state_dict())
     return _fit(setup, config, out, record, state)
@@ -163,8 +175,8 @@ def _check_public_weights(model: str) -> None:
 def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state: Path | None) -> TrainResult:
     keep = KeepWeights(out, setup.description, resumed=state is not None)
     start = time.perf_counter()
-    with quiet_lightning():
-        trainer = _trainer(config, out, keep, len(setup.train_loader))
+    with quiet_lightning(), further_logger(config.logger, out, record) as further:
+        trainer = _trainer(config, out, keep, further, len(setup.train_loader))
         if trainer.is_global_zero:
             _prepare(out, record)
         try:
@@ -207,7 +219,7 @@ def _resume_state(out: Path, resume: bool) -> Path | None:
 
 def _check_same_run(out: Path, model: str, description: Description, config: Config) -> int:
     """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
-    before: dict[str, Any] = {"lka": {}, "task": "classify"}  # which early runs do not say
+    before: dict[str, Any] = {"lka": {}, "task": "classify", "optimizer": "adamw"}  # which early runs do not say
     before |= read_json(out / "config.json")
     now = {"held_out": None, **json.loads(json.dumps({**description.to_metadata(), "model": model}))}
     for name, value in now.items():
@@ -258,13 +270,15 @@ def _prepare(out: Path, record: dict[str, Any]) -> None:
             log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
 
 
-def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Trainer:
+def _trainer(config: Config, out: Path, keep: "KeepWeights", further: list[Logger], batches: int) -> Trainer:
     """One Lightning Trainer: on the processes torchrun started if any, else on one accelerator or the CPU."""
     callbacks: list[Callback] = []
     if config.ema_decay:
         callbacks.append(WeightAveraging(avg_fn=_moving_average(config.ema_decay)))
     # in this order: they see a state to save once the averaged weights are in it, and write it once it is checked
     callbacks += [KeepFinite(config.nan_tolerance, keep.last_good), keep, LogRate()]
+    if config.patience:
+        callbacks.append(StopEarly(config.patience, keep))
     if int(os.environ.get("RANK", 0)) == 0:
         callbacks += [Pictures(keep.description), Progress(open_view())]
     dense = config if isinstance(config, DenseConfig) else None
@@ -281,7 +295,7 @@ def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Tr
         precision=config.precision,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_grad or None,
-        logger=Log(out),
+        logger=[Log(out, events=config.logger == "tensorboard"), *further],
         plugins=[WholeState()],
         callbacks=callbacks,
         enable_checkpointing=False,  # `keep` does it
@@ -355,7 +369,7 @@ class KeepWeights(Callback):
         if isinstance(pl_module, MultiLabelClassifier):
             self.description = dataclasses.replace(self.description, thresholds=pl_module.thresholds())
         # NaN, the figure of images without objects, is no reason to keep the weights of the first epoch
-        self.improved = not score <= self.best
+        self.improved = not self.best >= 0 or score > self.best
         if self.improved:
             self.best = score
         if trainer.is_global_zero:
