@@ -1,6 +1,7 @@
 """timm's optimisers by name."""
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,23 +29,25 @@ def check_optimizer(name: str) -> None:
             f"optimizer is {name!r}, which timm does not have: expected a name such as {', '.join(near)} "
             "(all: timm.optim.list_optimizers())"
         )
-    info = get_optimizer_info(name)
-    if info.second_order:
+    if get_optimizer_info(name).second_order:
         raise UserError(f"optimizer {name} needs second derivatives, which training does not compute: use adamw")
+    if name.startswith("kron") and importlib.util.find_spec("opt_einsum") is None:  # a step takes minutes without it
+        raise MissingPackageError(f"optimizer {name} needs opt_einsum: pip install opt_einsum")
+    _check_gpu_library(name)
+
+
+def _check_gpu_library(name: str) -> None:
+    """Those of bitsandbytes and apex, which timm imports only now."""
+    plain = name.removeprefix("bnb").removeprefix("fused").removesuffix("8bit")
+    instead = plain if plain in list_optimizers() else "adamw"
     try:
         get_optimizer_class(name)
     except AssertionError:  # timm's way to ask for CUDA
-        raise UserError(f"optimizer {name} needs a CUDA GPU, and there is none: use {_without_gpu(name)}") from None
+        raise UserError(f"optimizer {name} needs a CUDA GPU, and there is none: use {instead}") from None
     except ImportError:
-        package = str(info.opt_class).partition(".")[0]
+        package = str(get_optimizer_info(name).opt_class).partition(".")[0]
         where = "https://github.com/NVIDIA/apex" if package == "apex" else f"pip install {package}"
-        raise MissingPackageError(f"optimizer {name} needs {package}: {where}, or use {_without_gpu(name)}") from None
-
-
-def _without_gpu(name: str) -> str:
-    """What computes the same in plain PyTorch, if anything does."""
-    plain = name.removeprefix("bnb").removeprefix("fused").removesuffix("8bit")
-    return plain if plain in list_optimizers() else "adamw"
+        raise MissingPackageError(f"optimizer {name} needs {package}: {where}, or use {instead}") from None
 
 
 def build_optimizer(
