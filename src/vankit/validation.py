@@ -268,6 +268,7 @@ def _measure_scenes(
         ignore_label=predictor.description.ignore_label,
         map_labels=predictor.description.map_labels,
         reading=reading,
+        known=predictor.classes,
         held_out=predictor.description.held_out or HeldOut(),
     )
     announce(dataset, data)

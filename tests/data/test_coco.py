@@ -251,8 +251,6 @@ BAD_ANNOTATIONS = {
     "text_box": (annotation(bbox=[2, 1, "4", 4]), "annotation 1: bbox is .* expected four numbers"),
     "huge_box": (annotation(bbox=[2, 1, 10**400, 4]), "annotation 1: bbox is .* expected four numbers"),
     "iscrowd": (annotation(iscrowd=2), "annotation 1: has iscrowd 2, expected 0 or 1"),
-    "no_segmentation": (annotation(segmentation=None), "annotation 1: no segmentation, but the head needs masks"),
-    "no_polygon": (annotation(segmentation=[]), "annotation 1: no segmentation"),
     "two_points": (annotation(segmentation=[[1, 1, 2, 2]]), "annotation 1: a polygon has 2 points"),
     "odd": (annotation(segmentation=[[1, 1, 2, 2, 3, 3, 4]]), "annotation 1: a polygon is not a list of numbers x, y"),
     "mixed": (
@@ -282,7 +280,6 @@ BAD_MASKS = {
 BAD_PICTURES = {
     "no_name": (picture(6, file_name=None), "has file_name None, expected a name"),
     "text_size": (picture(6, width="wide"), "a.png: has width 'wide', expected a whole number"),
-    "twice": (picture(5, "b.png"), "image id 5 is given twice"),
     "missing": (picture(6, "b.png"), "b.png: no such image file in .*images"),
     "no_object": (3, "3: has id None"),
 }
@@ -306,6 +303,56 @@ def test_bad_annotations_are_left_out_on_request(
     assert len(data.skipped) == len(caplog.records) == 1
     assert re.search(reason, ": ".join(data.skipped[0]))
     assert "left out 1 bad entries: " in caplog.text and data.left_out.total() == 1
+
+
+@pytest.mark.parametrize("segmentation", [None, []])
+def test_objects_without_a_segmentation(tmp_path: Path, segmentation: Any) -> None:
+    """Some may be left out; where all lack it, that would leave nothing to train on."""
+    paths = write(tmp_path, content(annotation(segmentation=segmentation), annotation(2)))
+    with pytest.raises(UserError, match=r"annotation 1: no segmentation, but the head needs masks"):
+        CocoInstances(*paths)
+    assert len(CocoInstances(*paths, reading=SKIP)[0][1]["boxes"]) == 1
+    paths = write(tmp_path, content(annotation(segmentation=segmentation)))
+    for reading in (Reading(), SKIP):
+        with pytest.raises(UserError, match=r"no segmentation in any annotation, .*such as --head retinanet"):
+            CocoInstances(*paths, reading=reading)
+
+
+def test_nothing_left_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no annotation that can be used: a\.png: annotation 1: bbox .* is empty"):
+        CocoInstances(*write(tmp_path, content(annotation(bbox=[2, 1, 0, 4]))), masks=False, reading=SKIP)
+
+
+def test_of_two_images_with_one_id_neither_is_used(tmp_path: Path) -> None:
+    images = [picture(), picture(5, "b.png"), picture(6, "c.png")]
+    entries = [annotation(), annotation(2), annotation(3, image_id=6)]
+    paths = write(tmp_path, content(*entries, images=images), ("a.png", "b.png", "c.png"))
+    with pytest.raises(UserError, match="image id 5 is given twice; ids must be unique"):
+        CocoInstances(*paths)
+    assert CocoInstances(*paths, reading=SKIP).names == ["c.png"]
+
+
+def test_an_annotation_listed_twice_is_one(tmp_path: Path) -> None:
+    data = CocoInstances(*write(tmp_path, content(annotation(), annotation())))
+    assert len(data[0][1]["boxes"]) == 1 and data.repairs == {"annotations listed twice": 1}
+
+
+def test_boxes_past_the_edge_of_a_turned_image_may_be_of_the_stored_one(tmp_path: Path) -> None:
+    past = {"bbox": [1, 1, 11, 4]}, {"bbox": [2, 1, 4, 4], "segmentation": [[1, 1, 11, 1, 4, 4]]}
+    for changes, masks in zip(past, (False, True), strict=True):
+        images, path = write(tmp_path, content(annotation(**changes), images=[picture(width=None)]))
+        rotate_file(images / "a.png")
+        with pytest.raises(UserError, match=r"past the upright picture of 8 x 12, .*take its rotation away: exif"):
+            CocoInstances(images, path, masks=masks)
+
+
+def test_names_that_are_too_long_for_the_system(tmp_path: Path) -> None:
+    images = [picture(), picture(6, "x" * 300)]
+    assert CocoInstances(*write(tmp_path, content(annotation(), images=images)), reading=SKIP).names == ["a.png"]
+
+
+def test_huge_areas(tmp_path: Path) -> None:
+    assert CocoInstances(*write(tmp_path, content(annotation(area=10**400))))[0][1]["area"].tolist() == [16]
 
 
 def test_what_is_left_out_is_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -383,7 +430,7 @@ def _distance_to_edges(x: float, y: float, corners: list[tuple[int, int]]) -> fl
     return float(np.linalg.norm(ends + part.clip(0, 1)[:, None] * along - point, axis=1).min())
 
 
-@pytest.mark.parametrize("changes", [{"width": None}, {"height": -1}, {"width": 0}, {"width": "0", "height": None}])
+@pytest.mark.parametrize("changes", [{"width": None}, {"height": -1}, {"width": 0}, {"height": None}])
 def test_sizes_that_are_missing_are_those_of_the_upright_files(tmp_path: Path, changes: Content) -> None:
     images, path = write(tmp_path, content(annotation(bbox=[1, 2, 3, 9]), images=[picture(**changes)]))
     rotate_file(images / "a.png")
@@ -439,6 +486,11 @@ def test_the_super_category_that_roboflow_lists_is_no_class(tmp_path: Path) -> N
     data = CocoInstances(*write(tmp_path, roboflow(1, 2)))
     assert data.classes == ["cat", "dog"] and data.repairs == {"unused super-categories": 1}
     assert data[0][1]["labels"].tolist() == [0, 1]
+
+
+def test_a_class_that_the_network_knows_stays(tmp_path: Path) -> None:
+    paths = write(tmp_path, roboflow(1, 2))
+    assert CocoInstances(*paths, known=["animals", "cat", "dog"]).classes == ["animals", "cat", "dog"]
 
 
 @pytest.mark.parametrize("number", [0, 0.0, "0"])
@@ -704,6 +756,7 @@ def lay_out(root: Path, *files: str) -> None:
         ("annotations/instances_Train.json images/a", "train", "instances", 1, 0),
         ("annotations/train.json images/train/a", "train", "instances", 1, 0),
         ("val.json images/a", "val", "instances", 1, 0),
+        ("annotations/instances_train.json annotations/instances_trainval.json images/a", "train", "instances", 2, 0),
         ("annotations/instances_train2017.json images/train/a", "train", "instances", 1, 0),
     ],
 )
@@ -715,7 +768,7 @@ def test_layouts(tmp_path: Path, files: str, split: Any, kind: Any, images: int,
     assert (found.images, found.annotations) == ((tmp_path / names[images]).parent, tmp_path / names[annotations])
 
 
-@pytest.mark.parametrize("name", ["annotations/instances.json", "annotations/instances_default.json", "instances.json"])
+@pytest.mark.parametrize("name", ["annotations/instances.json", "annotations/instances_default.json", "result.json"])
 def test_a_set_without_splits_is_the_whole_of_each(tmp_path: Path, name: str) -> None:
     lay_out(tmp_path, name, "images/a")
     for split in ("train", "val"):
@@ -738,8 +791,8 @@ def test_what_is_not_found_is_listed(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"no panoptic of split train in .*: looked for [^,]*, [^,]*$"):
         open_scenes(tmp_path, "panoptic", "train")
     lay_out(tmp_path, "annotations/instances_val.json")
-    with pytest.raises(MissingFileError, match=r"no pictures for .*instances_val\.json: looked for .*images/val, .*"):
-        find_coco(tmp_path, "val", "instances")
+    found = find_coco(tmp_path, "val", "instances")
+    assert found is not None and found.images == tmp_path  # where the JSON may name them
     lay_out(tmp_path, "annotations/instances_val2017.json")
     with pytest.raises(UserError, match=r"several val sets, .*: instances_val\.json, instances_val2017\.json"):
         find_coco(tmp_path, "val", "instances")

@@ -45,6 +45,15 @@ def test_a_class_may_have_several_colours_and_a_name_of_several_words(tmp_path: 
     assert read_labels(tmp_path / "a.png", palette).tolist() == [[0, 1, 0]]
 
 
+def test_a_table_with_a_number_before_the_name_and_one_without_colours(tmp_path: Path) -> None:
+    (tmp_path / "class_dict.csv").write_text("id,name,r,g,b\n0,sky,1,2,3\n1,road,4,5,6\n")
+    palette = find_palette(tmp_path)
+    assert palette is not None and palette.classes == ["sky", "road"]
+    (tmp_path / "class_dict.csv").unlink()
+    (tmp_path / "labelmap.txt").write_text("sky\nroad\n")
+    assert find_palette(tmp_path) is None
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

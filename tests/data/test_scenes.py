@@ -154,7 +154,7 @@ def test_coco_folders_by_task(coco: Path) -> None:
 
 
 def test_masks_are_not_read_where_nobody_wants_them(coco: Path) -> None:
-    with pytest.raises(UserError, match="no segmentation, but the head needs masks"):
+    with pytest.raises(UserError, match="no segmentation in any annotation, but the head needs masks"):
         open_scenes(coco, "detect", "train")
     _, target = open_scenes(coco, "detect", "train", masks=False)[0]
     assert "masks" not in target and target["boxes"].tolist() == [[1, 1, 4, 3]] and target["labels"].tolist() == [1]
@@ -219,6 +219,8 @@ def test_a_coco_set_without_splits_is_divided_where_asked(tmp_path: Path, caplog
     write_boxes(tmp_path, "instances.json", 10)
     train, val = parts(tmp_path, HeldOut())
     assert train == val and len(val) == 10
+    with pytest.raises(MissingFileError, match="no instances of split test"):
+        open_scenes(tmp_path, "detect", "test", masks=False, held_out=HeldOut(plain=True))
     train, val = parts(tmp_path, HeldOut(0.2, plain=True, total=10))
     assert (len(train), len(val)) == (8, 2) and not train & val and not caplog.records
     train, val = parts(tmp_path, HeldOut(0.2, plain=True, total=11))

@@ -96,7 +96,10 @@ def test_without_a_table_classes_are_the_numbers_in_the_training_labels(tmp_path
     for split in ("train", "val"):
         assert opened(tmp_path, split, ignore_label=11).classes == ["0", "1", "2", "3"]
     assert semantic(opened(tmp_path, ignore_label=11), 1) == [[3, 255, 255]]
-    assert len(opened(tmp_path).classes) == 12
+    with pytest.raises(
+        UserError, match=r"classes are the numbers 0 to 11, and most never occur; .* 11 \(.*name the cla"
+    ):
+        opened(tmp_path)
     write(tmp_path, "val", "1", [[4, 1]])
     with pytest.raises(UserError, match=r"1\.png has label 4 and there are 4 classes: name it in classes\.txt, or"):
         opened(tmp_path, "val", ignore_label=11)[0]
@@ -190,7 +193,7 @@ def test_damaged_pngs_are_refused_by_name_or_read(
     at %= len(sound_png)
     path.write_bytes(sound_png[:at] + (b"" if cut else bytes([value]) + sound_png[at + 1 :]))
     try:
-        assert read_labels(path).dtype == np.int64
+        assert read_labels(path).ndim == 2
     except ValueError as error:
         assert "damaged.png is " in str(error)
 
@@ -304,7 +307,7 @@ def masks(root: Path, *values: int, classes: str | None = "background\nobject\n"
 def test_masks_of_0_and_255_are_refused_with_the_values_found(tmp_path: Path) -> None:
     message = (
         r"annotations/train: no pixel is of class object; the labels hold the values 0 \(33\.3%\), 255 \(66\.7%\): "
-        r"read a value as another with --map-labels 255:1, or correct classes\.txt"
+        r"read a value as another with --map-labels 255:1, or correct the class names"
     )
     with pytest.raises(UserError, match=message):
         masks(tmp_path, 255).check_classes()
@@ -348,6 +351,53 @@ def test_labels_are_read_until_all_classes_were_met(tmp_path: Path, monkeypatch:
     dataset.check_classes()
     assert len(read) == 1
     assert dataset.count_values() == {0: 3, 1: 6}
+
+
+@pytest.mark.parametrize("values", [(1, 2), (0, 1)])
+def test_a_mapping_is_suggested_only_where_it_can_be_meant(tmp_path: Path, values: tuple[int, int]) -> None:
+    """Numbers that start at 1 are no reason to read one of them as another."""
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n" if values == (0, 1) else "a\nb\n")
+    write(tmp_path, "train", "1", [values])
+    with pytest.raises(UserError, match=r"no pixel is of class [ac]; .*--map-labels OLD:NEW|--map-labels 2:0"):
+        opened(tmp_path).check_classes()
+
+
+def test_a_class_may_be_in_the_images_held_out_alone(tmp_path: Path) -> None:
+    for i in range(10):
+        write(tmp_path, "train", str(i), [[0, i == 4]])
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    dataset = open_semantic(tmp_path, "train", None, 255, Reading(), HeldOut(0.9))
+    dataset.check_classes()
+
+
+def test_labels_that_cannot_be_read_are_no_missing_classes(tmp_path: Path) -> None:
+    write(tmp_path, "train", "1", [[1, 0]]).write_bytes(b"no")
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match=r"1\.png is not a readable PNG"):
+        opened(tmp_path).check_classes()
+
+
+def test_a_palette_beside_numbers_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, "train", "1", [[1, 0]])
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    (tmp_path / "label_colors.txt").write_text("9 0 0 roof\n0 9 0 grass\n0 0 9 sky\n")
+    assert opened(tmp_path).classes == ["a", "b"] and semantic(opened(tmp_path)) == [[1, 0]]
+
+
+@pytest.mark.parametrize(
+    "name", ["{}/images/1.jpg {}/masks/1.png", "images/{}/1.jpg masks/{}/1_mask.png", "images/{}/1.jpg masks/{}/1.PNG"]
+)
+def test_layouts_of_other_tools(tmp_path: Path, name: str) -> None:
+    for split in ("train", "val"):
+        label = write(tmp_path / "x", split, "1", [[1, 0]])
+        image = tmp_path / "x" / "images" / split / "1.jpg"
+        for source, place in zip((image, label), name.format(split, split).split(), strict=True):
+            target = tmp_path / "set" / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+    (tmp_path / "set" / "labels" / "train").mkdir(parents=True)  # of boxes
+    for split in ("train", "val"):
+        assert semantic(opened(tmp_path / "set", split)) == [[1, 0]]
 
 
 def test_ade20k_suggests_its_own_numbers(tmp_path: Path) -> None:

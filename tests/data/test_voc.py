@@ -64,7 +64,13 @@ def test_the_layout_of_the_development_kit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "folders", [("images/{}", "annotations/{}"), ("{}", "{}"), ("JPEGImages/{}", "Annotations/{}")]
+    "folders",
+    [
+        ("images/{}", "annotations/{}"),
+        ("{}", "{}"),
+        ("JPEGImages/{}", "Annotations/{}"),
+        ("{}/images", "{}/annotations"),
+    ],
 )
 @pytest.mark.parametrize("val", ["val", "valid", "Validation"])
 def test_layouts_of_other_tools(tmp_path: Path, folders: tuple[str, str], val: str) -> None:
@@ -72,6 +78,31 @@ def test_layouts_of_other_tools(tmp_path: Path, folders: tuple[str, str], val: s
         images, annotations = (folder.format(split) for folder in folders)
         add(tmp_path, f"{images}/{split}.png", f"{annotations}/{split}.xml", thing())
     assert len(opened(tmp_path)) == 1 and opened(tmp_path, "val").names == [f"{val}.png"]
+
+
+def test_names_in_lists(tmp_path: Path) -> None:
+    for name in ("my photo 1", "my photo 2", "my", "a/0", "b/0"):
+        add(tmp_path, f"JPEGImages/{name}.jpg", f"Annotations/{name}.xml", thing())
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("my photo 1\nmy photo 2.jpg\nmy  -1\na/0\nJPEGImages/b/0.jpg\n\n")
+    with pytest.raises(UserError, match=r"b/0\.jpg: no annotation"):  # of two of that name nobody knows which
+        opened(tmp_path)
+    data = opened(tmp_path, reading=Reading(skip_bad=True))
+    assert data.names == ["my photo 1.jpg", "my photo 2.jpg", "my.jpg", "a/0.jpg"]
+
+
+def test_a_network_knows_the_classes_of_a_validation_set_alone(tmp_path: Path) -> None:
+    add(tmp_path, "val/a.jpg", "val/a.xml", thing("dog"))
+    assert opened(tmp_path, "val").classes == ["dog"]
+    data = opened(tmp_path, "val", known=["cat", "dog"])
+    assert data.classes == ["cat", "dog"] and data[0][1]["labels"].tolist() == [1]
+
+
+def test_an_encoding_that_nobody_knows(tmp_path: Path) -> None:
+    beside(tmp_path, thing())
+    beside(tmp_path, thing(), name="b").write_text('<?xml version="1.0" encoding="windows-ansi"?><annotation/>')
+    assert opened(tmp_path, reading=Reading(skip_bad=True)).names == ["a.png"]
 
 
 def test_a_set_without_splits_is_divided_where_asked(tmp_path: Path) -> None:

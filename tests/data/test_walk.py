@@ -115,6 +115,14 @@ def test_a_folder_is_walked_once(tmp_path: Path) -> None:
     assert walked(root) == (["m/3.jpg", "z/1.jpg", "z/deep/2.jpg"], {LOOP: 4})
 
 
+def test_a_link_to_what_holds_the_folder_is_cut(tmp_path: Path) -> None:
+    """Else the images of val would be those of a class of train."""
+    root = touch(tmp_path / "train", "cat/1.jpg")
+    touch(tmp_path, "val/cat/2.jpg")
+    (root / "cat" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert walked(root) == (["cat/1.jpg"], {LOOP: 1})
+
+
 def test_a_farm_of_links_takes_no_time(tmp_path: Path) -> None:
     for i in range(25):
         (tmp_path / str(i)).mkdir()

@@ -85,6 +85,59 @@ def test_layouts(tmp_path: Path, text: str, folder: str | None) -> None:
     assert found(tmp_path) == [([10, 5, 30, 15], 0)] and found(tmp_path, "val") == [([10, 5, 30, 15], 1)]
 
 
+def test_a_poses_keypoints_follow_its_box(tmp_path: Path) -> None:
+    points = " 0.1 0.9 2" * 4
+    add(yaml(tmp_path, "kpt_shape: [4, 3]\nnames: [cat, dog]"), "images/train/a.png", CAT + points, TRIANGLE)
+    with pytest.raises(UserError, match="7 numbers: expected class x y width height"):
+        opened(tmp_path)
+    assert opened(tmp_path, reading=Reading(skip_bad=True))[0][1]["boxes"].tolist() == [[10, 5, 30, 15]]
+
+
+def test_several_folders_and_classes_called_no(tmp_path: Path) -> None:
+    add(
+        yaml(tmp_path, "train: [images/a, images/b]\nval: images/b\nnames: [yes, no]", "pets.yaml"),
+        "images/a/1.png",
+        CAT,
+    )
+    add(tmp_path, "images/b/2.png", TRIANGLE)
+    assert (
+        opened(tmp_path).classes == ["yes", "no"] and len(opened(tmp_path)) == 2 and len(opened(tmp_path, "val")) == 1
+    )
+
+
+def test_train_and_val_of_the_same_images_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add(yaml(tmp_path, "train: images/a\nval: images/a\nnames: [cat, dog]"), "images/a/1.png", CAT)
+    opened(tmp_path, "val")
+    assert "train and val are the same images" in caplog.text
+
+
+def test_a_path_to_another_split_is_no_way_to_this_one(tmp_path: Path) -> None:
+    """A Roboflow export of which only the images of train were kept."""
+    add(yaml(tmp_path, "train: ../train/images\nval: ../valid/images\nnames: [cat, dog]"), "train/images/a.png", CAT)
+    add(tmp_path, "images/b.png", CAT)
+    assert opened(tmp_path).names == ["a.png"]
+    with pytest.raises(UserError, match="says that val is ../valid/images, which is not in"):
+        opened(tmp_path, "val")
+
+
+def test_text_files_beside_the_images(tmp_path: Path) -> None:
+    """As LabelImg and CVAT's YOLO 1.1 leave them."""
+    for root, folder in ((tmp_path / "a", "."), (tmp_path / "b", "train"), (tmp_path / "c", "obj_train_data")):
+        add(yaml(root, "cat\ndog\n", "obj.names" if folder[0] == "o" else "classes.txt"), f"{folder}/1.png", CAT)
+    (tmp_path / "c" / "train.txt").write_text("data/obj_train_data/1.png\n")
+    for name in "abc":
+        assert found(tmp_path / name) == [([10, 5, 30, 15], 0)]
+
+
+def test_images_without_a_label_file_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add(yaml(tmp_path), "images/train/a.png", CAT)
+    add(tmp_path, "images/train/b.png").unlink()
+    (tmp_path / "images" / "train" / "c.mp4").touch()
+    opened(tmp_path)
+    assert "images without a label file, taken as empty (1)" in caplog.text
+    assert "passed over .mp4 (1, such as c.mp4)" in caplog.text
+
+
 def test_lists_of_images(tmp_path: Path) -> None:
     add(yaml(tmp_path, "train: train.txt\nval: val.txt\nnames: [cat, dog]"), "images/a.png", CAT)
     add(tmp_path, "images/b.png", TRIANGLE)
@@ -172,7 +225,9 @@ def test_broken_images_and_label_files(tmp_path: Path) -> None:
         ("names: [", r"data\.yaml is not YAML"),
         ("- cat", r"data\.yaml is not a YOLO configuration"),
         ("nc: 2", "no class names in .*: expected names in data.yaml, or classes.txt"),
-        ("names: {1: cat, 2: dog}", r"has names \[1, 2\]: expected one for each number from 0"),
+        ("names: {1: cat, 2: dog}", "has names 1, 2: expected one for each number from 0"),
+        ("names: {0: cat, '1': dog, x: y}", "has names 0, 1, x: expected one for each number from 0"),
+        ("nc: 3\nnames: [cat, dog]", "has nc 3 and 2 names: expected as many"),
     ],
 )
 def test_configurations_that_cannot_be_read(tmp_path: Path, text: str, reason: str) -> None:
@@ -184,7 +239,9 @@ def test_configurations_that_cannot_be_read(tmp_path: Path, text: str, reason: s
 def test_data_yaml_leads_nowhere_outside(tmp_path: Path) -> None:
     add(tmp_path, "elsewhere/images/a.png", CAT)
     yaml(tmp_path / "set", f"train: {tmp_path}/elsewhere/images\nval: ../elsewhere/images\nnames: [cat, dog]")
-    with pytest.raises(MissingFileError, match="no instances of split train"):
+    with pytest.raises(
+        UserError, match="says that train is .*elsewhere/images, which is not in .*set: expected a fold"
+    ):
         opened(tmp_path / "set")
 
 

@@ -17,6 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_image
 
 from vankit.data.coco_entries import (
+    UPRIGHT,
     Content,
     Flaw,
     Instance,
@@ -44,8 +45,8 @@ logger = logging.getLogger(__name__)
 _SHOWN = 3
 
 
-def read_coco(path: Path) -> Content:
-    """The content of a COCO JSON.
+def read_coco(path: Path, known: Sequence[str] = ()) -> Content:
+    """The content of a COCO JSON; `known` plays no part.
 
     Raises:
         FileNotFoundError: there is none.
@@ -74,29 +75,34 @@ class Coco(Reader):
         annotations: Path,
         transform: Transform | None,
         reading: Reading,
-        read: Callable[[Path], Content],
+        read: Callable[[Path, Sequence[str]], Content],
+        known: Sequence[str],
+        root: Path | None,
     ) -> None:
         super().__init__(reading)
         self.images, self.annotations = Path(images), Path(annotations)
         self.transform = transform
         self._beside = self.annotations if self.annotations.is_dir() else self.annotations.parent
-        self._root = Path(os.path.commonpath([os.path.abspath(self.images), os.path.abspath(self._beside)]))
+        folders = (self.images, self._beside) if root is None else (root,)
+        self._root = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
         self.repairs: Repairs = Counter()
         self.left_out: Counter[str] = Counter()
         self.division: Division | None = None
-        content = read(self.annotations)
+        content = read(self.annotations, known)
         if not self.images.is_dir():
             raise MissingFileError(f"no image folder {self.images}, expected the pictures of {self.annotations} there")
-        categories = content["categories"] = categories_of(content, self.annotations, self.repairs)
+        categories = content["categories"] = categories_of(content, self.annotations, known, self.repairs)
         self.category_ids: list[int] = [category["id"] for category in categories]
         self.classes: list[str] = [category["name"] for category in categories]
         self._labels = {number: label for label, number in enumerate(self.category_ids)}
         for name, flaw in content.get("flaws", ()):
             self._reject(name, flaw)
+        for note in content.get("notes", ()):
+            logger.warning("%s: %s", self.annotations, note)
         by_id = self._read_pictures(content["images"])
         self._read_annotations(content, by_id)
         self._pictures = [picture for picture in by_id.values() if picture is not None]
-        self._report()
+        self._report(len(content["annotations"]))
 
     @abstractmethod
     def _read_annotations(self, content: Content, pictures: dict[int, Picture | None]) -> None:
@@ -156,10 +162,7 @@ class Coco(Reader):
             return pixels
         advice = "correct the JSON"
         if pixels.size == (picture.height, picture.width):
-            advice = (
-                "annotate the upright picture, or, if the boxes fit the picture as it is stored, take its rotation "
-                f"away: exiftool -Orientation= {path}"
-            )
+            advice = f"{UPRIGHT} {path}"
         raise _Unreadable(
             f"{path} is {pixels.width} x {pixels.height} pixels once its EXIF rotation is applied, the JSON says "
             f"{picture.size}; {advice}"
@@ -177,11 +180,15 @@ class Coco(Reader):
                     if names[number] == entry.get("file_name"):
                         self.repairs["images that were listed twice"] += 1
                         continue
+                    pictures[number] = None  # nobody knows whose the annotations are
                     raise Flaw("image ids given twice", f"image id {number} is given twice; ids must be unique")
                 pictures[number], names[number] = None, entry.get("file_name")
                 path = self._locate(text(entry, "file_name"))
-                pictures[number] = Picture(number, name, path, *size_of(entry, path, self.repairs))
-            except (ValueError, FileNotFoundError) as problem:
+                before = self.repairs["sizes read from the images"]
+                size = size_of(entry, path, self.repairs)
+                size_read = self.repairs["sizes read from the images"] > before
+                pictures[number] = Picture(number, name, path, *size, size_read)
+            except (ValueError, OSError) as problem:  # a name may be too long for the system
                 self._reject(name, problem)
         return pictures
 
@@ -201,7 +208,8 @@ class Coco(Reader):
                 f"file_name {name!r} leads out of {self._root}; expected a name inside it: --allow-outside "
                 "(allow_outside=True) reads such images too",
             )
-        raise MissingFileError(f"no such image file in {self.images}")
+        elsewhere = "" if self._root == Path(os.path.abspath(self.images)) else f", nor in {self._root}"
+        raise MissingFileError(f"no such image file in {self.images}{elsewhere}")
 
     def _candidates(self, name: str) -> Iterator[tuple[str, Path]]:
         spellings = {name.replace("\\", "/"): "paths with backslashes", name: ""}
@@ -227,10 +235,12 @@ class Coco(Reader):
         self.left_out[problem.kind if isinstance(problem, Flaw) else "images without a file"] += 1
         self.skipped.append((name, str(problem)))
 
-    def _report(self) -> None:
+    def _report(self, given: int) -> None:
         shown = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:_SHOWN])
         if not self._pictures:
             raise UserError(f"{self.annotations} names no picture that can be used{': ' * bool(shown)}{shown}")
+        if given and not any(picture.objects for picture in self._pictures) and self.skipped:
+            raise UserError(f"{self.annotations} has no annotation that can be used: {shown}")
         if +self.repairs:
             logger.warning("%s: repaired %s", self.annotations, counted(self.repairs))
         if self.skipped:
@@ -264,6 +274,8 @@ class CocoInstances(Coco):
         masks: read and decode the segmentation; without, it may be missing.
         reading: how forgiving to be; `skip_bad` leaves out bad annotations and pictures.
         read: from `annotations` to COCO's content, for other formats.
+        known: classes of a network, which are kept though no annotation has them.
+        root: the folder of the set; by default the one that holds images and JSON.
 
     Attributes: `classes` (names), `category_ids`, `names` (files), `image_ids`, `pictures`, `repairs` and `left_out`
     (counts by kind), `skipped` ((file, reason) of what was left out), `division`.
@@ -280,22 +292,34 @@ class CocoInstances(Coco):
         transform: Transform | None = None,
         masks: bool = True,
         reading: Reading = STRICT,
-        read: Callable[[Path], Content] = read_coco,
+        read: Callable[[Path, Sequence[str]], Content] = read_coco,
+        known: Sequence[str] = (),
+        root: Path | None = None,
     ) -> None:
         self.masks = masks
-        super().__init__(images, annotations, transform, reading, read)
+        super().__init__(images, annotations, transform, reading, read, known, root)
 
     def _read_annotations(self, content: Content, pictures: dict[int, Picture | None]) -> None:
-        seen: set[str] = set()
+        given = [entry for entry in content["annotations"] if isinstance(entry, dict)]
+        if self.masks and given and not any(entry.get("segmentation") for entry in given):
+            raise UserError(
+                f"{self.annotations}: no segmentation in any annotation, but the head needs masks; train a head "
+                "without, such as --head retinanet"
+            )
+        seen: dict[str, Any] = {}
         for entry in content["annotations"]:
             name = self.annotations.name
             try:
                 if (picture := picture_of(entry, pictures, self.repairs)) is None:
                     continue
                 name = picture.name
-                if (number := str(entry.get("id"))) in seen or number == "None":
+                number = str(entry.get("id"))
+                if number in seen and entry == seen[number]:
+                    self.repairs["annotations listed twice"] += 1
+                    continue
+                if number in seen or number == "None":
                     self.repairs["annotation ids missing or given twice"] += 1
-                seen.add(number)
+                seen.setdefault(number, entry)
                 picture.objects.append(self._instance(entry, picture))
             except Flaw as problem:
                 self._reject(name, Flaw(problem.kind, f"annotation {id_of(entry)}: {problem}"))

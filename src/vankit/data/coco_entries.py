@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vankit.data.images import read_size
+from vankit.data.images import is_turned, read_size
 from vankit.errors import UserError
 
 Content = dict[str, list[Any]]  # images, annotations, categories; flaws: (name, Flaw) that a converter met
@@ -19,6 +19,10 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 Polygons = list[NDArray[np.float64]]  # of x, y, x, y…
 Repairs = Counter[str]  # by kind
 
+UPRIGHT = (
+    "annotate the upright picture, or, if the boxes fit the picture as it is stored, take its rotation away: exiftool "
+    "-Orientation="
+)
 OVERHANG = 2  # pixels; COCO's own boxes and polygons reach past the edge by rounding
 
 
@@ -36,9 +40,9 @@ class Flaw(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment of a panoptic map."""
+    """A segment of a panoptic map; or an object, whose id is as the file has it."""
 
-    id: int
+    id: Any
     label: int
     iscrowd: bool
 
@@ -59,6 +63,7 @@ class Picture:
     Attributes:
         name: as the JSON has it.
         path: where the file is.
+        size_read: whether the JSON does not say its size, so that it was read from the file.
         png: of its panoptic segments.
     """
 
@@ -67,6 +72,7 @@ class Picture:
     path: Path
     width: int
     height: int
+    size_read: bool = False
     objects: list[Any] = field(default_factory=list)
     png: Path | None = None
 
@@ -124,15 +130,15 @@ def flag(entry: Mapping[str, Any], key: str, repairs: Repairs, default: int | No
 
 def size_of(entry: Mapping[str, Any], path: Path, repairs: Repairs) -> tuple[int, int]:
     """(width, height) in pixels that an entry gives, or else the file."""
-    given = entry.get("width"), entry.get("height")
-    if any(value is None or (isinstance(value, int | float) and value <= 0) for value in given):
-        try:
-            size = read_size(path)
-        except (OSError, ValueError) as error:
-            raise Flaw("images that cannot be read", str(error)) from error
-        repairs["sizes read from the images"] += 1
-        return size
-    return whole(entry, "width", repairs), whole(entry, "height", repairs)
+    width, height = (-1 if entry.get(side) is None else whole(entry, side, repairs) for side in ("width", "height"))
+    if width > 0 and height > 0:
+        return width, height
+    try:
+        size = read_size(path)
+    except (OSError, ValueError) as error:
+        raise Flaw("images that cannot be read", str(error)) from error
+    repairs["sizes read from the images"] += 1
+    return size
 
 
 def box_of(entry: Mapping[str, Any], picture: Picture, repairs: Repairs) -> Box:
@@ -142,7 +148,7 @@ def box_of(entry: Mapping[str, Any], picture: Picture, repairs: Repairs) -> Box:
         Flaw: it is no box, or nothing of it is inside.
     """
     value = entry.get("bbox")
-    if not value and (polygons := _finite_polygons(entry.get("segmentation"))):
+    if not (isinstance(value, list) and any(value)) and (polygons := _finite_polygons(entry.get("segmentation"))):
         corners = np.concatenate(polygons).reshape(-1, 2)
         (x1, y1), (x2, y2) = corners.min(0).tolist(), corners.max(0).tolist()
         repairs["boxes taken from the polygons"] += 1
@@ -156,8 +162,19 @@ def box_of(entry: Mapping[str, Any], picture: Picture, repairs: Repairs) -> Box:
     if np.float32(x1) >= np.float32(x2) or np.float32(y1) >= np.float32(y2):
         raise Flaw("boxes outside their image", f"bbox {value} is empty inside the picture of {picture.size} pixels")
     if _reach((x, x + width), (y, y + height), picture) > OVERHANG:
+        _refuse_turned(f"bbox {value}", picture)
         repairs["boxes clipped to their image"] += 1
     return x1, y1, x2, y2
+
+
+def _refuse_turned(what: str, picture: Picture) -> None:
+    """What lies past the edge of a picture that was turned, and whose size the JSON does not say, may not be of it."""
+    if picture.size_read and is_turned(picture.path):
+        raise Flaw(
+            "boxes of a turned image",
+            f"{what} reaches past the upright picture of {picture.size}, whose EXIF rotation is applied; {UPRIGHT} "
+            f"{picture.path}",
+        )
 
 
 def _finite_polygons(value: Any) -> Polygons:
@@ -176,7 +193,7 @@ def _reach(xs: Sequence[float], ys: Sequence[float], picture: Picture) -> float:
 def area_of(entry: Mapping[str, Any], box: Box, repairs: Repairs) -> float:
     """An entry's area in square pixels; its box's where it has none."""
     area = entry.get("area")
-    if isinstance(area, int | float) and not isinstance(area, bool) and 0 <= area < math.inf:
+    if isinstance(area, int | float) and not isinstance(area, bool) and finite([area]) and area >= 0:
         return area
     if area is not None:
         repairs["areas taken from the boxes"] += 1
@@ -235,6 +252,7 @@ def _polygon(value: Any, picture: Picture, repairs: Repairs) -> NDArray[np.float
             "polygons far outside their image", f"a polygon reaches {reach:g} pixels past its picture of {picture.size}"
         )
     if reach > OVERHANG:
+        _refuse_turned("a polygon", picture)
         repairs["polygons clipped to their image"] += 1
     return np.array(value, np.float64)
 
@@ -247,8 +265,16 @@ def finite(values: Sequence[Any]) -> bool:
         return False
 
 
-def categories_of(content: Mapping[str, Any], path: Path, repairs: Repairs) -> list[dict[str, Any]]:
+def categories_of(
+    content: Mapping[str, Any], path: Path, known: Sequence[str], repairs: Repairs
+) -> list[dict[str, Any]]:
     """The categories by id, without the super-category that Roboflow lists among them and no annotation has.
+
+    Args:
+        content: of the JSON.
+        path: of the JSON.
+        known: classes that stay in any case.
+        repairs: are counted here.
 
     Raises:
         ValueError: one has no id or name, or ids are given twice.
@@ -266,7 +292,8 @@ def categories_of(content: Mapping[str, Any], path: Path, repairs: Repairs) -> l
             f"{path}: {len(entries)} categories with {len(ids)} ids, expected one id for each, and at least 1"
         )
     entries.sort(key=lambda entry: entry["id"])
-    unused = [entry for entry in entries if _is_super_category(entry, entries, content["annotations"])]
+    candidates = [entry for entry in entries if entry["name"] not in known]
+    unused = [entry for entry in candidates if _is_super_category(entry, entries, content["annotations"])]
     repairs.update("unused super-categories" for _ in unused)
     return [entry for entry in entries if entry not in unused]
 
@@ -281,5 +308,6 @@ def _is_super_category(entry: dict[str, Any], entries: list[dict[str, Any]], ann
         return False
     if any(other.get("supercategory") != entry["name"] for other in others):
         return False
-    used = (annotation.get("category_id") for annotation in annotations if isinstance(annotation, dict))
+    rows = [annotation for annotation in annotations if isinstance(annotation, dict)]
+    used = (each.get("category_id") for row in rows for each in (row, *(row.get("segments_info") or ())))
     return not any(str(number) in (str(entry["id"]), f"{entry['id']}.0") for number in used)

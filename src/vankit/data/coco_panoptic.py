@@ -1,6 +1,7 @@
 """COCO's panoptic annotations: segments of things and stuff, a JSON and a folder of PNGs."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class CocoPanoptic(Coco):
         segments: folder of the PNGs; by default the path of the JSON without its suffix.
         transform: (image, target) → sample, such as one of torchvision.transforms.v2.
         reading: how forgiving to be; `skip_bad` leaves out bad segments and pictures.
+        known, root: see `CocoInstances`.
 
     Attributes: as of `CocoInstances`, and `things` (a bool per class).
 
@@ -41,9 +43,11 @@ class CocoPanoptic(Coco):
         segments: Path | None = None,
         transform: Transform | None = None,
         reading: Reading = STRICT,
+        known: Sequence[str] = (),
+        root: Path | None = None,
     ) -> None:
         self.segments = Path(annotations).with_suffix("") if segments is None else Path(segments)
-        super().__init__(images, annotations, transform, reading, read_coco)
+        super().__init__(images, annotations, transform, reading, read_coco, known, root)
 
     def _read_annotations(self, content: Content, pictures: dict[int, Picture | None]) -> None:
         if not self.segments.is_dir():

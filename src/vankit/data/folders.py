@@ -128,7 +128,7 @@ class ClassFolder(Reader):
 
     def _found(self) -> str:
         folders = f"{len(self.empty)} folders without images" if self.empty else ""
-        return " and ".join(filter(None, (folders, str(self.passed_over)))) or "nothing"
+        return " and ".join(filter(None, (folders, str(self.passed_over)))) or "nothing: fill it, or take it away"
 
     @property
     def targets(self) -> list[int]:

@@ -132,6 +132,16 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return _read(file, os.fspath(path), lambda cls, data, _: _upright_size(cls(data, "")))
 
 
+def is_turned(path: str | os.PathLike[str]) -> bool:
+    """Whether an image file is stored on its side, with an EXIF rotation that makes it upright.
+
+    Raises:
+        FileNotFoundError, ImageError: see `load_image`.
+    """
+    with open(path, "rb") as file:
+        return _read(file, os.fspath(path), lambda cls, data, _: _orientation(cls(data, "")) != 1)
+
+
 def load_png(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a PNG whose values are numbers rather than colours, as it is.
 

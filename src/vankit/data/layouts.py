@@ -1,8 +1,8 @@
 """Where the annotations of a folder are: COCO's JSON, YOLO's text files or Pascal VOC's XML."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,8 +10,10 @@ from vankit.data.coco import read_coco
 from vankit.data.coco_entries import Content
 from vankit.data.voc import find_voc, read_voc
 from vankit.data.walk import SPLITS, split_folder
-from vankit.data.yolo import find_yolo, is_plain, read_yolo
+from vankit.data.yolo import find_yolo, read_yolo, whole_yolo
 from vankit.errors import MissingFileError, UserError
+
+logger = logging.getLogger(__name__)
 
 _ROBOFLOW = "_annotations.coco.json"
 
@@ -23,37 +25,36 @@ class Source:
     Attributes:
         images: folder of the pictures.
         annotations: the file or folder that says what is in them.
-        read: from `annotations` to COCO's content.
+        read: from `annotations` and the classes of a network, if any, to COCO's content.
         plain: they are the whole set, which has no splits.
     """
 
     images: Path
     annotations: Path
-    read: Callable[[Path], Content] = read_coco
+    read: Callable[[Path, Sequence[str]], Content] = read_coco
     plain: bool = False
 
 
 def find_source(root: Path, split: str, kind: Literal["instances", "panoptic"]) -> Source | None:
-    """One split of a folder of annotated images, or the whole of it where it has no splits.
+    """One split of a folder of annotated images; for train and val the whole of it, where it has no splits.
 
     Raises:
-        FileNotFoundError: there are annotations without a folder of pictures.
         ValueError: several files fit.
     """
-    if found := find_coco(root, split, kind):
-        return found
-    if kind == "panoptic":
-        return None
-    return _yolo(root, split) or _voc(root, split)
+    found = find_coco(root, split, kind)
+    if found is None and kind == "instances":
+        found = _voc(root, split) or _yolo(root, split)
+    return None if found is not None and found.plain and split not in SPLITS else found
 
 
 def find_coco(root: Path, split: str, kind: Literal["instances", "panoptic"]) -> Source | None:
     """One split of a COCO folder.
 
     Known layouts: `annotations/KIND_train2017.json` (instances also as `train.json`, both also in the folder itself)
-    with the pictures in `train2017`, `images/train2017`, `train`, `images/train` or `images`; Roboflow's
-    `train/_annotations.coco.json` with the pictures beside it, instances only; and, for a set without splits,
-    `KIND.json` or `KIND_default.json` with `images`. A validation set may be called val, valid or validation.
+    with the pictures in `train2017`, `images/train2017`, `train`, `images/train`, `images` or where the JSON says;
+    Roboflow's `train/_annotations.coco.json` with the pictures beside it, instances only; and, for a set without
+    splits, `KIND.json`, `KIND_default.json`, `result.json`, `labels.json` or `_annotations.coco.json`. A validation set
+    may be called val, valid or validation.
     """
     found = sorted({path for path in _json_files(root) if _is_split(path.stem.lower(), split, kind)})
     if len(found) > 1:
@@ -62,14 +63,17 @@ def find_coco(root: Path, split: str, kind: Literal["instances", "panoptic"]) ->
         rest = found[0].stem.removeprefix(f"{kind}_")
         names = dict.fromkeys((rest, *SPLITS.get(split, (split,))))
         folders = [base / name for name in names for base in (root, root / "images")]
-        return Source(_image_folder(found[0], [*folders, root / "images"]), found[0])
+        return Source(_image_folder(root, [*folders, root / "images"]), found[0])
     folder = split_folder(root, split)
     if kind == "instances" and folder is not None and (folder / _ROBOFLOW).is_file():
         return Source(folder, folder / _ROBOFLOW)
-    whole = [path for path in _json_files(root) if path.stem in (kind, f"{kind}_default")]
+    stems = [kind, f"{kind}_default", *["result", "labels", Path(_ROBOFLOW).stem] * (kind == "instances")]
+    whole = [path for path in _json_files(root) if path.stem in stems]
     splits = any(_is_split(path.stem.lower(), name, kind) for path in _json_files(root) for name in (*SPLITS, "test"))
     if whole and not splits:
-        return Source(_image_folder(whole[0], [root / "images"]), whole[0], plain=True)
+        return Source(
+            _image_folder(root, [root / "images" / "default", root / "images", root / "data"]), whole[0], plain=True
+        )
     return None
 
 
@@ -79,24 +83,30 @@ def _json_files(root: Path) -> Iterator[Path]:
 
 
 def _is_split(stem: str, split: str, kind: str) -> bool:
-    return stem.startswith(f"{kind}_{split}") or (kind == "instances" and stem in SPLITS.get(split, (split,)))
+    names = SPLITS.get(split, (split,))
+    if kind == "instances" and stem in names:
+        return True
+    rest = stem.removeprefix(f"{kind}_")
+    # train2017, but not trainval
+    return rest != stem and any(rest.startswith(name) and not rest[len(name) :][:1].isalpha() for name in names)
 
 
-def _image_folder(annotations: Path, candidates: list[Path]) -> Path:
-    folder = next((folder for folder in candidates if folder.is_dir()), None)
-    if folder is None:
-        looked = ", ".join(map(str, candidates))
-        raise MissingFileError(f"no pictures for {annotations}: looked for the folders {looked}")
-    return folder
+def _image_folder(root: Path, candidates: list[Path]) -> Path:
+    return next((folder for folder in candidates if folder.is_dir()), root)
 
 
 def _yolo(root: Path, split: str) -> Source | None:
-    if images := find_yolo(root, split):
-        folder = images if images.is_dir() else root
-        return Source(folder, root, lambda _: read_yolo(root, images))
-    if is_plain(root):
-        return Source(root / "images", root, lambda _: read_yolo(root, root / "images"), plain=True)
-    return None
+    images = find_yolo(root, split)
+    plain = images is None
+    if images is None:
+        whole = whole_yolo(root)
+        images = [] if whole is None else [whole]
+    if not images:
+        return None
+    base = images[0] if len(images) == 1 and images[0].is_dir() else root
+    if split == "val" and not plain and images == find_yolo(root, "train"):
+        logger.warning("%s: train and val are the same images", root)
+    return Source(base, root, lambda _, known: read_yolo(root, images, base), plain)
 
 
 def _voc(root: Path, split: str) -> Source | None:
@@ -106,8 +116,8 @@ def _voc(root: Path, split: str) -> Source | None:
         return None
     images, annotations, listed = found
     train = None if plain else find_voc(root, "train")
-    read = partial(read_voc, root, images, annotations, listed, train and train[1])
-    return Source(images, annotations, lambda _: read(), plain)
+    folders = (root, images, annotations, listed, train and train[1])
+    return Source(images, annotations, lambda _, known: read_voc(*folders, known), plain)
 
 
 def explain_missing(root: Path, split: str, kind: str) -> MissingFileError:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
-from vankit.data.images import load_image
+from vankit.data.images import ImageError, load_image
 from vankit.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -45,13 +45,18 @@ class Reader(Dataset[Any], ABC):
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
         self.skipped: list[tuple[str, str]] = []
+        self._seen: set[tuple[str, str]] = set()
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     def load(self, path: str | PathLike[str]) -> Image.Image:
         """Decode an image, see `vankit.data.images.load_image`."""
-        return load_image(path, tolerant=self.reading.tolerant)
+        try:
+            return load_image(path, tolerant=self.reading.tolerant)
+        except ImageError as error:
+            cut = "(JPEG)" in str(error) and "truncated (" in str(error)[-60:]
+            raise ImageError(f"{error}{'; --tolerant reads what there is of it' * cut}") from error
 
     def leave_out(self, name: str, problem: Exception) -> None:
         """Note, and warn of, what cannot be used.
@@ -60,8 +65,11 @@ class Reader(Dataset[Any], ABC):
             Exception: the problem, where nothing is to be left out.
         """
         if not self.reading.skip_bad:
+            if isinstance(problem, ImageError):
+                raise ImageError(f"{problem}; --skip-bad leaves such images out") from problem
             raise problem
-        if (name, str(problem)) not in self.skipped:
+        if (name, str(problem)) not in self._seen:
+            self._seen.add((name, str(problem)))
             self.skipped.append((name, str(problem)))
             logger.warning("left out %s (%d so far): %s", name, len(self.skipped), problem)
 

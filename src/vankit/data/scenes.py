@@ -42,6 +42,7 @@ def open_scenes(
     map_labels: Sequence[str] = (),
     reading: Reading = STRICT,
     held_out: HeldOut | None = None,
+    known: Sequence[str] = (),
 ) -> Any:
     """Open one split of a set of annotated scenes.
 
@@ -61,6 +62,7 @@ def open_scenes(
         reading: how forgiving to be.
         held_out: how to divide a folder that has a split `train` and no `val`. A set without any split is divided where
             `held_out.plain`, else it is the whole of either split.
+        known: classes of a network, or of the training images: they are kept though no annotation has them.
 
     Returns:
         A dataset of (image, target): `tv_tensors.Image` uint8 (3, H, W) and a dict, with `image_id` and: for detect and
@@ -82,7 +84,7 @@ def open_scenes(
         raise MissingFileError(f"no dataset at {data}: expected a folder, or the word 'shapes'")
     if task == "segment":
         return open_semantic(root, split, transform, ignore_label, reading, held_out, map_labels)
-    return _open_coco(root, task, split, transform, masks, reading, held_out)
+    return _open_coco(root, task, split, transform, masks, reading, held_out, known)
 
 
 def _open_coco(
@@ -93,6 +95,7 @@ def _open_coco(
     masks: bool,
     reading: Reading,
     held_out: HeldOut | None,
+    known: Sequence[str],
 ) -> CocoInstances | CocoPanoptic:
     kind: Literal["instances", "panoptic"] = "panoptic" if task == "panoptic" else "instances"
     source = find_source(root, split, kind)
@@ -103,9 +106,9 @@ def _open_coco(
         raise explain_missing(root, split, kind)
     dataset: CocoInstances | CocoPanoptic
     if kind == "panoptic":
-        dataset = CocoPanoptic(source.images, source.annotations, transform=transform, reading=reading)
+        dataset = CocoPanoptic(source.images, source.annotations, None, transform, reading, known, root)
     else:
-        dataset = CocoInstances(source.images, source.annotations, transform, masks, reading, source.read)
+        dataset = CocoInstances(source.images, source.annotations, transform, masks, reading, source.read, known, root)
     if held_out is not None and (divided or (source.plain and held_out.plain)):
         divide(dataset, root, split, held_out, source.plain)
     return dataset

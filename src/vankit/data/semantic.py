@@ -11,7 +11,8 @@ import torch
 from torchvision import tv_tensors
 
 from vankit.data.held_out import Division, HeldOut, divide
-from vankit.data.label_maps import IGNORE, Coding, find_palette, parse_map, read_labels
+from vankit.data.images import load_png
+from vankit.data.label_maps import IGNORE, Coding, count_labels, find_palette, in_colour, parse_map, read_labels
 from vankit.data.reading import STRICT, Reader, Reading
 from vankit.data.walk import SPLITS, PassedOver, split_folder, walk_images
 from vankit.errors import MissingFileError, UserError
@@ -70,6 +71,7 @@ class SemanticFolder(Reader):
         self._files: list[tuple[Path, Path]] = []
         for path in map(Path, walk_images(images, self.passed_over)):
             self._pair(path, labels / path.relative_to(images).with_suffix(".png"))
+        self._label_files = [label for _, label in self._files]  # also those that are held out
         self.passed_over.log(images)
         if self.skipped:
             logger.warning("left out %d images without label PNGs, such as %s", len(self.skipped), self.skipped[0][0])
@@ -77,8 +79,9 @@ class SemanticFolder(Reader):
             raise MissingFileError(f"no images with label PNGs in {images} and {labels}")
 
     def _pair(self, image: Path, label: Path) -> None:
-        if label.is_file():
-            self._files.append((image, label))
+        names = (label.name, f"{label.stem}.PNG", f"{label.stem}_mask.png")
+        if found := next((path for name in names if (path := label.with_name(name)).is_file()), None):
+            self._files.append((image, found))
         elif self.reading.skip_bad:
             self.skipped.append((str(image), f"no {label}"))
         else:
@@ -116,20 +119,26 @@ class SemanticFolder(Reader):
         return sample if self.transform is None else self.transform(*sample)
 
     def count_values(self, enough: Callable[[Counter[int]], bool] = lambda counts: False) -> Counter[int]:
-        """Pixels by the value that they have in the label PNGs, those that cannot be read left out.
+        """Pixels by the value that they have in the label PNGs, also in those that are held out.
 
         Args:
             enough: whether the counts so far will do.
+
+        Raises:
+            ValueError: none of them can be read.
         """
         counts: Counter[int] = Counter()
-        for _, path in self._files:
+        problem: Exception | None = None
+        for path in self._label_files:
             try:
-                values, pixels = np.unique(read_labels(path, self.coding.palette), return_counts=True)
-            except (ValueError, OSError):  # which the run meets again, and answers for
+                counts.update(count_labels(read_labels(path, self.coding.palette)))
+            except (ValueError, OSError) as error:  # which the run meets again, and answers for
+                problem = problem or error
                 continue
-            counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
             if enough(counts):
                 break
+        if problem is not None and not counts:
+            raise problem
         return counts
 
     def check_classes(self) -> None:
@@ -140,16 +149,22 @@ class SemanticFolder(Reader):
         Raises:
             ValueError: a class with a name has no pixel, or 255 alone stands beside 0.
         """
-        counts = self.count_values(lambda counts: not self._missing(counts))
-        missing = self._missing(counts)
-        only_255 = not self.coding.named and counts.keys() == {0, IGNORE} and not self.coding.mapping
-        if not (only_255 or (missing and self.coding.named)):
+        if not self.coding.named:
+            if len(self.classes) > 1:  # that these occur is how they were found
+                return
+            counts = self.count_values()
+            if IGNORE in counts and not self.coding.mapping:
+                raise UserError(
+                    f"{self._labels}: 255 means unlabelled, and nothing else stands beside 0; the labels hold the "
+                    f"values {_shares(counts)}: read 255 as a class with --map-labels 255:1"
+                )
             return
-        what = f"no pixel is of class {', '.join(self.classes[i] for i in missing[:5])}" if missing else "255 is all"
-        if not missing:
-            what = "255 means unlabelled, and nothing else stands beside 0"
-        message = f"{self._labels}: {what}; the labels hold the values {_shares(counts)}"
-        if only_255 or not self.reading.skip_bad:
+        counts = self.count_values(lambda counts: not self._missing(counts))
+        if not (missing := self._missing(counts)):
+            return
+        names = ", ".join(self.classes[i] for i in missing[:5])
+        message = f"{self._labels}: no pixel is of class {names}; the labels hold the values {_shares(counts)}"
+        if not self.reading.skip_bad:
             raise UserError(f"{message}: {self._advice(counts, missing)}")
         logger.warning("%s", message)
 
@@ -159,10 +174,14 @@ class SemanticFolder(Reader):
 
     def _advice(self, counts: Counter[int], missing: Sequence[int]) -> str:
         values = np.array(sorted(counts), np.int64)
-        unused = values[~np.isin(self.coding.indices(values), range(len(self.classes)))].tolist()
-        wanted = (missing or [1])[0] + self.coding.zero_is_unlabelled
-        example = f"--map-labels {unused[-1]}:{wanted}" if unused else "--map-labels OLD:NEW"
-        return f"read a value as another with {example}, or correct classes.txt; --skip-bad goes on without the class"
+        indices = self.coding.indices(values)
+        unused = values[(indices < 0) | (values == IGNORE)].tolist()
+        wanted = missing[0] + self.coding.zero_is_unlabelled
+        pair = f"{unused[0]}:{wanted}" if len(unused) == len(missing) == 1 else "OLD:NEW"
+        return (
+            f"read a value as another with --map-labels {pair}, or correct the class names; --skip-bad goes on without "
+            "the class"
+        )
 
 
 def _shares(counts: Counter[int]) -> str:
@@ -207,8 +226,10 @@ def open_semantic(
             f"no {split} split in {root}: expected images/NAME and annotations/NAME, NAME one of {names}"
         )
     images, labels = folders
-    training = labels if plain else split_folder(labels.parent, "train") or labels.parent
+    training = labels if plain else (_find_split(root, "train") or folders)[1]
     coding = _coding(root, training, ignore_label, parse_map(map_labels), reading)
+    if not coding.named and split == "train":
+        logger.warning("%s names no classes: they are the numbers 0 to %d", root, len(coding.classes) - 1)
     dataset = SemanticFolder(images, labels, coding, transform, reading)
     if held_out is not None and divided:
         divide(dataset, root, split, held_out, plain)
@@ -216,10 +237,16 @@ def open_semantic(
 
 
 def _find_split(root: Path, split: str) -> tuple[Path, Path] | None:
-    images = split_folder(root / "images", split)
-    labels = (split_folder(root / name, split) for name in _LABEL_FOLDERS)
-    folder = next(filter(None, labels), None)
-    return None if images is None or folder is None else (images, folder)
+    """`images/SPLIT` and its labels, or `SPLIT/images` and its labels."""
+    if (images := split_folder(root / "images", split)) is not None:
+        labels = [folder for name in _LABEL_FOLDERS if (folder := split_folder(root / name, split)) is not None]
+    elif (inner := split_folder(root, split)) is not None and (inner / "images").is_dir():
+        images, labels = inner / "images", [inner / name for name in _LABEL_FOLDERS if (inner / name).is_dir()]
+    else:
+        return None
+    with_labels = (folder for folder in labels if any(path.suffix.lower() == ".png" for path in folder.rglob("*")))
+    folder = next(with_labels, next(iter(labels), None))
+    return None if folder is None else (images, folder)
 
 
 def _whole(root: Path) -> tuple[Path, Path] | None:
@@ -230,7 +257,8 @@ def _whole(root: Path) -> tuple[Path, Path] | None:
 
 
 def _coding(root: Path, training: Path, ignore_label: int, mapping: dict[int, int], reading: Reading) -> Coding:
-    if palette := find_palette(root):
+    listed = (root / "objectInfo150.txt").is_file() or (root / "classes.txt").is_file()
+    if (palette := find_palette(root)) and _colours(training, listed):
         return Coding(palette.classes, ignore_label, mapping=mapping, palette=palette)
     if (table := root / "objectInfo150.txt").is_file():  # tab-separated, the name last, synonyms after commas
         lines = read_text(table).splitlines()[1:]
@@ -239,6 +267,15 @@ def _coding(root: Path, training: Path, ignore_label: int, mapping: dict[int, in
     if (table := root / "classes.txt").is_file():
         return Coding(_listed(table), ignore_label, mapping=mapping)
     return _numbered(training, ignore_label, mapping, reading)
+
+
+def _colours(folder: Path, listed: bool) -> bool:
+    """Whether a palette file says what the label PNGs mean, rather than being beside ones of numbers."""
+    first = next((Path(path) for path in walk_images(folder) if path.lower().endswith(".png")), None)
+    try:
+        return first is not None and in_colour(first) and not (listed and load_png(first).mode == "P")
+    except UserError:
+        return not listed
 
 
 def _listed(table: Path) -> list[str]:
@@ -250,16 +287,21 @@ def _listed(table: Path) -> list[str]:
 
 def _numbered(folder: Path, ignore_label: int, mapping: dict[int, int], reading: Reading) -> Coding:
     """Classes without names: all numbers up to the highest in the training labels."""
-    highest = -1
-    values: set[int] = set()
-    for path in filter(lambda name: name.endswith(".png"), walk_images(folder)):
+    counts: Counter[int] = Counter()
+    for path in filter(lambda name: name.lower().endswith(".png"), walk_images(folder)):
         try:
-            values |= set(np.unique(read_labels(Path(path))).tolist())
+            counts.update(count_labels(read_labels(Path(path))))
         except UserError:
             if not reading.skip_bad:
                 raise
-    mapped = {mapping.get(value, value) for value in values} - {ignore_label, IGNORE}
+    mapped = {mapping.get(value, value) for value in counts} - {ignore_label, IGNORE}
     highest = max(mapped, default=-1)
     if not 0 <= highest < IGNORE:
         raise UserError(f"the label PNGs in {folder} have no class indices from 0 to 254: highest is {highest}")
+    if 2 * len(mapped) < highest + 1:
+        raise UserError(
+            f"{folder}: without classes.txt the classes are the numbers 0 to {highest}, and most never occur; the "
+            f"labels hold the values {_shares(counts)}: name the classes in classes.txt, or read a value as another "
+            f"(--map-labels {highest}:1)"
+        )
     return Coding([str(i) for i in range(highest + 1)], ignore_label, mapping=mapping, named=False)

@@ -2,13 +2,14 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from vankit.data.coco_entries import Content, Flaw
-from vankit.data.walk import SPLITS, split_folder, subfolders, walk_images
+from vankit.data.walk import SPLITS, PassedOver, is_image, split_folder, subfolders, walk_images
 from vankit.errors import UserError
 from vankit.files import read_text
 
@@ -21,7 +22,8 @@ def find_voc(root: Path, split: str) -> tuple[Path, Path, Path | None] | None:
     """The folders of a split's images and XML files, and the list of its images where there is one.
 
     Known layouts: VOC's `JPEGImages`, `Annotations` and `ImageSets/Main/SPLIT.txt`, also one folder further down
-    (VOCdevkit); `images/SPLIT` with `annotations/SPLIT`; XML files beside the images in `SPLIT`.
+    (VOCdevkit); `images/SPLIT` with `annotations/SPLIT`; `SPLIT/images` with `SPLIT/annotations`; XML files
+    beside the images in `SPLIT`.
 
     Args:
         root: the folder.
@@ -35,10 +37,13 @@ def find_voc(root: Path, split: str) -> tuple[Path, Path, Path | None] | None:
         for name in names:
             if split and (listed := root / "ImageSets" / "Main" / f"{name}.txt").is_file():
                 return images, annotations, listed
-        inner = (split_folder(images, split), split_folder(annotations, split)) if split else pair
-        if inner[0] is not None and inner[1] is not None and _has_xml(inner[1]):
-            return inner[0], inner[1], None
+        parts = (split_folder(images, split), split_folder(annotations, split)) if split else pair
+        if parts[0] is not None and parts[1] is not None and _has_xml(parts[1]):
+            return parts[0], parts[1], None
     folder = split_folder(root, split) if split else root
+    inner = _pair(folder) if split and folder is not None else None
+    if inner is not None and _has_xml(inner[1]):
+        return *inner, None
     if folder is not None and _has_xml(folder):
         return folder, folder, None
     return None
@@ -61,7 +66,14 @@ def _has_xml(folder: Path) -> bool:
         return any(entry.name.endswith(".xml") for entry in entries)
 
 
-def read_voc(root: Path, images: Path, annotations: Path, listed: Path | None, train: Path | None) -> Content:
+def read_voc(
+    root: Path,
+    images: Path,
+    annotations: Path,
+    listed: Path | None,
+    train: Path | None,
+    known: Sequence[str] = (),
+) -> Content:
     """A split's images and objects as COCO's content, with what cannot be read under `flaws`.
 
     A box's corners are pixels counted from 1, both inside, so xmin, ymin, xmax, ymax become xmin - 1, ymin - 1, xmax,
@@ -72,6 +84,7 @@ def read_voc(root: Path, images: Path, annotations: Path, listed: Path | None, t
         root: the folder of the set.
         images, annotations, listed: see `find_voc`.
         train: folder of the XML files that name the classes.
+        known: classes of a network, which are taken instead if all that are found are among them.
 
     Raises:
         ValueError: the classes are not known.
@@ -79,10 +92,12 @@ def read_voc(root: Path, images: Path, annotations: Path, listed: Path | None, t
     Source: host.robots.ox.ac.uk/pascal/VOC/voc2012, the development kit's documentation.
     """
     classes = _class_names(root, train or annotations)
+    classes = list(known) if set(classes) <= set(known) else classes
     number_of = {name: number for number, name in enumerate(classes)}
     content: Content = {"images": [], "annotations": [], "categories": [], "flaws": []}
     content["categories"] = [{"id": number, "name": name} for name, number in number_of.items()]
-    for number, path in enumerate(_listed(images, listed), 1):
+    passed_over = PassedOver()
+    for number, path in enumerate(_listed(images, listed, passed_over), 1):
         name = os.path.relpath(path, images)
         xml = annotations / Path(name).with_suffix(".xml")
         try:
@@ -98,7 +113,9 @@ def read_voc(root: Path, images: Path, annotations: Path, listed: Path | None, t
             except Flaw as flaw:
                 content["flaws"].append((xml.name, Flaw(flaw.kind, f"object {position}: {flaw}")))
                 continue
-            content["annotations"].append({"id": len(content["annotations"]) + 1, "image_id": number, **found})
+            content["annotations"].append({"id": f"{xml.name} object {position}", "image_id": number, **found})
+    passed_over.counts.pop(".xml", None)  # which may lie beside the images
+    passed_over.log(images)
     return content
 
 
@@ -117,14 +134,23 @@ def _class_names(root: Path, folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _listed(images: Path, listed: Path | None) -> Iterator[str]:
+def _listed(images: Path, listed: Path | None, passed_over: PassedOver) -> Iterator[str]:
     if listed is None:
-        yield from walk_images(images)
+        yield from walk_images(images, passed_over)
         return
-    files = {os.path.splitext(os.path.basename(path))[0]: path for path in walk_images(images)}
-    for line in read_text(listed).splitlines():
-        if words := line.split():
-            yield files.get(words[0], os.path.join(images, f"{words[0]}.jpg"))
+    files = {_stem(os.path.relpath(path, images)): path for path in walk_images(images, passed_over)}
+    names = Counter(map(os.path.basename, files))
+    files |= {os.path.basename(stem): path for stem, path in files.items() if names[os.path.basename(stem)] == 1}
+    for line in filter(None, map(str.strip, read_text(listed).splitlines())):
+        name, _, flag = line.rpartition(" ")  # whether a class is there follows in VOC's lists by class
+        spellings = (line, name.strip() if flag in ("-1", "0", "1") else line)
+        stems = (stem for each in spellings for stem in (each, _stem(each), _stem(os.path.basename(each))))
+        yield next((files[stem] for stem in stems if stem in files), os.path.join(images, f"{_stem(line)}.jpg"))
+
+
+def _stem(name: str) -> str:
+    """A name without the suffix of an image."""
+    return os.path.splitext(name)[0] if is_image(name) else name
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -132,7 +158,7 @@ def _parse(path: Path) -> ElementTree.Element:
         return ElementTree.parse(path).getroot()
     except FileNotFoundError:
         raise Flaw("images without an XML file", f"no annotation {path}") from None
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:  # an encoding that nobody knows
         raise Flaw("XML files that cannot be read", f"{path} is not XML: {error}") from None
 
 

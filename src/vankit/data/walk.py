@@ -103,7 +103,7 @@ def _walk(folder: str, root: str, seen: set[tuple[int, int]], passed_over: Passe
 def _enters(entry: os.DirEntry[str], root: str, seen: set[tuple[int, int]]) -> bool:
     if entry.is_symlink():
         target = os.path.realpath(entry.path)
-        if os.path.commonpath((target, root)) == root:  # it is walked under its own name
+        if os.path.commonpath((target, root)) in (root, target):  # it is walked under its own name, or holds the folder
             return False
     identity = _identity(entry.path)
     if identity in seen:

@@ -1,6 +1,7 @@
 """Detection, semantic and panoptic segmentation under training: one LightningModule for every head."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -134,6 +135,7 @@ def setup_dense(
     checkpoint: str | PathLike[str] | None = None,
     reading: Reading = STRICT,
     weights: Weights | None = None,
+    known: Sequence[str] = (),
 ) -> Setup:
     """A dense task's training run.
 
@@ -143,12 +145,13 @@ def setup_dense(
         processes: this process among all.
         checkpoint: weights to start from: of the same head (what does not fit stays as it is), or of a backbone.
         weights: see `vankit.train`.
+        known: classes of the run that is resumed.
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the data or the weights cannot be used.
     """
     check_head(task, head)
-    train_set, val_set = _datasets(data, task, head, config, reading)
+    train_set, val_set = _datasets(data, task, head, config, reading, known)
     # validated one by one, as they are predicted: the padding of a batch changes the figures
     train_loader, val_loader = loaders(train_set, val_set, config, processes, collate, val_batch=1)
     held_out = announce(val_set, data, training=True, log=processes.rank == 0)
@@ -182,7 +185,9 @@ def setup_dense(
     return Setup(DenseTask(network, evaluator, description, config, total_batch), train_loader, val_loader, description)
 
 
-def _datasets(data: Data, task: str, head: str, config: DenseConfig, reading: Reading) -> tuple[Any, Any]:
+def _datasets(
+    data: Data, task: str, head: str, config: DenseConfig, reading: Reading, known: Sequence[str]
+) -> tuple[Any, Any]:
     segment = task == "segment"
     if segment and not config.crop:
         raise UserError("crop is 0: segmentation trains on squares of one size, pass --crop in pixels")
@@ -208,10 +213,10 @@ def _datasets(data: Data, task: str, head: str, config: DenseConfig, reading: Re
         "reading": reading,
         "held_out": HeldOut(config.val_share, config.seed, plain=True),
     }
-    train_set = open_scenes(data, task, "train", augment, **shared)
+    train_set = open_scenes(data, task, "train", augment, **shared, known=known)
     if isinstance(train_set, SemanticFolder):
         train_set.check_classes()
-    return train_set, open_scenes(data, task, "val", evaluation_transform(), **shared)
+    return train_set, open_scenes(data, task, "val", evaluation_transform(), **shared, known=train_set.classes)
 
 
 def _own_datasets(data: Pair, task: str, head: str, config: DenseConfig, augment: Any) -> tuple[OwnScenes, OwnScenes]:

@@ -41,6 +41,8 @@ from vankit.training.quiet import quiet_lightning
 from vankit.training.recipes import Config, DenseConfig, TrainConfig, default_recipe, recipe
 from vankit.training.state import WholeState
 
+# which say what the network is, and its outputs mean
+_OF_THE_NETWORK = ("model", "classes", "task", "head", "queries", "lka", "map_labels", "ignore_label")
 # which decide the optimiser and its groups of parameters; a resumed one keeps those it has
 _OF_THE_OPTIMISER = ("optimizer", "weight_decay", "layer_decay", "decay_norms")
 
@@ -135,7 +137,8 @@ def train(
     start = None if resume else checkpoint
     begun = read_json(out / "config.json") if resume and (out / "config.json").is_file() else {}
     if isinstance(start_config, DenseConfig):
-        setup = setup_dense(data, task, head or "", model, start_config, processes, start, reading, weights)
+        known = begun.get("classes", ())
+        setup = setup_dense(data, task, head or "", model, start_config, processes, start, reading, weights, known)
     else:
         assert isinstance(start_config, TrainConfig)
         setup = setup_classify(data, model, start_config, processes, start, weights, begun.get("sizes"), reading)
@@ -219,12 +222,13 @@ def _resume_state(out: Path, resume: bool) -> Path | None:
 
 def _check_same_run(out: Path, model: str, description: Description, config: Config) -> int:
     """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
-    before: dict[str, Any] = {"lka": {}, "task": "classify", "optimizer": "adamw"}  # which early runs do not say
+    # which early runs do not say
+    before: dict[str, Any] = {"lka": {}, "task": "classify", "optimizer": "adamw", "map_labels": []}
     before |= read_json(out / "config.json")
     now = {"held_out": None, **json.loads(json.dumps({**description.to_metadata(), "model": model}))}
     for name, value in now.items():
-        if name in ("model", "lka", "classes", "task", "head", "queries") and before.get(name) != value:
-            same = "pass the same settings (--lka), or " if name == "lka" else ""
+        if name in _OF_THE_NETWORK and before.get(name) != value:
+            same = f"pass the same settings (--{name.replace('_', '-')}), or " if name in _OF_THE_NETWORK[-3:] else ""
             raise UserError(
                 f"{out} holds a run with {name} {before.get(name)}, not {value}: {same}choose another folder (--output)"
             )
