@@ -14,12 +14,12 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS = (
     {"cli", "timm"},
-    {"explanation", "study", "validation"},
+    {"explanation", "inspection", "study", "validation"},
     {"prediction"},
     {"deploy", "training"},
     {"engines", "heads"},
     {"models"},
-    {"data", "ops", "tasks"},
+    {"data", "ops", "pages", "tasks"},
     {"files"},
     {"errors"},
 )

@@ -41,6 +41,8 @@ Transform = Callable[[tv_tensors.Image, Target], tuple[Any, Any]]
 
 logger = logging.getLogger(__name__)
 
+OUTSIDE = "images outside the folder"
+
 _SHOWN = 3
 
 
@@ -83,6 +85,7 @@ class Coco(Reader):
         self._root = Path(os.path.commonpath([os.path.abspath(self.images), os.path.abspath(self._beside)]))
         self.repairs: Repairs = Counter()
         self.left_out: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
         self.division: Division | None = None
         content = read(self.annotations)
         if not self.images.is_dir():
@@ -152,18 +155,8 @@ class Coco(Reader):
             pixels = self.load(path)
         except (ValueError, OSError) as error:
             raise _Unreadable(str(error)) from error
-        if pixels.size == (picture.width, picture.height):
-            return pixels
-        advice = "correct the JSON"
-        if pixels.size == (picture.height, picture.width):
-            advice = (
-                "annotate the upright picture, or, if the boxes fit the picture as it is stored, take its rotation "
-                f"away: exiftool -Orientation= {path}"
-            )
-        raise _Unreadable(
-            f"{path} is {pixels.width} x {pixels.height} pixels once its EXIF rotation is applied, the JSON says "
-            f"{picture.size}; {advice}"
-        )
+        check_size(path, pixels.size, picture)
+        return pixels
 
     def _read_pictures(self, entries: list[Any]) -> dict[int, Picture | None]:
         """By image id; None for those left out, whose annotations are then no mistakes of their own."""
@@ -197,7 +190,7 @@ class Coco(Reader):
                 return path
         if outside:
             raise Flaw(
-                "images outside the folder",
+                OUTSIDE,
                 f"file_name {name!r} leads out of {self._root}; expected a name inside it: --allow-outside "
                 "(allow_outside=True) reads such images too",
             )
@@ -224,7 +217,9 @@ class Coco(Reader):
             advice = "correct it, or leave out what is bad with --skip-bad (skip_bad=True)"
             kind = MissingFileError if isinstance(problem, FileNotFoundError) else UserError
             raise kind(f"{self.annotations}: {name}: {problem}; {advice}") from None
-        self.left_out[problem.kind if isinstance(problem, Flaw) else "images without a file"] += 1
+        what = problem.kind if isinstance(problem, Flaw) else "images without a file"
+        self.left_out[what] += 1
+        self.examples.setdefault(what, f"{name}: {problem}")
         self.skipped.append((name, str(problem)))
 
     def _report(self) -> None:
@@ -266,7 +261,7 @@ class CocoInstances(Coco):
         read: from `annotations` to COCO's content, for other formats.
 
     Attributes: `classes` (names), `category_ids`, `names` (files), `image_ids`, `pictures`, `repairs` and `left_out`
-    (counts by kind), `skipped` ((file, reason) of what was left out), `division`.
+    (counts by kind), `examples` (of what was left out, by kind), `skipped` ((file, reason) of it), `division`.
 
     Raises:
         FileNotFoundError: no such JSON, folder or image file.
@@ -328,6 +323,26 @@ class CocoInstances(Coco):
 
 class _Unreadable(UserError):
     """A picture, or the PNG of its segments, is no use, whatever its annotations are."""
+
+
+def check_size(path: Path, size: tuple[int, int], picture: Picture) -> None:
+    """Refuse a file of another size than its picture has.
+
+    Raises:
+        ValueError: it has; the message says how to mend it.
+    """
+    if size == (picture.width, picture.height):
+        return
+    advice = "correct the JSON"
+    if size == (picture.height, picture.width):
+        advice = (
+            "annotate the upright picture, or, if the boxes fit the picture as it is stored, take its rotation "
+            f"away: exiftool -Orientation= {path}"
+        )
+    raise _Unreadable(
+        f"{path} is {size[0]} x {size[1]} pixels once its EXIF rotation is applied, the JSON says {picture.size}; "
+        f"{advice}"
+    )
 
 
 def picture_of(entry: Any, pictures: dict[int, Picture | None], repairs: Repairs) -> Picture | None:

@@ -88,6 +88,11 @@ class SemanticFolder(Reader):
     def names(self) -> list[str]:
         return [str(image) for image, _ in self._files]
 
+    @property
+    def files(self) -> Sequence[tuple[Path, Path]]:
+        """The image and the label PNG of each item."""
+        return self._files
+
     def divide(self, held_out: HeldOut, split: str, plain: bool) -> None:
         """Keep what is held out, for split val, or else the rest."""
         names = [image.relative_to(self._images).as_posix() for image, _ in self._files]
@@ -213,6 +218,12 @@ def open_semantic(
     if held_out is not None and divided:
         divide(dataset, root, split, held_out, plain)
     return dataset
+
+
+def is_semantic(root: Path) -> bool:
+    """Whether a folder has images and label PNGs in two folders, with or without splits."""
+    pairs = [pair for name in (*SPLITS, "test") if (pair := _find_split(root, name))]
+    return _whole(root) is not None or any(next(labels.rglob("*.png"), None) for _, labels in pairs)
 
 
 def _find_split(root: Path, split: str) -> tuple[Path, Path] | None:

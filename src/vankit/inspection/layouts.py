@@ -1,0 +1,56 @@
+"""Which tasks a folder looks made for."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from vankit.data.layouts import find_coco
+from vankit.data.semantic import is_semantic
+from vankit.data.voc import find_voc
+from vankit.data.walk import SPLITS, subfolders, walk_images
+from vankit.data.yolo import find_yolo, is_plain, label_file
+from vankit.errors import MissingFileError, UserError
+
+_SPLITS = (*SPLITS, "test")
+_NO_CLASSES = frozenset({"images", "annotations", "labels", "masks"})
+
+
+def likely_tasks(root: Path) -> tuple[str, ...]:
+    """The tasks whose layout a folder has, the most telling first.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    signs = {"panoptic": has_coco(root, "panoptic"), "detect": has_boxes(root), "segment": is_semantic(root)}
+    if tasks := tuple(task for task, found in signs.items() if found):
+        return tasks
+    if set(subfolders(root)) - _NO_CLASSES:
+        return ("classify",)
+    raise MissingFileError(
+        f"nothing in {root} that could be trained on: expected a folder per class (train/CLASS/*.jpg), images with "
+        "annotations in COCO's, YOLO's or Pascal VOC's layout, or images and annotations with a label PNG per image"
+    )
+
+
+def has_boxes(root: Path) -> bool:
+    """Whether a folder has annotations of objects: COCO's, YOLO's or Pascal VOC's."""
+    return has_coco(root, "instances") or _has_yolo(root) or any(find_voc(root, name) for name in ("", *_SPLITS))
+
+
+def has_coco(root: Path, kind: Literal["instances", "panoptic"]) -> bool:
+    """Whether a folder has a COCO JSON of a split or of the whole."""
+    try:
+        return any(find_coco(root, name, kind) for name in _SPLITS)
+    except UserError:  # of several, or without pictures: whoever opens it says so
+        return True
+
+
+def _has_yolo(root: Path) -> bool:
+    sources = [found for name in _SPLITS if (found := find_yolo(root, name))]
+    if is_plain(root):
+        sources.append(root / "images")
+    return any(not source.is_dir() or _has_labels(walk_images(source)) for source in sources)
+
+
+def _has_labels(images: Iterable[str]) -> bool:
+    return any(label_file(Path(path)).is_file() for path in images)
