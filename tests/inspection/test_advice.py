@@ -108,7 +108,7 @@ def write_yolo(root: Path) -> None:
 
 
 def write_panoptic(root: Path) -> None:
-    from tests.test_docs import write_coco  # type: ignore[import-not-found]
+    from test_docs import write_coco
 
     write_coco(root)
 
@@ -139,7 +139,9 @@ def test_the_command_runs(
         if option in words:
             del words[words.index(option) : words.index(option) + 2]
     settings = ["--epochs", "1", "--workers", "0", "--output", "run"]
-    settings += ["--warmup-epochs", "0", "--img-size", "32"] if inspection.task == "classify" else ["--short-sides", "64"]
+    settings += (
+        ["--warmup-epochs", "0", "--img-size", "32"] if inspection.task == "classify" else ["--short-sides", "64"]
+    )
     if inspection.task == "segment":
         settings += ["--crop", "64"]
     if "--img-size" in words:

@@ -34,9 +34,7 @@ def annotation(number: int, image: int, category: int, box: list[int], **more: A
 def write(root: Path, split: str, names: list[str], annotations: list[dict[str, Any]], **sizes: int) -> None:
     photos(root / split, *names)
     (root / "annotations").mkdir(exist_ok=True)
-    images = [
-        {"id": i, "file_name": name, "width": SIZE[0], "height": SIZE[1]} | sizes for i, name in enumerate(names)
-    ]
+    images = [{"id": i, "file_name": name, "width": SIZE[0], "height": SIZE[1]} | sizes for i, name in enumerate(names)]
     categories = [{"id": i, "name": name} for i, name in enumerate(("cat", "dog", "owl"))]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
@@ -114,6 +112,13 @@ def test_boxes_without_masks_ask_for_another_head(zoo: Path) -> None:
     assert any("without a segmentation" in each.what and each.count == 1 for each in result.of("note"))
 
 
+def test_no_object_at_all(zoo: Path) -> None:
+    write(zoo, "train", ["a.jpg", "b.jpg"], [])
+    result = vankit.inspect(zoo, output=zoo / "report.html", workers=0)
+    assert [each.what for each in result.in_the_way] == ["no picture that can be used shows any class"]
+    assert result.splits[0].empty == 2 and (zoo / "report.html").is_file()
+
+
 def test_classes_that_differ_are_in_the_way(zoo: Path) -> None:
     path = zoo / "annotations" / "instances_val.json"
     content = json.loads(path.read_text())
@@ -140,7 +145,10 @@ def test_yolo_and_voc(tmp_path: Path) -> None:
     photos(yolo / "images" / "train", "a.jpg", "b.jpg")
     photos(yolo / "images" / "val", "c.jpg")
     (yolo / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog]\n")
-    for split, name, text in (("train", "a", "0 0.5 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n"), ("val", "c", "1 .5 .5 .2 .4\n")):
+    for split, name, text in (
+        ("train", "a", "0 0.5 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n"),
+        ("val", "c", "1 .5 .5 .2 .4\n"),
+    ):
         (yolo / "labels" / split).mkdir(parents=True)
         (yolo / "labels" / split / f"{name}.txt").write_text(text)
     result = vankit.inspect(yolo, workers=0)

@@ -120,6 +120,15 @@ def test_what_no_option_leaves_out(tmp_path: Path) -> None:
     assert any("one class" in each.what for each in vankit.inspect(tmp_path, workers=0).in_the_way)
 
 
+def test_too_little_is_in_the_way(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        photo(tmp_path / name / "0.jpg", 1).write_bytes(b"")
+    result = vankit.inspect(tmp_path, output=tmp_path / "report.html", workers=0)
+    nothing, too_few = result.in_the_way
+    assert "shows any class" in nothing.what and "too few images" in too_few.what
+    assert result.splits[0].sizes is None and (tmp_path / "report.html").is_file()
+
+
 def test_processes_see_the_same(tmp_path: Path) -> None:
     for i in range(300):  # enough for processes
         photo(tmp_path / f"class{i % 3}" / f"{i}.png", i % 290, (8, 8))

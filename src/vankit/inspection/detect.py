@@ -149,8 +149,8 @@ class ObjectStudy(Study):
     def __init__(self, root: Path) -> None:
         self.masks = True
         super().__init__(root)
-        self.without_mask = [tally.flaws.counts[NO_MASK] for tally in self.tallies]
-        if any(self.without_mask):
+        self.without_mask = {tally.split: tally.flaws.counts[NO_MASK] for tally in self.tallies}
+        if any(self.without_mask.values()):
             self.masks = False
             super().__init__(root)
 
@@ -164,14 +164,11 @@ class ObjectStudy(Study):
         return [*across_annotations(self), *self._without_mask()]
 
     def _without_mask(self) -> list[Finding]:
+        objects = sum(1 for tally in self.tallies for _ in tally.single())
+        if not 0 < sum(self.without_mask.values()) < objects:  # all have one, or none has
+            return []
         what = "objects without a segmentation, so that a head without masks is proposed"
-        some_have = any(count < sum(1 for _ in tally.single()) for tally, count in self._with_counts())
-        return [
-            Finding("note", tally.split, what, count) for tally, count in self._with_counts() if count and some_have
-        ]
-
-    def _with_counts(self) -> Iterator[tuple[ObjectTally, int]]:
-        return zip(self.tallies, self.without_mask, strict=True)
+        return [Finding("note", split, what, count) for split, count in self.without_mask.items() if count]
 
 
 def across_annotations(study: Study) -> list[Finding]:

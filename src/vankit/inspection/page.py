@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vankit.inspection.detect import ObjectTally, stride_of
 from vankit.inspection.report import Copies, Inspection
@@ -36,9 +37,8 @@ def write_page(inspection: Inspection, study: Study, config: Config, path: str |
         _copies(page, inspection.data, copies)
     _classes(page, inspection)
     _sizes(page, study.tallies, inspection.side)
-    if isinstance(study.tallies[0], ObjectTally) and isinstance(config, DenseConfig):
-        page.heading("Objects of train")
-        page.figure(_object_figure(study.tallies[0], config, stride_of(study.masks)))
+    if isinstance(config, DenseConfig) and isinstance(study.tallies[0], ObjectTally):
+        _objects(page, study.tallies[0], config, stride_of(study.masks))
     _pictures(page, inspection, study.tallies[0])
     page.save(path)
 
@@ -118,7 +118,7 @@ def _class_figure(inspection: Inspection) -> Any:
     figure, (axes,) = _axes(1, height=3.2 if many else 1 + 0.25 * len(counts))
     if many:
         axes.plot(np.arange(1, len(counts) + 1), np.sort(counts)[::-1])
-        axes.set(xlabel="classes, most frequent first", ylabel=what, yscale="log")
+        axes.set(xlabel="classes, most frequent first", ylabel=what, yscale="log" if counts.any() else "linear")
     else:
         axes.barh(inspection.classes, counts)
         axes.invert_yaxis()
@@ -148,10 +148,16 @@ def _size_figure(tallies: Sequence[Tally], side: int) -> Any:
     return figure
 
 
-def _object_figure(tally: ObjectTally, config: DenseConfig, stride: int) -> Any:
+def _objects(page: Page, tally: ObjectTally, config: DenseConfig, stride: int) -> None:
+    short = tally.sides(config).min(1)
+    if len(short):
+        page.heading("Objects of train")
+        page.figure(_object_figure(tally, np.maximum(short, 0.5), stride))
+
+
+def _object_figure(tally: ObjectTally, short: NDArray[np.float64], stride: int) -> Any:
     figure, (sides, numbers) = _axes(2)
-    short = np.maximum(tally.sides(config).min(1), 0.5)
-    sides.hist(short, bins=np.geomspace(short.min(), short.max() * 1.01, 40) if len(short) else 10)
+    sides.hist(short, bins=np.geomspace(short.min(), short.max() * 1.01, 40))
     sides.axvline(stride, color="black", linestyle=":", label=f"the head's finest cell, {stride} px")
     sides.set(xscale="log", xlabel="shorter side of a box in pixels, in training", ylabel="objects")
     sides.legend()

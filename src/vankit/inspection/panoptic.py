@@ -75,7 +75,7 @@ class SegmentTally(PictureTally):
         )
 
     def report(self, config: Config, side: int) -> Split:
-        unlabelled = 1 - int(self._pixels.sum()) / max(1, self._all_pixels)
+        unlabelled = (self._all_pixels - int(self._pixels.sum())) / max(1, self._all_pixels)
         split = super().report(config, side)
         return Split(split.name, split.images, split.sizes, split.classes, self._empty, self._crowds, unlabelled)
 

@@ -188,7 +188,13 @@ class Study(ABC):
             for split, problem in self.refused.items()
         ]
         notes = [note for tally in self.tallies for note in tally.notes()]
-        return [*refused, *self._flaws(), *self.across(), *notes]
+        return [*refused, *self._too_little(), *self._flaws(), *self.across(), *notes]
+
+    def _too_little(self) -> Iterator[Finding]:
+        if not any(self.tallies[0].members()):
+            yield Finding("stops", "train", "no picture that can be used shows any class")
+        if self.division and not self.division.count:
+            yield Finding("stops", "train", "there are too few images to hold any out: add images, or a val split")
 
     def _flaws(self) -> Iterator[Finding]:
         broken = any(BROKEN in tally.flaws.counts for tally in self.tallies)
