@@ -166,3 +166,19 @@ def test_what_cannot_be_inspected(tmp_path: Path) -> None:
         vankit.inspect(tmp_path, workers=-1)
     with pytest.raises(MissingFileError, match="no instances of split train"):
         vankit.inspect(tmp_path, "detect")
+
+
+def test_several_labels_per_image(tmp_path: Path) -> None:
+    pytest.importorskip("vankit.data.multilabel")
+    rows = {"train": ("0,dune;palm", "1,dune", "2,", "3,palm", "4,dune"), "val": ("5,palm", "6,dune")}
+    for split, lines in rows.items():
+        (tmp_path / f"{split}.csv").write_text("\n".join(["file,labels", *lines]))
+        for line in lines:
+            photo(tmp_path / "images" / f"{line[0]}.jpg", int(line[0]) % 5)  # 5 and 6 repeat 0 and 1
+    (tmp_path / "images" / "4.jpg").write_bytes(b"")
+    for data in (tmp_path, tmp_path / "train.csv"):
+        result = vankit.inspect(data, output=tmp_path / "report.html", workers=0)
+        assert counts(result) == {"train": {"dune": 2, "palm": 2}, "val": {"dune": 1, "palm": 1}}
+        assert [(each.images, each.empty) for each in result.splits] == [(4, 1), (2, 0)]
+        assert result.copies[0].count == 2 and result.command.endswith("--skip-bad")
+        assert [each.count for each in result.of("note")] == [1]  # one image has other labels in val

@@ -78,7 +78,7 @@ def inspect(
 def _check(data: Any, task: str | None, output: Any, workers: int) -> None:
     if str(data) == "shapes" or str(data).startswith(("hfds/", "wds/")):
         raise UserError(f"{data} is not a folder of files: expected one, in any layout that vankit train reads")
-    if not Path(data).is_dir():
+    if not Path(data).exists():
         raise MissingFileError(f"no folder {data}: expected one with data to train on")
     if task is not None and task not in STUDIES:
         raise UserError(f"unknown task {task!r}: expected one of {', '.join(STUDIES)}")

@@ -21,10 +21,12 @@ def likely_tasks(root: Path) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: it has none.
     """
+    if root.is_file():
+        return ("classify",)  # a CSV of images and labels, or whoever opens it says so
     signs = {"panoptic": has_coco(root, "panoptic"), "detect": has_boxes(root), "segment": is_semantic(root)}
     if tasks := tuple(task for task, found in signs.items() if found):
         return tasks
-    if set(subfolders(root)) - _NO_CLASSES:
+    if set(subfolders(root)) - _NO_CLASSES or any(root.glob("*.csv")):
         return ("classify",)
     raise MissingFileError(
         f"nothing in {root} that could be trained on: expected a folder per class (train/CLASS/*.jpg), images with "

@@ -64,7 +64,9 @@ def _split_row(inspection: Inspection, place: int) -> dict[str, Any]:
         row[name] = "{} × {}".format(*getattr(split.sizes, name)) if split.sizes else None
     row[f"shorter side < {inspection.side}"] = split.sizes and split.sizes.below
     if split.empty is not None:
-        row |= {"without objects": split.empty, "crowd regions": split.crowds}
+        row["without annotations"] = split.empty
+    if split.crowds is not None:
+        row["crowd regions"] = split.crowds
     if split.unlabelled is not None:
         row["unlabelled pixels"] = split.unlabelled
     return row

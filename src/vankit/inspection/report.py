@@ -54,7 +54,7 @@ class Split:
         images: that can be used.
         sizes: of them; None if there are none.
         classes: by label.
-        empty: images without objects.
+        empty: images without objects, or without labels where they may have any number.
         crowds: regions of many objects, which no head is trained on.
         unlabelled: share of the pixels without a label, 0 to 1.
     """
