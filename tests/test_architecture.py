@@ -14,13 +14,12 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS = (
     {"cli", "timm"},
-    {"explanation", "study", "validation"},
+    {"explanation", "inspection", "study", "validation"},
     {"prediction"},
     {"deploy", "training"},
     {"engines", "heads"},
     {"models"},
-    {"data", "ops", "tasks"},
-    {"pages"},
+    {"data", "ops", "pages", "tasks"},
     {"files"},
     {"errors"},
 )
@@ -77,7 +76,10 @@ def test_lightning_is_known_to_training_alone() -> None:
     [
         ("vankit, vankit.prediction.labels, vankit.deploy.folder, vankit.engines.openvino", "torch, torchvision, timm"),
         (", ".join(f"vankit.cli.{p.stem}" for p in SOURCE.glob("cli/*.py") if p.stem != "__init__"), "torch, timm"),
-        ("vankit.explanation, vankit.prediction.scenes, vankit.validation", "lightning, lightning_fabric"),
+        (
+            "vankit.explanation, vankit.inspection, vankit.prediction.scenes, vankit.validation",
+            "lightning, lightning_fabric",
+        ),
         ("vankit.timm", "torch, timm"),
         ("vankit.ops", "triton, torch._dynamo"),
     ],

@@ -181,7 +181,7 @@ def segment_info(ids: NDArray[np.int64], segment: int, category: int) -> dict[st
 
 def write_streets(root: Path) -> None:
     for split in ("train", "val"):
-        scenes = ShapeScenes("segment", split, 8, 64)
+        scenes = ShapeScenes("segment", split, 16, 64)
         for folder in ("images", "annotations"):
             (root / folder / split).mkdir(parents=True)
         for i in range(len(scenes)):

@@ -8,10 +8,10 @@ import pytest
 import vankit
 
 NAMES = """
-VAN Checkpoint ClassificationReport DenseConfig DensePredictor DenseReport Detections DownloadError Explanation Failure
-ImageError Label LargeKernelAttention MultiLabelReport PanopticMap Prediction Predictor SemanticMap TrainConfig
-UserError bench complexity convert demo explain export fold inference_model large_kernel_attention load_checkpoint
-predict read_checkpoint recipe save_checkpoint train validate
+VAN Checkpoint ClassificationReport DenseConfig DensePredictor DenseReport Detections DownloadError Explanation
+Failure ImageError Inspection Label LargeKernelAttention MultiLabelReport PanopticMap Prediction Predictor SemanticMap
+TrainConfig UserError bench complexity convert demo explain export fold inference_model inspect large_kernel_attention
+load_checkpoint predict read_checkpoint recipe save_checkpoint train validate
 """
 
 

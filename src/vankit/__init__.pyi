@@ -7,6 +7,8 @@ from .deploy.export import export as export
 from .errors import UserError as UserError
 from .explanation import Explanation as Explanation
 from .explanation import explain as explain
+from .inspection import inspect as inspect
+from .inspection.report import Inspection as Inspection
 from .models.fold import fold as fold
 from .models.hub import DownloadError as DownloadError
 from .models.lka import LargeKernelAttention as LargeKernelAttention

@@ -25,7 +25,7 @@ figure { margin: 0; } figcaption { font-size: .8rem; max-width: 16rem; overflow-
 .figure { background: white; display: inline-block; max-width: 100%; }
 .figure svg { max-width: 100%; height: auto; }
 code, pre { font-family: ui-monospace, monospace; background: #8882; padding: .1rem .3rem; overflow-x: auto; }
-pre { padding: .6rem; }
+pre { padding: .6rem; white-space: pre-wrap; }
 """
 
 

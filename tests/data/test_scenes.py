@@ -154,7 +154,7 @@ def test_coco_folders_by_task(coco: Path) -> None:
 
 
 def test_masks_are_not_read_where_nobody_wants_them(coco: Path) -> None:
-    with pytest.raises(UserError, match="no segmentation in any annotation, but the head needs masks"):
+    with pytest.raises(UserError, match="no segmentation, but the head needs masks"):
         open_scenes(coco, "detect", "train")
     _, target = open_scenes(coco, "detect", "train", masks=False)[0]
     assert "masks" not in target and target["boxes"].tolist() == [[1, 1, 4, 3]] and target["labels"].tolist() == [1]

@@ -99,7 +99,7 @@ def test_without_a_table_classes_are_the_numbers_in_the_training_labels(tmp_path
     with pytest.raises(
         UserError, match=r"classes are the numbers 0 to 11, and most never occur; .* 11 \(.*name the cla"
     ):
-        opened(tmp_path)
+        opened(tmp_path).check_labels()
     write(tmp_path, "val", "1", [[4, 1]])
     with pytest.raises(UserError, match=r"1\.png has label 4 and there are 4 classes: name it in classes\.txt, or"):
         opened(tmp_path, "val", ignore_label=11)[0]
@@ -310,9 +310,9 @@ def test_masks_of_0_and_255_are_refused_with_the_values_found(tmp_path: Path) ->
         r"read a value as another with --map-labels 255:1, or correct the class names"
     )
     with pytest.raises(UserError, match=message):
-        masks(tmp_path, 255).check_classes()
+        masks(tmp_path, 255).check_labels()
     mapped = open_semantic(tmp_path, "train", None, 255, Reading(), map_labels=["255:1"])
-    mapped.check_classes()
+    mapped.check_labels()
     assert mapped.classes == ["background", "object"] and semantic(mapped) == [[0, 1, 1]]
 
 
@@ -321,24 +321,24 @@ def test_without_names_255_alone_is_refused_too(tmp_path: Path) -> None:
         masks(tmp_path, 255, classes=None)
         dataset = open_semantic(tmp_path, "train", None, 255, reading)
         with pytest.raises(UserError, match=r"255 means unlabelled.* 0 \(33\.3%\), 255 \(66\.7%\): .*255:1"):
-            dataset.check_classes()
+            dataset.check_labels()
     mapped = open_semantic(tmp_path, "train", None, 255, Reading(), map_labels=["255:1"])
-    mapped.check_classes()
+    mapped.check_labels()
     assert mapped.classes == ["0", "1"]
 
 
 def test_another_value_than_the_class_has_is_suggested(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"values 0 \(33\.3%\), 128 \(66\.7%\): .*--map-labels 128:1"):
-        masks(tmp_path, 128).check_classes()
+        masks(tmp_path, 128).check_labels()
 
 
 def test_a_class_that_never_occurs_is_a_warning_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sound = masks(tmp_path, 1)
-    sound.check_classes()
+    sound.check_labels()
     (tmp_path / "classes.txt").write_text("background\nobject\nother\n")
     with pytest.raises(UserError, match=r"no pixel is of class other; .*; --skip-bad goes on without the class"):
-        opened(tmp_path).check_classes()
-    opened(tmp_path, skip_bad=True).check_classes()
+        opened(tmp_path).check_labels()
+    opened(tmp_path, skip_bad=True).check_labels()
     assert "no pixel is of class other" in caplog.text
 
 
@@ -348,7 +348,7 @@ def test_labels_are_read_until_all_classes_were_met(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(
         "vankit.data.semantic.read_labels", lambda path, palette: read.append(path) or read_labels(path, palette)
     )
-    dataset.check_classes()
+    dataset.check_labels()
     assert len(read) == 1
     assert dataset.count_values() == {0: 3, 1: 6}
 
@@ -359,7 +359,7 @@ def test_a_mapping_is_suggested_only_where_it_can_be_meant(tmp_path: Path, value
     (tmp_path / "classes.txt").write_text("a\nb\nc\n" if values == (0, 1) else "a\nb\n")
     write(tmp_path, "train", "1", [values])
     with pytest.raises(UserError, match=r"no pixel is of class [ac]; .*--map-labels OLD:NEW|--map-labels 2:0"):
-        opened(tmp_path).check_classes()
+        opened(tmp_path).check_labels()
 
 
 def test_a_class_may_be_in_the_images_held_out_alone(tmp_path: Path) -> None:
@@ -367,14 +367,14 @@ def test_a_class_may_be_in_the_images_held_out_alone(tmp_path: Path) -> None:
         write(tmp_path, "train", str(i), [[0, i == 4]])
     (tmp_path / "classes.txt").write_text("a\nb\n")
     dataset = open_semantic(tmp_path, "train", None, 255, Reading(), HeldOut(0.9))
-    dataset.check_classes()
+    dataset.check_labels()
 
 
 def test_labels_that_cannot_be_read_are_no_missing_classes(tmp_path: Path) -> None:
     write(tmp_path, "train", "1", [[1, 0]]).write_bytes(b"no")
     (tmp_path / "classes.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match=r"1\.png is not a readable PNG"):
-        opened(tmp_path).check_classes()
+        opened(tmp_path).check_labels()
 
 
 def test_a_palette_beside_numbers_is_passed_over(tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_ade20k_suggests_its_own_numbers(tmp_path: Path) -> None:
     (tmp_path / "objectInfo150.txt").write_text(HEADER + "1\t0\t0\t0\t1\twall\n2\t0\t0\t0\t1\tsky\n")
     write(tmp_path, "training", "1", [[0, 1, 9]])
     with pytest.raises(UserError, match=r"no pixel is of class sky; .*--map-labels 9:2"):
-        opened(tmp_path).check_classes()
+        opened(tmp_path).check_labels()
 
 
 def test_a_folder_without_splits_is_divided_where_asked(tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_palette_files_name_the_classes(tmp_path: Path) -> None:
     Image.fromarray(np.array([[(9, 0, 0), (0, 9, 0)]], np.uint8)).save(label)
     (tmp_path / "palette.txt").write_text("0 9 0 grass\n9 0 0 roof\n")
     dataset = opened(tmp_path)
-    dataset.check_classes()
+    dataset.check_labels()
     assert dataset.classes == ["grass", "roof"] and semantic(dataset) == [[1, 0]]
 
 
@@ -486,8 +486,8 @@ def test_masks_that_users_reported(tmp_path: Path, cases: Callable[[str, Path], 
         if pairs:
             value = pairs[0].split(":")[0]
             with pytest.raises(UserError, match=rf"no pixel is of class object; .*, {value} \(.* {pairs[0]}"):
-                opened(tmp_path / name).check_classes()
+                opened(tmp_path / name).check_labels()
         dataset = open_semantic(tmp_path / name, "train", None, 255, Reading(), map_labels=pairs)
-        dataset.check_classes()
+        dataset.check_labels()
         # build.py pastes 32 rows, from column 20 + i to 70
         assert [int((item[1]["semantic"] == 1).sum()) for item in dataset] == [32 * (50 - i) for i in range(4)]

@@ -19,7 +19,9 @@ app = App(
     help_format="plaintext",
     default_parameter=PARAMETERS,
 )
-for _name in ("bench", "convert", "demo", "explain", "export", "models", "predict", "study", "train", "validate"):
+for _name in (
+    "bench", "convert", "demo", "explain", "export", "inspect", "models", "predict", "study", "train", "validate"
+):  # fmt: skip
     app.command(import_module(f"vankit.cli.{_name}").command, name=_name)
 reflow_commands(app)
 

@@ -42,6 +42,8 @@ Transform = Callable[[tv_tensors.Image, Target], tuple[Any, Any]]
 
 logger = logging.getLogger(__name__)
 
+OUTSIDE = "images outside the folder"
+
 _SHOWN = 3
 
 
@@ -87,6 +89,7 @@ class Coco(Reader):
         self._root = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
         self.repairs: Repairs = Counter()
         self.left_out: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
         self.division: Division | None = None
         content = read(self.annotations, known)
         if not self.images.is_dir():
@@ -102,7 +105,7 @@ class Coco(Reader):
         by_id = self._read_pictures(content["images"])
         self._read_annotations(content, by_id)
         self._pictures = [picture for picture in by_id.values() if picture is not None]
-        self._report(len(content["annotations"]))
+        self._report()
 
     @abstractmethod
     def _read_annotations(self, content: Content, pictures: dict[int, Picture | None]) -> None:
@@ -158,15 +161,8 @@ class Coco(Reader):
             pixels = self.load(path)
         except (ValueError, OSError) as error:
             raise _Unreadable(str(error)) from error
-        if pixels.size == (picture.width, picture.height):
-            return pixels
-        advice = "correct the JSON"
-        if pixels.size == (picture.height, picture.width):
-            advice = f"{UPRIGHT} {path}"
-        raise _Unreadable(
-            f"{path} is {pixels.width} x {pixels.height} pixels once its EXIF rotation is applied, the JSON says "
-            f"{picture.size}; {advice}"
-        )
+        check_size(path, pixels.size, picture)
+        return pixels
 
     def _read_pictures(self, entries: list[Any]) -> dict[int, Picture | None]:
         """By image id; None for those left out, whose annotations are then no mistakes of their own."""
@@ -204,7 +200,7 @@ class Coco(Reader):
                 return path
         if outside:
             raise Flaw(
-                "images outside the folder",
+                OUTSIDE,
                 f"file_name {name!r} leads out of {self._root}; expected a name inside it: --allow-outside "
                 "(allow_outside=True) reads such images too",
             )
@@ -232,15 +228,25 @@ class Coco(Reader):
             advice = "correct it, or leave out what is bad with --skip-bad (skip_bad=True)"
             kind = MissingFileError if isinstance(problem, FileNotFoundError) else UserError
             raise kind(f"{self.annotations}: {name}: {problem}; {advice}") from None
-        self.left_out[problem.kind if isinstance(problem, Flaw) else "images without a file"] += 1
+        what = problem.kind if isinstance(problem, Flaw) else "images without a file"
+        self.left_out[what] += 1
+        self.examples.setdefault(what, f"{name}: {problem}")
         self.skipped.append((name, str(problem)))
 
-    def _report(self, given: int) -> None:
+    def check_labels(self) -> None:
+        """Refuse annotations that would train on nothing.
+
+        Raises:
+            ValueError: no object is left.
+        """
+        if not any(picture.objects for picture in self._pictures) and self.left_out:
+            name, reason = self.skipped[0]
+            raise UserError(f"{self.annotations} has no annotation that can be used; such as {name}: {reason}")
+
+    def _report(self) -> None:
         shown = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:_SHOWN])
         if not self._pictures:
             raise UserError(f"{self.annotations} names no picture that can be used{': ' * bool(shown)}{shown}")
-        if given and not any(picture.objects for picture in self._pictures) and self.skipped:
-            raise UserError(f"{self.annotations} has no annotation that can be used: {shown}")
         if +self.repairs:
             logger.warning("%s: repaired %s", self.annotations, counted(self.repairs))
         if self.skipped:
@@ -278,7 +284,7 @@ class CocoInstances(Coco):
         root: the folder of the set; by default the one that holds images and JSON.
 
     Attributes: `classes` (names), `category_ids`, `names` (files), `image_ids`, `pictures`, `repairs` and `left_out`
-    (counts by kind), `skipped` ((file, reason) of what was left out), `division`.
+    (counts by kind), `examples` (of what was left out, by kind), `skipped` ((file, reason) of it), `division`.
 
     Raises:
         FileNotFoundError: no such JSON, folder or image file.
@@ -300,12 +306,6 @@ class CocoInstances(Coco):
         super().__init__(images, annotations, transform, reading, read, known, root)
 
     def _read_annotations(self, content: Content, pictures: dict[int, Picture | None]) -> None:
-        given = [entry for entry in content["annotations"] if isinstance(entry, dict)]
-        if self.masks and given and not any(entry.get("segmentation") for entry in given):
-            raise UserError(
-                f"{self.annotations}: no segmentation in any annotation, but the head needs masks; train a head "
-                "without, such as --head retinanet"
-            )
         seen: dict[str, Any] = {}
         for entry in content["annotations"]:
             name = self.annotations.name
@@ -352,6 +352,23 @@ class CocoInstances(Coco):
 
 class _Unreadable(UserError):
     """A picture, or the PNG of its segments, is no use, whatever its annotations are."""
+
+
+def check_size(path: Path, size: tuple[int, int], picture: Picture) -> None:
+    """Refuse a file of another size than its picture has.
+
+    Raises:
+        ValueError: it has; the message says how to mend it.
+    """
+    if size == (picture.width, picture.height):
+        return
+    advice = "correct the JSON"
+    if size == (picture.height, picture.width):
+        advice = f"{UPRIGHT} {path}"
+    raise _Unreadable(
+        f"{path} is {size[0]} x {size[1]} pixels once its EXIF rotation is applied, the JSON says {picture.size}; "
+        f"{advice}"
+    )
 
 
 def picture_of(entry: Any, pictures: dict[int, Picture | None], repairs: Repairs) -> Picture | None:

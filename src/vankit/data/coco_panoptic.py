@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torchvision.ops import masks_to_boxes
 
 from vankit.data.coco import Coco, Target, Transform, as_target, id_of, picture_of, read_coco, some_of
@@ -100,10 +101,18 @@ class CocoPanoptic(Coco):
             except Flaw as problem:
                 self._reject(picture.name, Flaw(problem.kind, f"segment {id_of(info)}: {problem}"))
 
-    def _target(self, picture: Picture) -> Target:
+    def segment_ids(self, picture: Picture) -> NDArray[np.int32]:
+        """(H, W) ids of the segments in a picture's PNG, 0 for none.
+
+        Raises:
+            ValueError: it cannot be read, or has another size than the picture.
+        """
         assert picture.png is not None
         red, green, blue = np.asarray(self._load_sized(picture.png, picture), np.int32).transpose(2, 0, 1)
-        ids = red + 256 * green + 65536 * blue  # (H, W)
+        return red + 256 * green + 65536 * blue
+
+    def _target(self, picture: Picture) -> Target:
+        ids = self.segment_ids(picture)
         present = set(np.unique(ids).tolist()) - {0}
         declared: list[Segment] = picture.objects
         objects = [segment for segment in declared if segment.id in present]

@@ -91,6 +91,11 @@ class SemanticFolder(Reader):
     def names(self) -> list[str]:
         return [str(image) for image, _ in self._files]
 
+    @property
+    def files(self) -> Sequence[tuple[Path, Path]]:
+        """The image and the label PNG of each item."""
+        return self._files
+
     def divide(self, held_out: HeldOut, split: str, plain: bool) -> None:
         """Keep what is held out, for split val, or else the rest."""
         names = [image.relative_to(self._images).as_posix() for image, _ in self._files]
@@ -141,23 +146,17 @@ class SemanticFolder(Reader):
             raise problem
         return counts
 
-    def check_classes(self) -> None:
+    def check_labels(self) -> None:
         """Refuse labels that would train on nothing: a class that none of them names, or 255 where it is an object.
 
-        It reads labels until all classes were met; with `reading.skip_bad` a class without pixels is a warning.
+        It reads labels until enough classes were met; with `reading.skip_bad` a class without pixels is a warning.
 
         Raises:
-            ValueError: a class with a name has no pixel, or 255 alone stands beside 0.
+            ValueError: a class with a name has no pixel, or 255 alone stands beside 0, or of classes without names most
+                have no pixel.
         """
         if not self.coding.named:
-            if len(self.classes) > 1:  # that these occur is how they were found
-                return
-            counts = self.count_values()
-            if IGNORE in counts and not self.coding.mapping:
-                raise UserError(
-                    f"{self._labels}: 255 means unlabelled, and nothing else stands beside 0; the labels hold the "
-                    f"values {_shares(counts)}: read 255 as a class with --map-labels 255:1"
-                )
+            self._check_numbers()
             return
         counts = self.count_values(lambda counts: not self._missing(counts))
         if not (missing := self._missing(counts)):
@@ -167,6 +166,21 @@ class SemanticFolder(Reader):
         if not self.reading.skip_bad:
             raise UserError(f"{message}: {self._advice(counts, missing)}")
         logger.warning("%s", message)
+
+    def _check_numbers(self) -> None:
+        number = len(self.classes)
+        counts = self.count_values(lambda counts: number > 1 and 2 * len(self._missing(counts)) <= number)
+        if number == 1 and IGNORE in counts and not self.coding.mapping:
+            what, advice = (
+                "255 means unlabelled, and nothing else stands beside 0",
+                "read 255 as a class (--map-labels 255:1)",
+            )
+        elif 2 * len(self._missing(counts)) > number:
+            what = f"without classes.txt the classes are the numbers 0 to {number - 1}, and most never occur"
+            advice = f"name the classes in classes.txt, or read a value as another (--map-labels {number - 1}:1)"
+        else:
+            return
+        raise UserError(f"{self._labels}: {what}; the labels hold the values {_shares(counts)}: {advice}")
 
     def _missing(self, counts: Counter[int]) -> list[int]:
         values = np.array(sorted(counts), np.int64)
@@ -236,6 +250,12 @@ def open_semantic(
     return dataset
 
 
+def is_semantic(root: Path) -> bool:
+    """Whether a folder has images and label PNGs in two folders, with or without splits."""
+    pairs = [pair for name in (*SPLITS, "test") if (pair := _find_split(root, name))]
+    return _whole(root) is not None or any(next(labels.rglob("*.png"), None) for _, labels in pairs)
+
+
 def _find_split(root: Path, split: str) -> tuple[Path, Path] | None:
     """`images/SPLIT` and its labels, or `SPLIT/images` and its labels."""
     if (images := split_folder(root / "images", split)) is not None:
@@ -298,10 +318,4 @@ def _numbered(folder: Path, ignore_label: int, mapping: dict[int, int], reading:
     highest = max(mapped, default=-1)
     if not 0 <= highest < IGNORE:
         raise UserError(f"the label PNGs in {folder} have no class indices from 0 to 254: highest is {highest}")
-    if 2 * len(mapped) < highest + 1:
-        raise UserError(
-            f"{folder}: without classes.txt the classes are the numbers 0 to {highest}, and most never occur; the "
-            f"labels hold the values {_shares(counts)}: name the classes in classes.txt, or read a value as another "
-            f"(--map-labels {highest}:1)"
-        )
     return Coding([str(i) for i in range(highest + 1)], ignore_label, mapping=mapping, named=False)

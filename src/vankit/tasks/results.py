@@ -56,11 +56,12 @@ class Detections:
         """Objects by class, most frequent first: `3 circle, 1 star`."""
         return _sentence(_counts(self.labels, self.classes))
 
-    def draw(self, image: Image.Image) -> Image.Image:
+    def draw(self, image: Image.Image, scores: bool = True) -> Image.Image:
         """A copy of the RGB picture with boxes, names, scores and, where there are any, masks, small over large.
 
         Args:
             image: the picture in which they were found.
+            scores: write them beside the names.
 
         Raises:
             ValueError: picture and masks differ in size.
@@ -71,7 +72,8 @@ class Detections:
             for i in np.argsort(-self.masks.sum((1, 2)), kind="stable"):
                 regions[self.masks[i]] = i + 1
             image = draw_regions(image, regions, colours)
-        names = [f"{self.classes[label]} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)]
+        written = [f" {score:.2f}" if scores else "" for score in self.scores]
+        names = [self.classes[label] + score for label, score in zip(self.labels, written, strict=True)]
         return draw_boxes(image, self.boxes, names, colours)
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from vankit.data.augment import PER_INSTANCE, collate, evaluation_transform, training_transform
+from vankit.data.coco import Coco
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.label_maps import IGNORE
 from vankit.data.own import Data, OwnScenes, Pair, pair_of
@@ -214,8 +215,8 @@ def _datasets(
         "held_out": HeldOut(config.val_share, config.seed, plain=True),
     }
     train_set = open_scenes(data, task, "train", augment, **shared, known=known)
-    if isinstance(train_set, SemanticFolder):
-        train_set.check_classes()
+    if isinstance(train_set, SemanticFolder | Coco):
+        train_set.check_labels()
     return train_set, open_scenes(data, task, "val", evaluation_transform(), **shared, known=train_set.classes)
 
 

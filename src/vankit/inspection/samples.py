@@ -1,0 +1,95 @@
+"""Pictures for the report: some of each class, or scenes with what is annotated in them."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.functional import to_pil_image
+
+from vankit.data.images import load_image
+from vankit.errors import UserError
+from vankit.inspection.tallies import Tally
+from vankit.tasks.detect import Detect
+from vankit.tasks.panoptic import segments_of
+from vankit.tasks.results import PanopticMap, SemanticMap
+
+SIDE = 160  # of a picture of one class
+SCENE_SIDE = 256  # as wide as a page shows it
+
+_PICTURES = 240
+_MOST_PER_CLASS = 8
+_SCENES = 36
+_TINY = 96  # sides that are enlarged to at least this
+
+
+def pictures_by_class(tally: Tally) -> Iterator[tuple[int, list[tuple[Image.Image, str]]]]:
+    """(label, pictures with captions) of as many classes as a page holds, at equal distances in each class."""
+    members = tally.members()
+    count = min(_MOST_PER_CLASS, max(1, _PICTURES // max(1, len(members))))
+    for label, indices in enumerate(members[:_PICTURES]):
+        yield label, [picture_of(tally.paths[index]) for index in spread(indices, count)]
+
+
+def picture_of(path: str) -> tuple[Image.Image, str]:
+    """A picture, small, and its file's name."""
+    image = load_image(path, min_side=SIDE)
+    image.thumbnail((SIDE, SIDE))
+    return enlarged(image), Path(path).name
+
+
+def spread(items: Sequence[int], count: int) -> list[int]:
+    """So many of the items, at equal distances."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def scenes(tally: Tally, task: str) -> Iterator[tuple[Image.Image, str]]:
+    """Pictures with what is annotated in them, drawn, and captions; if possible every class is in one."""
+    for index in covering(tally.members(), tally.used):
+        try:
+            item = tally.dataset[index]
+        except (UserError, OSError):  # reported already
+            continue
+        if item is not None:
+            image, target = _resized(*item)
+            yield _draw(task, image, target, tally.dataset), Path(tally.paths[index]).name
+
+
+def covering(members: Sequence[Sequence[int]], used: Sequence[int]) -> list[int]:
+    """Pictures that show every class, the rarest first, and then others, up to a page's number."""
+    chosen: dict[int, None] = {}
+    for indices in sorted(filter(None, members), key=len):
+        if not chosen.keys() & set(indices):
+            chosen[indices[len(indices) // 2]] = None
+    chosen |= dict.fromkeys(spread(used, max(0, _SCENES - len(chosen))))
+    return list(chosen)[:_SCENES]
+
+
+def _resized(image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Scaled with all that is annotated, so that lines and names stay legible."""
+    longest = max(image.shape[-2:])
+    side = min(longest, SCENE_SIDE) if longest > _TINY else longest * -(-_TINY // longest)
+    return v2.Resize(None, max_size=side)(image, target) if side != longest else (image, target)
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """A tiny picture, each pixel as several."""
+    times = -(-_TINY // max(image.size))
+    return image if times == 1 else image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+
+
+def _draw(task: str, image: Any, target: dict[str, Any], dataset: Any) -> Image.Image:
+    picture, classes = to_pil_image(image), dataset.classes
+    if task == "segment":
+        return SemanticMap("", classes, target["semantic"].numpy().astype(np.int64)).draw(picture)
+    if task == "detect":
+        scores = torch.ones(len(target["labels"]))
+        return Detect.scene("", classes, (), {**target, "scores": scores}).draw(picture, scores=False)
+    labels = target["labels"].numpy()
+    segments = segments_of(target["masks"].numpy())
+    return PanopticMap("", classes, dataset.things, segments, labels, np.ones(len(labels), np.float32)).draw(picture)
