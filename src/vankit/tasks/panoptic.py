@@ -27,20 +27,30 @@ class Panoptic:
     def reset(self) -> None:
         self.measure = PanopticMeasure(self.classes, self.things)
 
-    def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> None:
-        truth = {
-            "segments": segments_of(target["masks"].cpu().numpy()),
-            "labels": target["labels"].cpu().numpy(),
-            "iscrowd": target["iscrowd"].cpu().numpy(),
-        }
+    def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> PanopticMeasure:
+        truth = {**_annotated(target), "iscrowd": target["iscrowd"].cpu().numpy()}
         found = {"segments": result["segments"].cpu().numpy(), "labels": result["labels"].cpu().numpy()}
-        self.measure.add(truth, found)
+        alone = PanopticMeasure(self.classes, self.things)
+        alone.add(truth, found)
+        self.measure.merge(alone.state())
+        return alone
 
     @staticmethod
     def scene(source: str, classes: Sequence[str], things: Sequence[bool], result: Mapping[str, Tensor]) -> PanopticMap:
         """The segments of one picture."""
         arrays = {name: result[name].cpu().numpy() for name in ("segments", "labels", "scores")}
         return PanopticMap(source=source, classes=list(classes), things=list(things), **arrays)
+
+    @staticmethod
+    def truth(source: str, classes: Sequence[str], things: Sequence[bool], target: Mapping[str, Any]) -> PanopticMap:
+        """The annotated segments of one picture, crowd regions too."""
+        scores = np.ones(len(target["labels"]), np.float32)
+        return PanopticMap(source, list(classes), list(things), **_annotated(target), scores=scores)
+
+
+def _annotated(target: Mapping[str, Any]) -> dict[str, Any]:
+    masks, labels = (target[name].cpu().numpy() for name in ("masks", "labels"))
+    return {"segments": segments_of(masks), "labels": labels}
 
 
 def segments_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:

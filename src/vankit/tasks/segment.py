@@ -34,13 +34,21 @@ class Segment:
     def reset(self) -> None:
         self.measure = SegmentationMeasure(self.classes)
 
-    def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> None:
-        self.measure.add(target["semantic"].cpu().numpy(), _labels(result))
+    def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> SegmentationMeasure:
+        alone = SegmentationMeasure(self.classes)
+        alone.add(target["semantic"].cpu().numpy(), _labels(result))
+        self.measure.merge(alone.state())
+        return alone
 
     @staticmethod
     def scene(source: str, classes: Sequence[str], things: Sequence[bool], result: Mapping[str, Tensor]) -> SemanticMap:
         """The class of every pixel of one picture."""
         return SemanticMap(source=source, classes=list(classes), labels=_labels(result))
+
+    @staticmethod
+    def truth(source: str, classes: Sequence[str], things: Sequence[bool], target: Mapping[str, Any]) -> SemanticMap:
+        """The annotated class of every pixel of one picture; 255 is unlabelled."""
+        return SemanticMap(source=source, classes=list(classes), labels=target["semantic"].cpu().numpy())
 
 
 def _labels(result: Mapping[str, Tensor]) -> Any:
