@@ -17,9 +17,11 @@ FLOORS = (
     {"explanation", "study", "validation"},
     {"prediction"},
     {"deploy", "training"},
+    {"reports"},
     {"engines", "heads"},
     {"models"},
     {"data", "ops", "tasks"},
+    {"pages"},
     {"files"},
     {"errors"},
 )
