@@ -70,9 +70,9 @@ class Classifier(LightningModule):
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> dict[str, Any] | None:
         if batch is None:  # all of them left out by --skip-bad
-            return
+            return None
         images, labels = batch
         logits = self(images).float()
         check_output(logits)
@@ -81,6 +81,7 @@ class Classifier(LightningModule):
         self.log("val_loss", F.cross_entropy(logits, labels), on_epoch=True, sync_dist=True)
         self.log("val_top1", self.top1, on_epoch=True, prog_bar=True)
         self.log("val_top5", self.top5, on_epoch=True)
+        return {"answers": logits}
 
     def measures(self) -> dict[str, float]:
         """Accuracies of the last validation, 0 to 1; every process has to call it."""

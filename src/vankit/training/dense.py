@@ -6,7 +6,6 @@ from os import PathLike
 from typing import Any
 
 import torch
-import torch.distributed
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -24,7 +23,7 @@ from vankit.heads.checkpoints import start_from
 from vankit.models.description import Description, Weights
 from vankit.models.van import Stage
 from vankit.tasks.dense import EVALUATORS, Evaluator, infer
-from vankit.training.loaders import Processes, Setup, loaders, to_channels_last
+from vankit.training.loaders import Processes, Setup, gathered, loaders, to_channels_last
 from vankit.training.recipes import DenseConfig
 from vankit.training.schedule import lr_factor, parameter_groups
 
@@ -82,20 +81,19 @@ class DenseTask(LightningModule):
         self.log_dict({**named, "train_loss": loss.detach()}, batch_size=len(images))
         return loss
 
-    def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> dict[str, Any]:
         images, targets = batch
         results = infer(self.model, images, self.description) if images else []
-        for target, result in zip(targets, results, strict=True):
-            self.evaluator.add(target, result)
+        alone = [self.evaluator.add(target, result) for target, result in zip(targets, results, strict=True)]
+        return {"answers": results, "measures": alone}
 
     def on_validation_epoch_start(self) -> None:
         self.evaluator.reset()
 
     def measures(self) -> dict[str, float]:
         """Figures of the validation images of all processes; every process has to call it."""
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            states: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(states, self.evaluator.measure.state())
+        states = gathered(self.evaluator.measure.state())
+        if len(states) > 1:
             self.evaluator.reset()
             for state in states:
                 self.evaluator.measure.merge(state)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed
 from lightning import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset
@@ -20,6 +21,15 @@ class Processes:
 
     rank: int = 0
     world: int = 1
+
+
+def gathered(state: Any) -> list[Any]:
+    """What each process passes, from all of them; every process has to call it."""
+    if not torch.distributed.is_initialized() or (world := torch.distributed.get_world_size()) == 1:
+        return [state]
+    states: list[Any] = [None] * world
+    torch.distributed.all_gather_object(states, state)
+    return states
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from vankit.training.dense import DenseTask, setup_dense
 from vankit.training.finite import ADVICE, KeepFinite
 from vankit.training.loaders import Processes, Setup
 from vankit.training.recipes import Config, DenseConfig, TrainConfig, default_recipe, recipe
+from vankit.training.report import KeepFindings, write_run_report
 
 # Lightning's advice on what the config and `out` have decided, or the version that began the run; and a deprecation in
 # its own code
@@ -87,8 +88,8 @@ def train(
             split, a part of the training images is held out to validate (`val_share` of the config), with a warning.
         model: such as van_b0, or van_b0.cifar10 to start from those weights.
         config: settings: a `TrainConfig` for classify, else a `DenseConfig`; `default_recipe`'s if None.
-        out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and tensorboard/;
-            `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
+        out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv, tensorboard/ and
+            report.html; `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
         checkpoint: weights of any public format to start from, rather than the model's public ones; for the other tasks
             also of a whole network.
         resume: continue the run in `out` after its last trained epoch, which is validated first if it was not.
@@ -157,11 +158,12 @@ def _check_public_weights(model: str) -> None:
 
 def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state: Path | None) -> TrainResult:
     keep = KeepWeights(out, setup.description, resumed=state is not None)
+    findings = KeepFindings(setup.description, keep)
     start = time.perf_counter()
     with warnings.catch_warnings():
         for message in _ADVICE:
             warnings.filterwarnings("ignore", message=message)
-        trainer = _trainer(config, out, keep, len(setup.train_loader))
+        trainer = _trainer(config, out, keep, findings, len(setup.train_loader))
         if trainer.is_global_zero:
             _prepare(out, record)
         try:
@@ -180,6 +182,8 @@ def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state:
             "or let a validation fall within the run (--validate-every)"
         )
     seconds = time.perf_counter() - start
+    if trainer.is_global_zero:
+        write_run_report(out, record, findings, seconds)
     return TrainResult(keep.best, keep.measure, out / "best.safetensors", out / "last.safetensors", seconds)
 
 
@@ -243,13 +247,13 @@ def _prepare(out: Path, record: dict[str, Any]) -> None:
         log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
 
 
-def _trainer(config: Config, out: Path, keep: "KeepWeights", batches: int) -> Trainer:
+def _trainer(config: Config, out: Path, keep: "KeepWeights", findings: KeepFindings, batches: int) -> Trainer:
     """One Lightning Trainer: on the processes torchrun started if any, else on one accelerator or the CPU."""
     callbacks: list[Callback] = []
     if config.ema_decay:
         callbacks.append(WeightAveraging(avg_fn=_moving_average(config.ema_decay)))
     # in this order: they see a state to save once the averaged weights are in it, and write it once it is checked
-    callbacks += [KeepFinite(config.nan_tolerance, keep.last_good), keep]
+    callbacks += [KeepFinite(config.nan_tolerance, keep.last_good), keep, findings]
     if bar := sys.stdout.isatty():
         callbacks.append(RichProgressBar())
     dense = config if isinstance(config, DenseConfig) else None
@@ -315,7 +319,7 @@ class KeepWeights(Callback):
         self.loss = math.nan
         self.figures: dict[str, float] = {}  # of this epoch, once it is validated
         self.improved = False
-        self.has_weights = resumed
+        self.has_weights = self.resumed = resumed
         self.start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
