@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vankit.models.description import Description
@@ -15,14 +15,14 @@ from vankit.reports.worst import Mistake, Place, picture_of
 from vankit.tasks.dense import EVALUATORS
 from vankit.tasks.detect import box_areas, match_objects
 from vankit.tasks.drawing import draw_boxes
-from vankit.tasks.results import Detections
 
 SCORE = 0.3  # from which on an object counts as found, as `vankit.DensePredictor` has it
 
 _MISSED, _FALSE, _PICTURES = "Largest missed objects", "Surest false objects", "Worst pictures"
 _KEPT = 12
 _SIDE, _HALF, _GAP = 360, 272, 8  # pixels: three single pictures, or two pairs of halves, stand side by side
-_GREEN, _ORANGE, _RED = (40, 170, 60), (255, 150, 0), (230, 30, 30)
+_GREEN = (40, 170, 60)
+_COLOURS = {_MISSED: (230, 30, 30), _FALSE: (255, 150, 0)}
 _CURVES = 10  # classes, at most, that each have a curve
 
 
@@ -84,30 +84,31 @@ class DetectFindings(SceneFindings):
         np.add.at(self.missed, truth.labels[missed], 1)
         np.add.at(self.false, found.labels[false], 1)
         shares = box_areas(truth.boxes[missed]) / (image.shape[1] * image.shape[2])
-        wrong = (
-            (_MISSED, "{}, {:.1%} of the picture", truth.labels[missed], shares),
-            (_FALSE, "{} {:.2f}", found.labels[false], found.scores[false]),
-        )
-        for heading, caption, labels, scores in wrong:
+        kinds = {  # caption of the worst, objects, and how bad each is
+            _MISSED: ("{}, {:.1%} of the picture", truth.boxes[missed], truth.labels[missed], shares),
+            _FALSE: ("{} {:.2f}", found.boxes[false], found.labels[false], found.scores[false]),
+        }
+        for heading, (caption, _, labels, scores) in kinds.items():
             if len(scores) and self.worst[heading].takes(score := float(scores.max())):
                 text = caption.format(self.description.classes[labels[scores.argmax()]], score)
-                self._keep(heading, score, index, self._draw(image, truth, found, missed, false), text)
+                drawn = {kind: (boxes, labels) for kind, (_, boxes, labels, _) in kinds.items()}
+                self._keep(heading, score, index, self._draw(image, found.boxes[~false], drawn, heading), text)
         self.count += 1
 
     def _draw(
-        self,
-        image: Tensor,
-        truth: Detections,
-        found: Detections,
-        missed: NDArray[np.bool_],
-        false: NDArray[np.bool_],
+        self, image: Tensor, right: NDArray[np.float32], wrong: dict[str, tuple[Any, Any]], heading: str
     ) -> Image.Image:
-        picture, classes = picture_of(image, _SIDE), self.description.classes
-        boxes = np.concatenate([truth.boxes[missed], found.boxes]) * np.float32(picture.width / image.shape[2])
-        names = [classes[label] for label in truth.labels[missed]]
-        names += [f"{classes[label]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)]
-        colours = [_RED] * int(missed.sum()) + [_ORANGE if wrong else _GREEN for wrong in false]
-        return draw_boxes(picture, boxes, names, colours)
+        """The picture with boxes: right ones without names, as there may be many, and on top the heading's kind."""
+        picture = picture_of(image, _SIDE)
+        factor = np.float32(picture.width / image.shape[2])
+        pen = ImageDraw.Draw(picture)
+        for box in right * factor:
+            pen.rectangle(box.tolist(), outline=_GREEN)
+        for kind in sorted(wrong, key=lambda kind: kind == heading):
+            boxes, labels = wrong[kind]
+            names = [self.description.classes[label] for label in labels]
+            picture = draw_boxes(picture, boxes * factor, names, [_COLOURS[kind]] * len(names))
+        return picture
 
     def finish(self, measure: Any) -> None:
         super().finish(measure)
