@@ -46,7 +46,7 @@ class Findings:
         mistakes = self.worst[heading].worst_first()
         page.heading(heading)
         page.text(text if mistakes else "None.")
-        page.pictures([(each.picture, f"{each.caption}\n{each.name}") for each in mistakes], side)
+        page.pictures([(each.picture, f"{each.caption}\n{each.name}".strip()) for each in mistakes], side)
 
 
 def write_classes(page: Page, rows: Sequence[Mapping[str, Any]], measure: str) -> None:
