@@ -17,7 +17,7 @@ import vankit
 from vankit.data.scenes import ShapeScenes
 from vankit.models.description import Description
 from vankit.models.weights import read_metadata
-from vankit.training.recipes import short, short_semantic
+from vankit.training.recipes import short, short_dense, short_semantic
 from vankit.training.report import KeepFindings, write_run_report
 from vankit.training.run import TrainResult, train
 
@@ -181,6 +181,17 @@ def test_a_segmenters_report_is_that_of_validate(tmp_path: Path) -> None:
     assert page.captions == again.captions
     names = [caption.splitlines()[1] for caption in page.captions["Worst pictures"]]
     assert sorted(names) == [str(root / "images" / "val" / f"{i}.png") for i in range(5)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "head"), [("detect", "retinanet"), ("panoptic", "mask2former")])
+def test_other_tasks_reports_are_those_of_validate(task: str, head: str, small_shapes: None, tmp_path: Path) -> None:
+    config = replace(short_dense("van_b0"), epochs=1, short_sides=(64,), batch_size=4, queries=10, workers=0)
+    result = train("shapes", "van_b0", config, tmp_path / "run", task=task, head=head)
+    vankit.validate("shapes", checkpoint=result.best, workers=0, engine="torch", report=tmp_path / "again.html")
+    page, again = page_of(result), Report(tmp_path / "again.html")
+    assert page.tables["Classes"] == again.tables["Classes"] and page.captions == again.captions
+    assert page.captions and page.opens_offline()
 
 
 @pytest.mark.slow
