@@ -17,9 +17,11 @@ FLOORS = (
     {"explanation", "inspection", "study", "validation"},
     {"prediction"},
     {"deploy", "training"},
+    {"reports"},
     {"engines", "heads"},
     {"models"},
-    {"data", "ops", "pages", "tasks"},
+    {"data", "ops", "tasks"},
+    {"pages"},
     {"files"},
     {"errors"},
 )

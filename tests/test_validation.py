@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from page_reader import Report
 from PIL import Image
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
@@ -192,3 +193,43 @@ def test_kinds_of_labels_and_networks_go_together(
         validate(data, checkpoint=network, **QUICK)
     with pytest.raises(UserError, match="has no confusion matrix: leave out picture"):
         validate(table, checkpoint=network, picture=tmp_path / "c.png", **QUICK)
+
+
+def test_the_report_shows_the_surest_mistakes(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Of a network that knows a further class, and a folder with a broken image."""
+    (data / "val" / "blue" / "0.png").write_bytes(b"")
+    report = validate(data, checkpoint=checkpoint, report=tmp_path / "r.html", batch_size=5, **QUICK)
+    predictor = vankit.Predictor(checkpoint=checkpoint, engine="torch")
+    wrong = []
+    for path in sorted((data / "val").rglob("*.png"))[1:]:
+        best, name = predictor(path).labels[0], path.parent.name
+        if best.name != name:
+            wrong.append((best.score, f"{name} → {best.name} {best.score:.1%}\n{name}/{path.name}"))
+    page = Report(tmp_path / "r.html")
+    assert page.captions["Surest mistakes"] == [text for _, text in sorted(wrong, key=lambda pair: -pair[0])]
+    assert page.rows("Measures") == [{"top-1": f"{report.top1:.1%}"}]  # of four classes
+    assert page.rows("Classes") == [
+        {name: "" if value is None else f"{value:.1%}" if isinstance(value, float) else str(value)
+         for name, value in row.items()}
+        for row in report.per_class()
+    ]  # fmt: skip
+    assert page.rows("Left out")[0]["file"] == str(data / "val" / "blue" / "0.png")
+    assert page.facts(page.title)["left out"] == "1"
+    assert page.opens_offline()
+
+
+def test_a_detectors_report(dense_checkpoint: Callable[[str, str], Path], small_shapes: None, tmp_path: Path) -> None:
+    checkpoint = dense_checkpoint("retinanet", "detect")
+    report = validate("shapes", checkpoint=checkpoint, report=tmp_path / "r.html", **QUICK)
+    page = Report(tmp_path / "r.html")
+    assert {row["class"]: row["objects"] for row in page.rows("Classes")} == {
+        row["class"]: str(row["objects"]) for row in report.per_class
+    }
+    names = [caption.splitlines()[1] for caption in page.captions["Largest missed objects"]]
+    assert sorted(names) == ["shapes-val-0.png", "shapes-val-1.png"]
+    assert page.facts("Settings")["head"] == "retinanet"
+
+
+def test_a_report_that_is_no_page_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected one that ends in .html"):
+        validate(tmp_path / "missing", report=tmp_path / "r.json")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from os import PathLike
@@ -20,8 +21,8 @@ th, td { text-align: left; padding: .15rem .9rem .15rem 0; border-bottom: 1px so
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .scroll { max-height: 30rem; overflow: auto; }
 .pictures { display: flex; flex-wrap: wrap; gap: .8rem; }
-figure { margin: 0; } figcaption { font-size: .8rem; max-width: 16rem; overflow-wrap: anywhere; }
-.pictures img { max-width: 16rem; max-height: 16rem; display: block; image-rendering: auto; }
+figure { margin: 0; } figcaption { font-size: .8rem; overflow-wrap: anywhere; white-space: pre-line; }
+.pictures img { max-width: 100%; display: block; }
 .figure { background: white; display: inline-block; max-width: 100%; }
 .figure svg { max-width: 100%; height: auto; }
 code, pre { font-family: ui-monospace, monospace; background: #8882; padding: .1rem .3rem; overflow-x: auto; }
@@ -64,16 +65,21 @@ class Page:
         self._parts.append(f'<div class="scroll"><table><tr>{heads}</tr>{body}</table></div>')
 
     def figure(self, figure: Any) -> None:
-        """A figure of matplotlib."""
+        """A figure of matplotlib; its text is written in the reader's fonts."""
+        from matplotlib import rc_context
+
         drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", bbox_inches="tight")
+        with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # which the reader's may have
+            figure.savefig(drawn, format="svg", bbox_inches="tight")
         svg = drawn.getvalue()
         self._parts.append(f'<div class="figure">{svg[svg.index("<svg") :]}</div>')
 
-    def pictures(self, pictures: Iterable[tuple[Image.Image, str]], side: int = 320) -> None:
-        """RGB pictures with captions, made smaller than `side` pixels."""
+    def pictures(self, pictures: Iterable[tuple[Image.Image, str]], side: int = 256) -> None:
+        """RGB pictures with captions, shown at `side` pixels or less."""
         shown = (
-            f'<figure><img src="{_inline(picture, side)}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
+            f'<figure style="max-width: {side}px"><img src="{_inline(picture, side * 5 // 4)}" alt="">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
             for picture, caption in pictures
         )
         self._parts.append(f'<div class="pictures">{"".join(shown)}</div>')
@@ -83,6 +89,11 @@ class Page:
         head = f'<meta charset="utf-8"><title>{escape(self._title)}</title><style>{_STYLE}</style>'
         parts = "\n".join(self._parts)
         write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{parts}\n</body></html>\n')
+
+
+def plain(name: str) -> str:
+    """A name as a figure of matplotlib shows it as it is, though there are dollar signs in it."""
+    return name.replace("$", r"\$")
 
 
 def _cell(value: Any) -> str:

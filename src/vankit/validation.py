@@ -24,13 +24,21 @@ from vankit.errors import UserError
 from vankit.files import check_picture, save_figure, write_text
 from vankit.heads.build import HEADS
 from vankit.models.description import Weights
+from vankit.pages import Page
 from vankit.prediction.labels import Predictor
 from vankit.prediction.scenes import DensePredictor
+from vankit.reports.classes import ClassFindings, class_rows, draw_confusion
+from vankit.reports.findings import Findings, write_classes
+from vankit.reports.page import check_page, finish, write_measures
+from vankit.reports.scenes import SceneFindings, scene_findings
+from vankit.reports.worst import items_of
 from vankit.tasks.dense import EVALUATORS
 from vankit.tasks.multilabel import MultiLabelMeasure, MultiLabelReport
 from vankit.tasks.segment import Test
 
 logger = logging.getLogger(__name__)
+
+_SHOWN = 100  # of the files that were left out
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,11 @@ class ClassificationReport:
         return int(self.confusion.sum())
 
     @property
+    def measures(self) -> dict[str, float]:
+        """The accuracies by name, 0 to 1."""
+        return {"top-1": self.top1} | ({} if self.top5 is None else {"top-5": self.top5})
+
+    @property
     def top1(self) -> float:
         """Part of the images whose best class is right, 0 to 1."""
         return float(np.trace(self.confusion) / self.count)
@@ -67,14 +80,8 @@ class ClassificationReport:
 
     def per_class(self) -> list[dict[str, Any]]:
         """Per class: name, images, recall (accuracy within the class) and precision, 0 to 1; None without images."""
-        hits = np.diag(self.confusion)
-        rows = []
-        for i, name in enumerate(self.classes):
-            images, predicted = int(self.confusion[i].sum()), int(self.confusion[:, i].sum())
-            recall = float(hits[i] / images) if images else None
-            precision = float(hits[i] / predicted) if predicted else None
-            rows.append({"class": name, "images": images, "recall": recall, "precision": precision})
-        return rows
+        n = len(self.classes)
+        return class_rows(self.classes, self.confusion.sum(1), self.confusion.sum(0)[:n], np.diag(self.confusion))
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON-able values."""
@@ -89,25 +96,8 @@ class ClassificationReport:
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Write the confusion matrix as a picture, rows normalised to their class's images."""
-        from matplotlib.figure import Figure
-
-        rows = self.confusion[:, : len(self.classes)]
-        share = rows / np.maximum(self.confusion.sum(1, keepdims=True), 1)
-        n = len(self.classes)
-        side = min(4 + 0.35 * n, 24)
-        figure = Figure(figsize=(side + 1, side), layout="constrained")
-        axes = figure.subplots()
-        picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        figure.colorbar(picture, label="part of the true class", shrink=0.8)
-        axes.set(xlabel="predicted", ylabel="true", title=f"top-1 {self.top1:.1%} of {self.count:,} images")
-        if n <= 60:
-            axes.set_xticks(range(n), self.classes, rotation=90)
-            axes.set_yticks(range(n), self.classes)
-        if n <= 20:
-            for i, j in np.ndindex(n, n):
-                colour = "white" if share[i, j] > 0.5 else "black"
-                axes.text(j, i, f"{rows[i, j]}", ha="center", va="center", color=colour, fontsize=8)
-        save_figure(figure, path, dpi=120)
+        title = f"top-1 {self.top1:.1%} of {self.count:,} images"
+        save_figure(draw_confusion(self.confusion, self.classes, title), path, dpi=120)
 
 
 @dataclass(frozen=True)
@@ -166,6 +156,7 @@ def validate(
     tolerant: bool = False,
     allow_outside: bool = False,
     weights: Weights | None = None,
+    report: str | PathLike[str] | None = None,
 ) -> Any:
     """Measure a network on a labelled image set: a classifier, or the detector or segmenter that `checkpoint` holds.
 
@@ -187,6 +178,7 @@ def validate(
         skip_bad, tolerant, allow_outside: what to do about images and annotations that cannot be used as they are, see
             `vankit.data.reading.Reading`; a classifier's images that cannot be read are left out in any case.
         weights: see `vankit.Predictor`.
+        report: HTML file for a report with the worst mistakes as pictures, such as report.html.
 
     Returns:
         A `ClassificationReport`, a `MultiLabelReport` for a multi-label classifier, or a `DenseReport` for a detector
@@ -197,65 +189,87 @@ def validate(
             output is not finite.
     """
     check_picture(picture)
+    check_page(report)
     if workers < 0:
         raise UserError(f"workers is {workers}, expected 0 or more")
     reading = Reading(skip_bad, tolerant, allow_outside)
     opened = open_network(model, checkpoint, weights=weights)
     if picture is not None and (opened.dense or opened.description.multi_label):
         raise UserError(f"{opened.source} has no confusion matrix: leave out picture (--plot)")
+    figures: Any
+    findings: Findings | None
     if opened.dense:
         dense = DensePredictor(opened, test=test, engine=engine, precision=precision, device=device)
-        report = _measure_scenes(data, dense, split, workers, seed, reading)
-        _write(report, output)
-        return report
-    if test != "single" or allow_outside:
-        raise UserError("test and allow_outside are only for detectors and segmenters: pass the checkpoint of one")
-    predictor = Predictor(opened, engine=engine, precision=precision, batch_size=batch_size, device=device)
-    held_out = opened.description.held_out or HeldOut()
-    reading = replace(reading, skip_bad=True)
-    return _validate_classifier(data, predictor, output, picture, split, batch_size, workers, seed, held_out, reading)
+        figures, findings = _measure_scenes(data, dense, split, workers, seed, reading)
+    else:
+        if test != "single" or allow_outside:
+            raise UserError("test and allow_outside are only for detectors and segmenters: pass the checkpoint of one")
+        predictor = Predictor(opened, engine=engine, precision=precision, batch_size=batch_size, device=device)
+        reading = replace(reading, skip_bad=True)
+        figures, findings = _validate_classifier(data, predictor, split, batch_size, workers, seed, reading)
+    if output is not None:
+        write_text(output, json.dumps(figures.to_dict(), indent=2, allow_nan=False) + "\n")
+    if picture is not None:
+        figures.plot(picture)
+    if report is not None:
+        settings = {"split": split, "engine": engine, "precision": precision, "device": device, "test": test}
+        _write_report(report, data, figures, findings, opened, settings)
+    return figures
 
 
 def _validate_classifier(
     data: str | PathLike[str],
     predictor: Predictor,
-    output: str | PathLike[str] | None,
-    picture: str | PathLike[str] | None,
     split: str,
     batch_size: int,
     workers: int,
     seed: int,
-    held_out: HeldOut,
     reading: Reading,
-) -> ClassificationReport | MultiLabelReport:
+) -> tuple[ClassificationReport, ClassFindings] | tuple[MultiLabelReport, None]:
     side = predictor.preprocessing.input_size[-1]
+    held_out = predictor.description.held_out or HeldOut()
     dataset = open_dataset(data, split, predictor.preprocessing, side, seed, held_out=held_out, reading=reading)
     announce(dataset, data)
     check_kind(dataset, predictor.description.multi_label, data)
     names: list[str] = list(dataset.classes)
     index = class_index(names, predictor.classes, predictor.named)
-    if isinstance(dataset, Reader):
-        dataset = _WithReasons(dataset)
-    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_collate)
-    measure = _measure_labels if predictor.description.multi_label else _measure
-    report = measure(predictor, loader, names, index)
+    tolerant = _WithReasons(dataset) if isinstance(dataset, Reader) else dataset
+    loader = DataLoader(tolerant, batch_size, num_workers=workers, collate_fn=_collate)
+    measure: Any = _measure_labels if predictor.description.multi_label else _measure
+    report, findings = measure(predictor, loader, names, index)
     if not report.count:
         reasons = [reason for _, reason in report.skipped[:1]]
         raise UserError(f"no image of {data} could be read; {' '.join(reasons) or 'it is empty'}")
-    _write(report, output)
-    if picture is not None and isinstance(report, ClassificationReport):
-        report.plot(picture)
-    return report
+    if findings is not None:
+        findings.name_pictures(dataset)
+    return report, findings
 
 
-def _write(report: ClassificationReport | MultiLabelReport | DenseReport, output: str | PathLike[str] | None) -> None:
-    if output is not None:
-        write_text(output, json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
+def _write_report(
+    path: str | PathLike[str],
+    data: str | PathLike[str],
+    figures: Any,
+    findings: Findings | None,
+    network: Network,
+    settings: dict[str, Any],
+) -> None:
+    page = Page(f"{network.source} on {data}")
+    counts = {"images": f"{figures.count:,}", "left out": f"{len(figures.skipped):,}"}
+    page.facts({"task": network.description.task, "split": settings["split"], **counts})
+    write_measures(page, "Measures", figures.measures)
+    if findings is None:
+        write_classes(page, figures.per_class, "AP")
+    else:
+        findings.write(page)
+    if figures.skipped:
+        page.heading("Left out")
+        page.table([{"file": file, "reason": reason} for file, reason in figures.skipped[:_SHOWN]])
+    finish(page, {**settings, **network.description.to_metadata()}, path)
 
 
 def _measure_scenes(
     data: str | PathLike[str], predictor: DensePredictor, split: str, workers: int, seed: int, reading: Reading
-) -> DenseReport:
+) -> tuple[DenseReport, SceneFindings]:
     masks = HEADS[predictor.head or ""].masks
     dataset = open_scenes(
         data,
@@ -278,39 +292,47 @@ def _measure_scenes(
     evaluator = EVALUATORS[predictor.task](predictor.classes, predictor.things, masks)
     # the one place that reads skipped files: worker processes would keep their lists to themselves
     loader = DataLoader(dataset, 1, num_workers=0 if reading.skip_bad else workers, collate_fn=collate)
-    count = 0
-    for images, targets in track(loader, "validating", transient=True):
+    findings = scene_findings(predictor.description)
+    for index, (images, targets) in enumerate(track(loader, "validating", transient=True)):
         if images:  # else left out
-            evaluator.add(targets[0], predictor.results(images)[0])
-            count += 1
+            result = predictor.results(images)[0]
+            alone = evaluator.add(targets[0], result)
+            findings.add(index, images[0], targets[0], result, alone)
     skipped = list(dataset.skipped)
-    if not count:
+    if not (count := findings.count):
         raise UserError(f"no image of {data} could be used; {skipped[-1][1] if skipped else 'it is empty'}")
     measure = evaluator.measure
-    return DenseReport(predictor.task, predictor.head or "", count, measure.compute(), measure.per_class(), skipped)
+    findings.finish(measure)
+    findings.name_pictures(dataset)
+    figures = measure.compute()
+    return DenseReport(predictor.task, predictor.head or "", count, figures, measure.per_class(), skipped), findings
 
 
 def _measure(
     predictor: Predictor, loader: DataLoader[Any], names: list[str], index: NDArray[np.int64]
-) -> ClassificationReport:
+) -> tuple[ClassificationReport, ClassFindings]:
     n = len(names)
     column = np.full(len(predictor.classes), n)  # the network's class → the data's, n for classes the data lacks
     column[index] = np.arange(n)
     confusion = np.zeros((n, n + (len(predictor.classes) > n)), dtype=np.int64)
     top5_correct, skipped = 0, []
-    for images, labels, errors in track(loader, "validating", transient=True):
+    findings = ClassFindings(names, predictor.preprocessing, predictor.classes, column)
+    for i, (images, labels, errors) in enumerate(track(loader, "validating", transient=True)):
         skipped += errors
         if not len(labels):
             continue
-        best = np.argsort(-predictor.logits(images.numpy()), axis=1, kind="stable")[:, :5]
+        logits = predictor.logits(images.numpy())
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+        findings.add(items_of(loader, i), images, labels, logits)
         np.add.at(confusion, (labels, column[best[:, 0]]), 1)
         top5_correct += int((best == index[labels][:, None]).any(1).sum())
-    return ClassificationReport(names, confusion, top5_correct if len(predictor.classes) > 5 else None, skipped)
+    top5 = top5_correct if len(predictor.classes) > 5 else None
+    return ClassificationReport(names, confusion, top5, skipped), findings
 
 
 def _measure_labels(
     predictor: Predictor, loader: DataLoader[Any], names: list[str], index: NDArray[np.int64]
-) -> MultiLabelReport:
+) -> tuple[MultiLabelReport, None]:
     thresholds = predictor.description.thresholds
     measure = MultiLabelMeasure(names, [thresholds[i] for i in index])
     count, skipped = 0, []
@@ -319,7 +341,7 @@ def _measure_labels(
         if len(labels):
             measure.add(labels, predictor.logits(images.numpy())[:, index])
             count += len(labels)
-    return MultiLabelReport(count, measure.compute(), measure.per_class(), skipped)
+    return MultiLabelReport(count, measure.compute(), measure.per_class(), skipped), None
 
 
 class _WithReasons(Dataset[Any]):

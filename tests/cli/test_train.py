@@ -24,6 +24,8 @@ def test_train_and_validate(run: Run, tmp_path: Path, capsys: pytest.CaptureFixt
     assert run("train", tmp_path, *options, "--workers", "0", "--output", tmp_path / "run") == 0
     page = capsys.readouterr()
     assert "best top-1" in page.out
+    assert f"curves and mistakes: {tmp_path / 'run' / 'report.html'}\n" in page.out
+    assert (tmp_path / "run" / "report.html").is_file()
     assert "GPU available" not in page.out + page.err
     best = tmp_path / "run" / "best.safetensors"
     words = ("--checkpoint", best, "--output", tmp_path / "r.json", "--workers", "0", "--engine", "torch")
@@ -32,6 +34,10 @@ def test_train_and_validate(run: Run, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "top-1" in line and "top-5" not in line + page.out  # of two classes
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["images"] == 4 and report["top5"] is None
+    assert run("validate", tmp_path, *words, "--report", tmp_path / "r.html") == 0
+    assert "<h2>Surest mistakes</h2>" in (tmp_path / "r.html").read_text()
+    assert "top-1" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r.json").read_text())["images"] == 4
 
 
 def test_a_run_that_diverges_ends_in_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

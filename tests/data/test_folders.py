@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from page_reader import Report
 from PIL import Image
 from timm.data import ImageNetInfo
 
@@ -313,6 +314,10 @@ def test_training_from_shards(shards: Path, tmp_path: Path) -> None:
     result = train(f"wds/{shards}", "van_b0", config, tmp_path / "run")
     assert 0 <= result.score <= 1
     assert result.best.exists()
+    page = Report(tmp_path / "run" / "report.html")
+    assert sum(int(row["images"]) for row in page.rows("Classes")) == 4
+    for caption in page.captions.get("Surest mistakes", []):
+        assert "→" in caption and "\n" not in caption  # no name in a stream
 
 
 def test_hugging_face_dataset(tmp_path: Path) -> None:

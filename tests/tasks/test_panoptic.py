@@ -101,3 +101,22 @@ def test_a_scene_has_the_segments() -> None:
     assert np.array_equal(scene.segments, result["segments"]) and scene.segments.dtype == np.int64
     assert scene.labels.tolist() == result["labels"].tolist() and scene.scores.tolist() == [0.75] * len(scene.labels)
     assert "background" in scene.summary()
+
+
+def test_each_image_is_measured_by_itself_too() -> None:
+    evaluator = Panoptic(["a", "b"], [True, False], True)
+    masks = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masks[0, :2] = True
+    target = {"masks": masks, "labels": torch.tensor([0]), "iscrowd": torch.zeros(1, dtype=torch.bool)}
+    right = {"segments": masks[0].long(), "labels": torch.tensor([0])}
+    assert evaluator.add(target, right).compute()["PQ"] == 1
+    assert evaluator.add(target, right | {"labels": torch.tensor([1])}).compute()["PQ"] == 0
+    # a: one of two is found; b: one that is not there
+    assert evaluator.measure.compute()["PQ"] == pytest.approx((1 / 1.5 + 0) / 2)
+
+
+def test_the_truth_as_a_map_at_another_size() -> None:
+    masks = torch.tensor([[[True, False], [False, False]], [[False, False], [True, True]]])
+    truth = Panoptic.truth("a.png", ["a", "b"], [True, False], {"masks": masks, "labels": torch.tensor([1, 0])})
+    assert truth.segments.tolist() == [[1, 0], [2, 2]] and truth.labels.tolist() == [1, 0]
+    assert truth.resized((4, 2)).segments.tolist() == [[1, 1, 0, 0], [2, 2, 2, 2]]

@@ -197,3 +197,22 @@ def test_a_scene_has_the_best_class_of_each_pixel() -> None:
     scene = Segment.scene("a.png", CLASSES, [True] * 4, {"logits": direct(stripes(2, 6))})
     assert isinstance(scene, SemanticMap) and scene.source == "a.png" and scene.classes == CLASSES
     assert scene.labels.dtype == np.int64 and scene.labels.tolist() == [[0, 0, 1, 1, 2, 2]] * 2
+
+
+def test_each_image_is_measured_by_itself_too() -> None:
+    evaluator = Segment(CLASSES, [], False)
+    truth = torch.zeros(4, 4, dtype=torch.long)
+    logits = torch.zeros(4, 4, 4)
+    logits[0, :, :], logits[1, :, 2:] = 1, 2  # the right half is wrong
+    half = evaluator.add({"semantic": truth}, {"logits": logits})
+    whole = evaluator.add({"semantic": truth}, {"logits": 1 - logits.clip(max=0) - torch.arange(4)[:, None, None]})
+    assert (half.compute()["aAcc"], whole.compute()["aAcc"]) == (0.5, 1)
+    assert evaluator.measure.compute()["aAcc"] == 0.75
+
+
+def test_the_truth_as_a_map_at_another_size() -> None:
+    labels = torch.tensor([[0, 1, 255], [2, 3, 0]])
+    truth = Segment.truth("a.png", CLASSES, [], {"semantic": labels})
+    assert truth.labels.tolist() == labels.tolist()
+    assert truth.resized((6, 2)).labels.tolist() == [[0, 0, 1, 1, 255, 255], [2, 2, 3, 3, 0, 0]]
+    assert truth.resized((1, 1)).labels.tolist() == [[0]]

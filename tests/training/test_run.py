@@ -81,6 +81,7 @@ def test_a_run_leaves_weights_state_and_logs(run: TrainResult, data: Path) -> No
     out = run.best.parent
     assert {p.name for p in out.iterdir()} == {
         "best.safetensors", "last.safetensors", "resume.ckpt", "config.json", "metrics.csv", "tensorboard",
+        "report.html",
     }  # fmt: skip
     assert any((out / "tensorboard").glob("events.out.tfevents.*"))
     checkpoint = read_checkpoint(run.best)

@@ -38,8 +38,8 @@ def command(
 ) -> None:
     """Train a classifier, a detector or a segmenter.
 
-    Writes best.safetensors, last.safetensors, metrics.csv, the files of --logger, and what is needed to resume, to
-    --output.
+    Writes best.safetensors, last.safetensors, metrics.csv, TensorBoard logs, what is needed to resume and, at the end,
+    report.html with curves and the worst mistakes, to --output.
     To train with several processes, start it with torchrun: torchrun --nproc-per-node N -m vankit train ...
 
     Recipes:
@@ -81,3 +81,4 @@ def command(
                  tolerant=tolerant, allow_outside=allow_outside, weights=weights)  # fmt: skip
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"best {result.measure} {result.score:.2%} after {result.seconds:.0f} s: {result.best}")
+        print(f"curves and mistakes: {result.best.parent / 'report.html'}")

@@ -19,6 +19,7 @@ def command(
     weights: Weights | None = None,
     output: Path | None = None,
     plot: Path | None = None,
+    report: Path | None = None,
     batch_size: int = 64,
     workers: int = 2,
     device: str = "auto",
@@ -44,6 +45,7 @@ def command(
         weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         output: JSON file for all measures.
         plot: image file for the confusion matrix of a classifier, such as confusion.png.
+        report: HTML file for a report that opens offline: all measures, and the worst mistakes as pictures.
         batch_size: images per forward pass; detectors and segmenters take one at a time.
         workers: number of processes that load images.
         device: cpu, cuda or auto.
@@ -62,24 +64,24 @@ def command(
     from vankit.validation import ClassificationReport
     from vankit.validation import validate as run
 
-    report = run(
+    figures = run(
         data, model, checkpoint, output, plot, workers=workers, seed=seed, batch_size=batch_size, device=device,
         engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
-        tolerant=tolerant, allow_outside=allow_outside, weights=weights,
+        tolerant=tolerant, allow_outside=allow_outside, weights=weights, report=report,
     )  # fmt: skip
-    if not isinstance(report, ClassificationReport):
-        _print_measures(data, report)
+    if not isinstance(figures, ClassificationReport):
+        _print_measures(data, figures)
         return
-    table = Table(title=f"{data}: {report.count:,} images")
+    table = Table(title=f"{data}: {figures.count:,} images")
     table.add_column("class")
     for heading in ("images", "recall %", "precision %"):
         table.add_column(heading, justify="right")
-    for row in report.per_class():
+    for row in figures.per_class():
         shares = ("" if row[key] is None else f"{row[key]:.1%}" for key in ("recall", "precision"))
         table.add_row(row["class"], str(row["images"]), *shares)
     console().print(table)
-    top5 = "" if report.top5 is None else f"top-5 {report.top5:.2%}  "
-    print(f"top-1 {report.top1:.2%}  {top5}images {report.count}  left out {len(report.skipped)}")
+    top5 = "" if figures.top5 is None else f"top-5 {figures.top5:.2%}  "
+    print(f"top-1 {figures.top1:.2%}  {top5}images {figures.count}  left out {len(figures.skipped)}")
 
 
 def _print_measures(data: str, report: Any) -> None:

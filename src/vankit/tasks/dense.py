@@ -24,8 +24,8 @@ class Evaluator(Protocol):
     def reset(self) -> None:
         """Forget all images."""
 
-    def add(self, target: dict[str, Any], result: dict[str, Any]) -> None:
-        """Take one image: its target and the network's result for it, see `vankit.heads`."""
+    def add(self, target: dict[str, Any], result: dict[str, Any]) -> Any:
+        """Take one image: its target and the network's result for it, see `vankit.heads`; its own measure alone."""
 
 
 EVALUATORS: dict[str, Any] = {"detect": Detect, "segment": Segment, "panoptic": Panoptic}

@@ -103,6 +103,14 @@ class DetectionMeasure:
             for i, name in enumerate(self.classes)
         ]
 
+    def curves(self) -> NDArray[np.float64]:
+        """Precision of boxes at IoU 0.5, (classes, 101), at recalls 0, 0.01, …, 1; NaN for a class without objects.
+
+        It is COCO's: at a recall, the highest precision at that recall or a higher one; their mean is the class's AP50.
+        """
+        precision = self._evaluated("box")[_IOU_50, ..., 0].T  # (classes, recalls)
+        return np.where(precision > -1, precision, np.nan)
+
     def _checked(self, given: Mapping[str, Any], what: str, further: Sequence[str]) -> dict[str, NDArray[Any]]:
         names = ("boxes", "labels", *further)
         if missing := [name for name in names if name not in given]:

@@ -27,10 +27,13 @@ class Panoptic:
     def reset(self) -> None:
         self.measure = PanopticMeasure(self.classes, self.things)
 
-    def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> None:
+    def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> PanopticMeasure:
         truth = {**_annotated(target), "iscrowd": target["iscrowd"].cpu().numpy()}
         found = {"segments": result["segments"].cpu().numpy(), "labels": result["labels"].cpu().numpy()}
-        self.measure.add(truth, found)
+        alone = PanopticMeasure(self.classes, self.things)
+        alone.add(truth, found)
+        self.measure.merge(alone.state())
+        return alone
 
     @staticmethod
     def scene(source: str, classes: Sequence[str], things: Sequence[bool], result: Mapping[str, Tensor]) -> PanopticMap:

@@ -138,6 +138,10 @@ class SemanticMap:
         """A copy of the RGB picture, tinted by class, over a legend; see `Detections.draw`."""
         return self._stuff().draw(image)
 
+    def resized(self, size: tuple[int, int]) -> "SemanticMap":
+        """The map for the picture at another size, (W, H) in pixels."""
+        return replace(self, labels=_nearest(self.labels, size))
+
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
         """Rows of COCO's results format for stuff segmentation; see `Detections.to_coco`.
 
@@ -193,6 +197,10 @@ class PanopticMap:
         outline(tinted, self.segments * np.append(False, self._is_thing())[self.segments])
         return add_legend(tinted, [(colour(label), text) for label, text in self._entries()])
 
+    def resized(self, size: tuple[int, int]) -> "PanopticMap":
+        """The map for the picture at another size, (W, H) in pixels; small segments may lose all of theirs."""
+        return replace(self, segments=_nearest(self.segments, size))
+
     def to_coco(self, image_id: int, category_ids: Sequence[int], file_name: str) -> dict[str, Any]:
         """The picture's entry in COCO's panoptic results; see `Detections.to_coco`.
 
@@ -238,6 +246,12 @@ class PanopticMap:
         largest_first = [label for label in np.argsort(-shares, kind="stable").tolist() if shares[label] > 0]
         stuff = [(label, f"{self.classes[label]} {percent[label]} %") for label in largest_first]
         return _counts(self.labels[is_thing & (pixels > 0)], self.classes) + stuff
+
+
+def _nearest(values: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64]:
+    """(H, W) at another size (W, H)."""
+    rows, columns = (np.arange(size[i]) * values.shape[1 - i] // size[i] for i in (1, 0))
+    return values[rows[:, None], columns]
 
 
 def _counts(labels: NDArray[np.int64], classes: list[str]) -> list[tuple[int, str]]:

@@ -34,8 +34,11 @@ class Segment:
     def reset(self) -> None:
         self.measure = SegmentationMeasure(self.classes)
 
-    def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> None:
-        self.measure.add(target["semantic"].cpu().numpy(), _labels(result))
+    def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> SegmentationMeasure:
+        alone = SegmentationMeasure(self.classes)
+        alone.add(target["semantic"].cpu().numpy(), _labels(result))
+        self.measure.merge(alone.state())
+        return alone
 
     @staticmethod
     def scene(source: str, classes: Sequence[str], things: Sequence[bool], result: Mapping[str, Tensor]) -> SemanticMap:

@@ -102,7 +102,7 @@ class Classifier(LightningModule):
         for name, accuracy in self.accuracies.items():
             accuracy(logits, labels)
             self.log(f"val_{name.replace('-', '')}", accuracy, on_epoch=True)
-        return {"answers": logits}  # for `Pictures`
+        return {"answers": logits}  # for `Pictures` and `KeepFindings`
 
     def measures(self) -> dict[str, float]:
         """Accuracies of the last validation, 0 to 1; every process has to call it."""

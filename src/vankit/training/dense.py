@@ -87,9 +87,8 @@ class DenseTask(LightningModule):
     def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> dict[str, Any]:
         images, targets = batch
         results = infer(self.model, images, self.description) if images else []
-        for target, result in zip(targets, results, strict=True):
-            self.evaluator.add(target, result)
-        return {"answers": results}  # for `Pictures`
+        alone = [self.evaluator.add(target, result) for target, result in zip(targets, results, strict=True)]
+        return {"answers": results, "measures": alone}  # for `Pictures` and `KeepFindings`
 
     def on_validation_epoch_start(self) -> None:
         self.evaluator.reset()

@@ -39,6 +39,7 @@ from vankit.training.pictures import Pictures
 from vankit.training.progress import Progress, last_loss, open_view
 from vankit.training.quiet import quiet_lightning
 from vankit.training.recipes import Config, DenseConfig, TrainConfig, default_recipe, recipe
+from vankit.training.report import KeepFindings, write_run_report
 from vankit.training.state import WholeState
 
 # which say what the network is, and its outputs mean
@@ -90,8 +91,8 @@ def train(
             Or two datasets of your own, (train_set, val_set), see below.
         model: such as van_b0, or van_b0.cifar10 to start from those weights.
         config: settings: a `TrainConfig` for classify, else a `DenseConfig`; `default_recipe`'s if None.
-        out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv and what the logger
-            leaves, tensorboard/; `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
+        out: folder for best.safetensors, last.safetensors, resume.ckpt, config.json, metrics.csv, report.html and what
+            the logger leaves, tensorboard/; `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
         checkpoint: weights of any public format to start from, rather than the model's public ones; for the other tasks
             also of a whole network.
         resume: continue the run in `out` after its last trained epoch, which is validated first if it was not.
@@ -177,9 +178,10 @@ def _check_public_weights(model: str) -> None:
 
 def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state: Path | None) -> TrainResult:
     keep = KeepWeights(out, setup.description, resumed=state is not None)
+    findings = KeepFindings(setup.description, keep)
     start = time.perf_counter()
     with quiet_lightning(), further_logger(config.logger, out, record) as further:
-        trainer = _trainer(config, out, keep, further, len(setup.train_loader))
+        trainer = _trainer(config, out, keep, findings, further, len(setup.train_loader))
         if trainer.is_global_zero:
             _prepare(out, record)
         try:
@@ -199,6 +201,8 @@ def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state:
             f"{config.workers}, or let a validation fall within the run (--validate-every)"
         )
     seconds = time.perf_counter() - start
+    if trainer.is_global_zero:
+        write_run_report(out, record, findings, seconds)
     return TrainResult(keep.best, keep.measure, out / "best.safetensors", out / "last.safetensors", seconds)
 
 
@@ -274,13 +278,15 @@ def _prepare(out: Path, record: dict[str, Any]) -> None:
             log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
 
 
-def _trainer(config: Config, out: Path, keep: "KeepWeights", further: list[Logger], batches: int) -> Trainer:
+def _trainer(
+    config: Config, out: Path, keep: "KeepWeights", findings: KeepFindings, further: list[Logger], batches: int
+) -> Trainer:
     """One Lightning Trainer: on the processes torchrun started if any, else on one accelerator or the CPU."""
     callbacks: list[Callback] = []
     if config.ema_decay:
         callbacks.append(WeightAveraging(avg_fn=_moving_average(config.ema_decay)))
     # in this order: they see a state to save once the averaged weights are in it, and write it once it is checked
-    callbacks += [KeepFinite(config.nan_tolerance, keep.last_good), keep, LogRate()]
+    callbacks += [KeepFinite(config.nan_tolerance, keep.last_good), keep, findings, LogRate()]
     if config.patience:
         callbacks.append(StopEarly(config.patience, keep))
     if int(os.environ.get("RANK", 0)) == 0:
@@ -349,7 +355,7 @@ class KeepWeights(Callback):
         self.loss = math.nan
         self.figures: dict[str, float] = {}  # of this epoch, once it is validated
         self.improved = False
-        self.has_weights = resumed
+        self.has_weights = self.resumed = resumed
         self.start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
