@@ -453,6 +453,17 @@ def is_model(name: str) -> bool:
     return timm.is_model(name) if ":" not in name else not name.endswith(":")
 
 
+def check_name(name: str) -> None:
+    """Refuse what is not the name of a model.
+
+    Raises:
+        ValueError: timm knows no such model.
+    """
+    if not is_model(ALIASES.get(name, name)):
+        hint = "; this is a path: pass it as the checkpoint (--checkpoint)" if Path(name).exists() else ""
+        raise UserError(f"unknown model {name!r}: expected one of {', '.join(VARIANTS)}, or another timm model{hint}")
+
+
 def create_model(name: str, **kwargs: Any) -> nn.Module:
     """`timm.create_model`, with an error that helps where the name is wrong, for any model while `lka` is empty.
 
@@ -462,10 +473,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     Raises:
         ValueError: timm knows no such model or weights, or `lka` is given for another network than a VAN.
     """
+    check_name(name)
     name = ALIASES.get(name, name)
-    if not is_model(name):
-        hint = "; this is a path: pass it as the checkpoint (--checkpoint)" if Path(name).exists() else ""
-        raise UserError(f"unknown model {name!r}: expected one of {', '.join(VARIANTS)}, or another timm model{hint}")
     if not kwargs.get("lka"):
         kwargs.pop("lka", None)
     elif architecture(name) not in VARIANTS:

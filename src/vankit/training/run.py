@@ -24,7 +24,7 @@ from vankit.data.reading import STRICT, Reading
 from vankit.errors import MissingFileError, NotFiniteError, UserError, WriteError
 from vankit.files import read_json, write_text, writing
 from vankit.models.description import Description, Weights
-from vankit.models.van import VARIANTS
+from vankit.models.van import VARIANTS, check_name
 from vankit.models.weights import read_metadata, sizes_of, write_tensors
 from vankit.training.balance import BalancedSampler
 from vankit.training.classify import MultiLabelClassifier, setup_classify
@@ -120,6 +120,7 @@ def train(
     config = config or recipe(default_recipe(data, task, head), model, task, head)
     reading = Reading(skip_bad, tolerant, allow_outside)
     _check_task(task, head, config, reading)
+    check_name(model)
     check_optimizer(config.optimizer)
     check_logger(config.logger)
     if reading != STRICT and not isinstance(data, str | os.PathLike):
