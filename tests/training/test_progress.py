@@ -353,10 +353,10 @@ def test_a_run_on_a_terminal(tmp_path: Path) -> None:
     assert max(map(len, shown)) == 80
     bar = re.compile(r"epoch 2/2 [━╸╺]+ \d/6 loss \d\.\d+ [\d.]+ images/s 0:\d\d:\d\d left")
     assert any(map(bar.fullmatch, shown))
-    first, second, last = screen(content.decode())
+    first, second, last, report = screen(content.decode())
     for number, line in ((1, first), (2, second)):
         assert re.fullmatch(rf"epoch {number}/2  loss .*  top-1 .*  top-5 .*  best .* s", line)
-    assert last.startswith("best top-1")
+    assert last.startswith("best top-1") and report == "curves and mistakes: run/report.html"
 
 
 def _read(terminal: int) -> bytes:
