@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,11 @@ class MissingPackageError(UserError, ImportError):
 
 class NotFiniteError(UserError):
     """A network gave numbers that are NaN or infinite."""
+
+
+def few(values: Sequence[object]) -> str:
+    """The first of many, for a message of one line."""
+    return ", ".join(map(str, values[:5])) + " …" * (len(values) > 5)
 
 
 def check_output(output: Any) -> None:

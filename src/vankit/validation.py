@@ -33,7 +33,7 @@ from vankit.reports.page import check_page, finish, write_measures
 from vankit.reports.scenes import SceneFindings, scene_findings
 from vankit.reports.worst import items_of
 from vankit.tasks.dense import EVALUATORS
-from vankit.tasks.multilabel import MultiLabelMeasure, MultiLabelReport
+from vankit.tasks.multilabel import MultiLabelMeasure, MultiLabelReport, without_nan
 from vankit.tasks.segment import Test
 
 logger = logging.getLogger(__name__)
@@ -127,14 +127,10 @@ class DenseReport:
             "task": self.task,
             "head": self.head,
             "images": self.count,
-            "measures": _plain(self.measures),
-            "classes": [_plain(row) for row in self.per_class],
+            "measures": without_nan(self.measures),
+            "classes": [without_nan(row) for row in self.per_class],
             "skipped": [{"file": path, "error": reason} for path, reason in self.skipped],
         }
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if value != value else value for name, value in row.items()}
 
 
 def validate(

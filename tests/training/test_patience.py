@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 from vankit.models.description import Description
 from vankit.models.weights import read_metadata
 from vankit.training.classify import Classifier
+from vankit.training.keep import KeepWeights
 from vankit.training.patience import StopEarly
 from vankit.training.recipes import short
-from vankit.training.run import KeepWeights, train
+from vankit.training.run import train
 
 NAN = math.nan
 

@@ -12,6 +12,7 @@ from vankit.data.augment import collate
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
 from vankit.data.scenes import ShapeScenes
 from vankit.models.description import Description
+from vankit.reports.worst import picture_of
 from vankit.tasks.dense import EVALUATORS
 from vankit.training import pictures
 from vankit.training.logs import Log
@@ -68,7 +69,7 @@ def test_a_network_that_is_right_looks_like_the_truth(task: str) -> None:
     (found, _, _), (truth, _, _) = cells = draw_scenes(image, target, result, description, side=192)
     assert [caption for _, caption, _ in cells] == ["prediction", "truth"]
     assert same(found, truth) and found.width == 192 and found.height >= 128
-    plain = pictures._picture(image.numpy()).resize((192, 128), Image.Resampling.BICUBIC)
+    plain = picture_of(image, 192)
     assert not same(found.crop((0, 0, 192, 128)), plain)  # something is drawn
 
 
@@ -87,16 +88,16 @@ def test_objects_of_low_score_are_not_drawn() -> None:
     image, target, result, description = scene("detect")
     result["scores"] = result["scores"] * 0.29
     (found, _, _), _ = draw_scenes(image, target, result, description, side=192)
-    assert same(found, pictures._picture(image.numpy()).resize((192, 128), Image.Resampling.BICUBIC))
+    assert same(found, picture_of(image, 192))
 
 
 def test_boxes_and_masks_are_resized_with_their_picture() -> None:
     _, _, result, description = scene("detect")
     found = EVALUATORS["detect"].scene("", description.classes, description.things, result)
-    large = pictures._resized(found, (48, 32), (96, 64))
+    large = found.resized((96, 64), (48, 32))
     np.testing.assert_allclose(large.boxes, 2 * found.boxes)
     np.testing.assert_array_equal(large.masks, found.masks.repeat(2, 1).repeat(2, 2))
-    np.testing.assert_array_equal(pictures._resized(large, (96, 64), (48, 32)).masks, found.masks)
+    np.testing.assert_array_equal(large.resized((48, 32), (96, 64)).masks, found.masks)
 
 
 class Validation:

@@ -34,9 +34,10 @@ from vankit.models.van import create_model
 from vankit.models.weights import from_normalisation, read_checkpoint, read_metadata
 from vankit.tasks.multilabel import MultiLabelMeasure
 from vankit.training.classify import Classifier, setup_classify
+from vankit.training.keep import KeepWeights
 from vankit.training.loaders import Processes
 from vankit.training.recipes import TrainConfig, short, short_semantic
-from vankit.training.run import KeepWeights, TrainResult, train
+from vankit.training.run import TrainResult, train
 
 TINY = replace(
     short("van_b0"), epochs=2, warmup_epochs=0, batch_size=4, lr_batch=4, lr=1e-3, img_size=32, workers=0, smoothing=0.0

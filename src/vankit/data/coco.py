@@ -35,7 +35,7 @@ from vankit.data.coco_entries import (
 )
 from vankit.data.held_out import Division, HeldOut
 from vankit.data.reading import STRICT, Reader, Reading
-from vankit.errors import MissingFileError, MissingPackageError, UserError
+from vankit.errors import MissingFileError, MissingPackageError, UserError, few
 
 Target = dict[str, Any]
 Transform = Callable[[tv_tensors.Image, Target], tuple[Any, Any]]
@@ -219,7 +219,7 @@ class Coco(Reader):
         if category not in self._labels:
             raise Flaw(
                 "unknown categories",
-                f"category_id {category} is unknown; the categories have {some_of(self.category_ids)}",
+                f"category_id {category} is unknown; the categories have {few(self.category_ids)}",
             )
         return self._labels[category]
 
@@ -412,7 +412,3 @@ def as_target(
 
 def id_of(entry: Any) -> Any:
     return entry.get("id") if isinstance(entry, dict) else entry
-
-
-def some_of(values: list[int]) -> str:
-    return ", ".join(map(str, values[:10])) + " …" * (len(values) > 10)

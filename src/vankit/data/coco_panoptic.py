@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import masks_to_boxes
 
-from vankit.data.coco import Coco, Target, Transform, as_target, id_of, picture_of, read_coco, some_of
+from vankit.data.coco import Coco, Target, Transform, as_target, id_of, picture_of, read_coco
 from vankit.data.coco_entries import Content, Flaw, Picture, Segment, flag, text, whole
 from vankit.data.reading import STRICT, Reading
-from vankit.errors import MissingFileError, UserError
+from vankit.errors import MissingFileError, UserError, few
 
 
 class CocoPanoptic(Coco):
@@ -120,7 +120,7 @@ class CocoPanoptic(Coco):
         stray = present - {segment.id for segment in declared}
         for numbers, reason in ((lost, f"have no pixel in {picture.png}"), (stray, "are in the PNG, not in the JSON")):
             if numbers:
-                self._leave_out_late(picture, f"segments {some_of(sorted(numbers))} {reason}")
+                self._leave_out_late(picture, f"segments {few(sorted(numbers))} {reason}")
         order = np.array([segment.id for segment in objects], np.int32)
         masks = torch.from_numpy(ids == order[:, None, None])  # (S, H, W)
         # masks_to_boxes gives the last pixel inside, a box ends where that pixel does.

@@ -17,7 +17,7 @@ from vankit.data.multilabel import is_multilabel, open_multilabel
 from vankit.data.reading import STRICT, Reader, Reading
 from vankit.data.shapes import Shapes
 from vankit.data.walk import SPLITS, PassedOver, split_folder, subfolders, walk_images
-from vankit.errors import MissingFileError, UserError
+from vankit.errors import MissingFileError, UserError, few
 from vankit.files import read_text
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class ClassFolder(Reader):
             raise UserError(f"{root} is not an ImageFolder: expected {root}/CLASS/*.jpg, found {self._found()}")
         self.passed_over.log(root)
         if self.empty:
-            logger.warning("%s: class folders without images (%d): %s", root, len(self.empty), some(self.empty))
+            logger.warning("%s: class folders without images (%d): %s", root, len(self.empty), few(self.empty))
 
     def _found(self) -> str:
         folders = f"{len(self.empty)} folders without images" if self.empty else ""
@@ -157,11 +157,11 @@ class ClassFolder(Reader):
         """
         if unknown := sorted(set(self.classes) - set(classes)):
             raise UserError(
-                f"{self.root}: classes without images to train on ({len(unknown)}): {some(unknown)}; add some, or take "
+                f"{self.root}: classes without images to train on ({len(unknown)}): {few(unknown)}; add some, or take "
                 "the folders away"
             )
         if missing := sorted(set(classes) - set(self.classes)):
-            logger.warning("%s: classes without images to validate (%d): %s", self.root, len(missing), some(missing))
+            logger.warning("%s: classes without images to validate (%d): %s", self.root, len(missing), few(missing))
         label_of = {name: label for label, name in enumerate(classes)}
         self.samples = [(path, label_of[self.classes[label]]) for path, label in self.samples]
         self.classes = list(classes)
@@ -173,11 +173,6 @@ class ClassFolder(Reader):
         self.division = Division.of(held_out, chosen, plain)
         kept = [sample for sample, out in zip(self.samples, chosen, strict=True) if out == (split == "val")]
         self.samples = kept
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of many names, in one line."""
-    return ", ".join(names[:5]) + " …" * (len(names) > 5)
 
 
 def _images_by_class(root: Path, passed_over: PassedOver) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
 from vankit.data.walk import IMAGE_SUFFIXES
-from vankit.errors import MissingFileError, UserError
+from vankit.errors import MissingFileError, UserError, few
 from vankit.files import read_text
 
 logger = logging.getLogger(__name__)
@@ -234,8 +234,3 @@ def _inside(table: Path, line: int, name: str) -> str:
             "that folder, without .."
         )
     return path.as_posix()
-
-
-def few(names: Sequence[str]) -> str:
-    """The first of many names."""
-    return ", ".join(names[:5]) + ", …" * (len(names) > 5)

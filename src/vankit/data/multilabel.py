@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vankit.data.held_out import Division, HeldOut, divide
-from vankit.data.label_tables import LabelTable, few, read_labels
+from vankit.data.label_tables import LabelTable, read_labels
 from vankit.data.reading import STRICT, Reader, Reading
 from vankit.data.walk import walk_images
-from vankit.errors import MissingFileError, UserError
+from vankit.errors import MissingFileError, UserError, few
 
 logger = logging.getLogger(__name__)
 

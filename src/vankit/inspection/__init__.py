@@ -15,6 +15,7 @@ from vankit.inspection.pictures import Contents
 from vankit.inspection.report import Copies, Finding, Inspection, Split
 from vankit.inspection.segment import LabelStudy
 from vankit.inspection.tallies import Study, look_through, quiet
+from vankit.reports.page import check_page
 
 STUDIES: dict[str, type[Study]] = {
     "classify": ClassStudy,
@@ -33,7 +34,7 @@ def inspect(
 ) -> Inspection:
     """Read a folder of data as `vankit.train` would, and say what is in it.
 
-    Every file is opened once: broken ones are found by decoding them, copies by their content. What would end a
+    Every picture is looked at once: broken ones are found by decoding them, copies by their content. What would end a
     training is left out and reported, with the option of `vankit train` that leaves it out too.
 
     Args:
@@ -82,8 +83,7 @@ def _check(data: Any, task: str | None, output: Any, workers: int) -> None:
         raise MissingFileError(f"no folder {data}: expected one with data to train on")
     if task is not None and task not in STUDIES:
         raise UserError(f"unknown task {task!r}: expected one of {', '.join(STUDIES)}")
-    if output is not None and Path(output).suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"{output} is not the name of an HTML file: expected one that ends in .html")
+    check_page(output)
     if workers < 0:
         raise UserError(f"workers is {workers}, expected 0 or more")
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from PIL import Image
 
-from vankit.data.folders import ClassFolder, open_dataset, some
+from vankit.data.folders import ClassFolder, open_dataset
 from vankit.data.held_out import HeldOut
+from vankit.errors import few
 from vankit.inspection.report import ClassCount, Finding, Split
 from vankit.inspection.tallies import READING, Study, Tally, counted, effect_in
 from vankit.training.recipes import Config
@@ -72,7 +73,7 @@ class ClassTally(Tally):
         found = counted("passed over", self.split, passed.counts, passed.examples)
         if self.dataset.empty:
             empty = self.dataset.empty
-            found.append(Finding("passed over", self.split, "class folders without images", len(empty), some(empty)))
+            found.append(Finding("passed over", self.split, "class folders without images", len(empty), few(empty)))
         return found
 
 
@@ -100,10 +101,10 @@ class ClassStudy(Study):
             missing = sorted(set(self.known) - set(tally.dataset.classes))
             if unknown:
                 what = "classes without images to train on, whose folders are to be filled or taken away"
-                found.append(Finding(effect_in(tally.split), tally.split, what, len(unknown), some(unknown)))
+                found.append(Finding(effect_in(tally.split), tally.split, what, len(unknown), few(unknown)))
             if missing:
                 found.append(
-                    Finding("note", tally.split, "classes of train without images", len(missing), some(missing))
+                    Finding("note", tally.split, "classes of train without images", len(missing), few(missing))
                 )
         return found
 

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from vankit.data.coco import CocoInstances, check_size, decode_mask
 from vankit.data.coco_entries import Instance, Picture
-from vankit.data.folders import some
 from vankit.data.held_out import HeldOut
 from vankit.data.scenes import open_scenes
 from vankit.data.walk import walk_images
-from vankit.errors import UserError
+from vankit.errors import UserError, few
 from vankit.inspection.pictures import Look, look_at
 from vankit.inspection.report import ClassCount, Finding, Split
 from vankit.inspection.tallies import READING, Study, Tally, counted, effect_in
@@ -179,10 +178,10 @@ def across_annotations(study: Study) -> list[Finding]:
         if tally.dataset.classes != train.dataset.classes:
             only = sorted(set(tally.dataset.classes) ^ set(train.dataset.classes)) or ["the same in another order"]
             what = "classes that are not in both this split and train"
-            found.append(Finding(effect_in(tally.split), tally.split, what, len(only), some(only)))
+            found.append(Finding(effect_in(tally.split), tally.split, what, len(only), few(only)))
     never = [name for name, images in zip(train.dataset.classes, train.members(), strict=True) if not images]
     if never:
-        found.append(Finding("note", "train", "classes that never occur", len(never), some(never)))
+        found.append(Finding("note", "train", "classes that never occur", len(never), few(never)))
     return [*found, *_unlisted(study.tallies)]
 
 

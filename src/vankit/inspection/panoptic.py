@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from vankit.data.coco import some_of
 from vankit.data.coco_entries import Picture
 from vankit.data.coco_panoptic import CocoPanoptic
 from vankit.data.held_out import HeldOut
 from vankit.data.scenes import open_scenes
-from vankit.errors import UserError
+from vankit.errors import UserError, few
 from vankit.inspection.detect import PictureTally, across_annotations
 from vankit.inspection.pictures import Look
 from vankit.inspection.report import ClassCount, Finding, Split
@@ -59,7 +58,7 @@ class SegmentTally(PictureTally):
         declared = {each.id for each in picture.objects}
         for kind, ids in ((_LOST, declared - found.keys()), (_STRAY, found.keys() - declared)):
             if ids:
-                self.flaws.add(kind, f"{picture.name}: {some_of(sorted(ids))}", len(ids))
+                self.flaws.add(kind, f"{picture.name}: {few(sorted(ids))}", len(ids))
 
     def members(self) -> list[list[int]]:
         return self._members

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vankit.data.folders import some
 from vankit.data.held_out import HeldOut
-from vankit.data.label_maps import IGNORE, Coding, read_labels
+from vankit.data.label_maps import IGNORE, Coding, count_labels, read_labels
 from vankit.data.scenes import open_scenes
 from vankit.data.semantic import SemanticFolder
-from vankit.errors import UserError
+from vankit.errors import UserError, few
 from vankit.inspection.pictures import Look, look_at
 from vankit.inspection.report import ClassCount, Finding, Split
 from vankit.inspection.tallies import READING, Study, Tally, counted
@@ -55,7 +54,7 @@ class LabelTally(Tally):
         if labels.shape != look.size[::-1]:
             sizes = f"{labels.shape[1]} x {labels.shape[0]} pixels, {image} {look.size[0]} x {look.size[1]}"
             return Look(None, flaw=(_OTHER_SIZE, f"{png} is {sizes}"))
-        return look._replace(found=count_values(labels))
+        return look._replace(found=count_labels(labels))
 
     def count(self, index: int, found: dict[int, int]) -> None:
         self._values[index] = found
@@ -117,16 +116,6 @@ class LabelTally(Tally):
         return counted("passed over", self.split, passed.counts, passed.examples)
 
 
-def count_values(labels: NDArray[np.int64]) -> dict[int, int]:
-    """Pixels by value."""
-    if labels.size and labels.min() >= 0 and labels.max() < 2**16:  # several times as fast as sorting
-        counts = np.bincount(labels.ravel())
-        values = np.flatnonzero(counts)
-        return dict(zip(values.tolist(), counts[values].tolist(), strict=True))
-    values, counts = np.unique(labels, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-
 class LabelStudy(Study):
     """An image and a PNG of labels per scene."""
 
@@ -166,7 +155,7 @@ class LabelStudy(Study):
         if never:
             effect: Any = "stops" if train.dataset.coding.named else "note"
             option = "--skip-bad" if train.dataset.coding.named else ""
-            found.append(Finding(effect, "train", "classes without a pixel", len(never), some(never), option))
+            found.append(Finding(effect, "train", "classes without a pixel", len(never), few(never), option))
         if not train.dataset.coding.named:
             what = f"the classes have numbers for names: name them in {self.root / 'classes.txt'}, one per line; for a"
             found.append(Finding("note", "", f"{what} number that means unlabelled pass --ignore-label"))
@@ -219,4 +208,4 @@ def propose(coding: Coding, counts: Counter[int]) -> dict[str, Any]:
 
 def _shares(counts: Counter[int]) -> str:
     total = counts.total()
-    return some([f"{value} ({pixels / total:.1%})" for value, pixels in sorted(counts.items())])
+    return few([f"{value} ({pixels / total:.1%})" for value, pixels in sorted(counts.items())])

@@ -157,11 +157,12 @@ class MultiLabelReport:
         """All of it as JSON-able values, None for NaN."""
         return {
             "images": self.count,
-            "measures": _plain(self.measures),
-            "classes": [_plain(row) for row in self.per_class],
+            "measures": without_nan(self.measures),
+            "classes": [without_nan(row) for row in self.per_class],
             "skipped": [{"image": path, "error": reason} for path, reason in self.skipped],
         }
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
+def without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """Figures as JSON has them: None for NaN."""
     return {name: None if value != value else value for name, value in row.items()}

@@ -46,6 +46,12 @@ class Detections:
     scores: NDArray[np.float32]
     masks: NDArray[np.bool_] | None = None
 
+    def resized(self, size: tuple[int, int], before: tuple[int, int]) -> "Detections":
+        """What was found in a picture of one size (W, H), for the picture at another."""
+        masks = None if self.masks is None else _nearest(self.masks, size)
+        factor = np.tile(np.divide(size, before), 2).astype(np.float32)
+        return replace(self, boxes=self.boxes * factor, masks=masks)
+
     def above(self, score: float) -> "Detections":
         """Those that score at least so much, 0 to 1."""
         keep = self.scores >= score
@@ -248,10 +254,10 @@ class PanopticMap:
         return _counts(self.labels[is_thing & (pixels > 0)], self.classes) + stuff
 
 
-def _nearest(values: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64]:
-    """(H, W) at another size (W, H)."""
-    rows, columns = (np.arange(size[i]) * values.shape[1 - i] // size[i] for i in (1, 0))
-    return values[rows[:, None], columns]
+def _nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """(..., H, W) at another size (W, H)."""
+    rows, columns = (np.arange(size[i]) * values.shape[-1 - i] // size[i] for i in (1, 0))
+    return values[..., rows[:, None], columns]
 
 
 def _counts(labels: NDArray[np.int64], classes: list[str]) -> list[tuple[int, str]]:

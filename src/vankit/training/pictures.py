@@ -2,15 +2,15 @@
 
 import operator
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
 from vankit.models.description import Description
+from vankit.reports.worst import picture_of
 from vankit.tasks.dense import EVALUATORS
 from vankit.tasks.drawing import Colour, draw_sheet
 from vankit.tasks.results import Detections
@@ -104,8 +104,8 @@ def _seen(image: Tensor, description: Description, side: int) -> Image.Image:
     """A classifier's input as an RGB picture."""
     assert description.preprocessing is not None
     settings = description.preprocessing
-    mean, std = (np.array(values)[:, None, None] for values in (settings.mean, settings.std))
-    return _picture(image.numpy() * std + mean).resize((side, side), Image.Resampling.BICUBIC)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (settings.mean, settings.std))
+    return picture_of(image * std + mean, side)
 
 
 def draw_scenes(
@@ -121,30 +121,10 @@ def draw_scenes(
     """
     task, names = EVALUATORS[description.task], ("", description.classes, description.things)
     found, truth = task.scene(*names, result), task.truth(*names, target)
+    picture = picture_of(image, side)
     if isinstance(found, Detections):
-        found = found.above(_SCORE)
-    picture = _picture(image.numpy())
-    factor = side / max(picture.size)
-    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-    large = picture.resize(size, Image.Resampling.BICUBIC)
-    drawn = [_resized(scene, picture.size, size).draw(large) for scene in (found, truth)]
-    return [(each, caption, _BLACK) for each, caption in zip(drawn, ("prediction", "truth"), strict=True)]
-
-
-def _picture(pixels: Any) -> Image.Image:
-    """(3, H, W) of 0 to 1 → an RGB picture."""
-    return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
-
-
-def _resized(scene: Any, before: tuple[int, int], after: tuple[int, int]) -> Any:
-    """What was found in a picture of one size (W, H), for the picture at another."""
-    rows, columns = (np.arange(after[i]) * before[i] // after[i] for i in (1, 0))
-    maps = {name: getattr(scene, name, None) for name in ("masks", "labels", "segments")}
-    changes = {  # (..., H, W); labels may also be of objects
-        name: values[..., rows[:, None], columns]
-        for name, values in maps.items()
-        if values is not None and values.ndim > 1
-    }
-    if isinstance(scene, Detections):
-        changes["boxes"] = scene.boxes * np.tile(np.divide(after, before), 2).astype(np.float32)
-    return replace(scene, **changes)
+        before = (image.shape[2], image.shape[1])
+        found, truth = (each.resized(picture.size, before) for each in (found.above(_SCORE), truth))
+    else:
+        found, truth = (each.resized(picture.size) for each in (found, truth))
+    return [(found.draw(picture), "prediction", _BLACK), (truth.draw(picture), "truth", _BLACK)]

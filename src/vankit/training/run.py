@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import Logger
 from timm.models import get_pretrained_cfg
@@ -25,18 +25,19 @@ from vankit.errors import MissingFileError, NotFiniteError, UserError, WriteErro
 from vankit.files import read_json, write_text, writing
 from vankit.models.description import Description, Weights
 from vankit.models.van import VARIANTS, check_name
-from vankit.models.weights import read_metadata, sizes_of, write_tensors
+from vankit.models.weights import read_metadata, sizes_of
 from vankit.training.balance import BalancedSampler
-from vankit.training.classify import MultiLabelClassifier, setup_classify
-from vankit.training.dense import DenseTask, setup_dense
+from vankit.training.classify import setup_classify
+from vankit.training.dense import setup_dense
 from vankit.training.finite import ADVICE, KeepFinite
+from vankit.training.keep import KeepWeights
 from vankit.training.loaders import Processes, Setup
 from vankit.training.loggers import check_logger, further_logger
 from vankit.training.logs import Log, LogRate
 from vankit.training.optimizers import check_optimizer
 from vankit.training.patience import StopEarly
 from vankit.training.pictures import Pictures
-from vankit.training.progress import Progress, last_loss, open_view
+from vankit.training.progress import Progress, open_view
 from vankit.training.quiet import quiet_lightning
 from vankit.training.recipes import Config, DenseConfig, TrainConfig, default_recipe, recipe
 from vankit.training.report import KeepFindings, write_run_report
@@ -280,7 +281,7 @@ def _prepare(out: Path, record: dict[str, Any]) -> None:
 
 
 def _trainer(
-    config: Config, out: Path, keep: "KeepWeights", findings: KeepFindings, further: list[Logger], batches: int
+    config: Config, out: Path, keep: KeepWeights, findings: KeepFindings, further: list[Logger], batches: int
 ) -> Trainer:
     """One Lightning Trainer: on the processes torchrun started if any, else on one accelerator or the CPU."""
     callbacks: list[Callback] = []
@@ -336,106 +337,3 @@ def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Te
         return old + (new - old) * (1 - min(decay, (1 + n) / (10 + n)))
 
     return average
-
-
-class KeepWeights(Callback):
-    """Writes last.safetensors and resume.ckpt after the training of every epoch, before anything in its validation can
-    fail, and again after the validation, then with best.safetensors if it was the best; prints a line of it.
-
-    Args:
-        out: folder.
-        description: of the network.
-        resumed: whether the folder holds this run already.
-    """
-
-    def __init__(self, out: Path, description: Description, resumed: bool = False) -> None:
-        self.out = out
-        self.description = description
-        self.best = -1.0
-        self.measure = ""
-        self.loss = math.nan
-        self.figures: dict[str, float] = {}  # of this epoch, once it is validated
-        self.improved = False
-        self.has_weights = self.resumed = resumed
-        self.start = time.perf_counter()
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.start = time.perf_counter()
-        self.figures, self.improved = {}, False
-        set_epoch = getattr(getattr(trainer.train_dataloader, "dataset", None), "set_epoch", None)
-        if set_epoch is not None:  # shards are shuffled by epoch
-            set_epoch(trainer.current_epoch)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.loss = last_loss(trainer, self.loss)  # the state's own, where a resumed run only has to validate
-        self._save(trainer)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        measures: dict[str, float] = pl_module.measures()  # on every process: it gathers
-        self.measure, score = next(iter(measures.items()))
-        self.figures = {name: round(value, 5) for name, value in measures.items() if value == value}
-        if isinstance(pl_module, DenseTask | MultiLabelClassifier):  # a classifier logs its own
-            named = {f"val_{name.replace(' ', '_')}": value for name, value in measures.items() if value == value}
-            pl_module.log_dict(named, rank_zero_only=True)
-        if isinstance(pl_module, MultiLabelClassifier):
-            self.description = dataclasses.replace(self.description, thresholds=pl_module.thresholds())
-        # NaN, the figure of images without objects, is no reason to keep the weights of the first epoch
-        self.improved = not self.best >= 0 or score > self.best
-        if self.improved:
-            self.best = score
-        if trainer.is_global_zero:
-            self._print(trainer, measures)
-
-    def _print(self, trainer: Trainer, measures: dict[str, float]) -> None:
-        shown = "  ".join(f"{name} {value:.2%}" for name, value in list(measures.items())[:3])
-        print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self.loss:.3f}  {shown}  "
-            f"best {self.best:.2%}  {time.perf_counter() - self.start:.0f} s",
-            flush=True,
-        )
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero and not self.out.is_dir():
-            raise WriteError  # before the file would make a folder of its own
-        trainer.save_checkpoint(self.out / "resume.ckpt", weights_only=False)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write the weights before their state, which holds the averaged ones if there are any."""
-        if trainer.validating:
-            # what Lightning takes for a validation that was begun: it runs that first on resuming
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
-            progress.update(ready=1, started=1)
-        if trainer.is_global_zero:
-            metadata = {**self.description.to_metadata(), "epoch": trainer.current_epoch + 1}
-            if self.figures:
-                metadata["measures"] = self.figures
-            state = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
-            for name in ("last", "best") if self.improved else ("last",):
-                write_tensors(state, self.out / f"{name}.safetensors", metadata)
-        self.has_weights = True
-
-    def last_good(self) -> str:
-        """Where the last weights that were written are."""
-        last = self.out / "last.safetensors"
-        if not self.has_weights:
-            return "no weights have been written yet"
-        epoch = read_metadata(last).get("epoch")
-        return f"the last good weights are those of epoch {epoch}, {last}, from which --resume continues"
-
-    def what_to_do(self, error: WriteError) -> str:
-        """A file of the run could not be written: which, and what is left."""
-        if not self.out.is_dir():
-            return f"the run's folder {self.out} is gone: start another run"
-        if (self.out / "resume.ckpt").is_file():
-            return f"{error}; what was written before is whole: make room, and continue the run with --resume"
-        return f"{error}; there is nothing to resume yet: make room, or choose another folder (--output)"
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "measure": self.measure, "loss": self.loss}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.measure = state_dict["best"], state_dict["measure"]
-        self.loss = state_dict.get("loss", math.nan)  # which early runs do not say
