@@ -1,6 +1,9 @@
 """Files are written whole or not at all, and read as what they should be."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -12,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vankit.errors import MissingFileError, UserError, WriteError
-from vankit.files import append, check_picture, read_json, read_text, replacing, save_figure, write_text
+from vankit.files import append, check_picture, held, read_json, read_text, replacing, save_figure, write_text
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
@@ -140,3 +143,66 @@ def test_json_is_json(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=r"config[.]json is not JSON: "):
         read_json(path)
+
+
+def test_an_output_has_one_writer(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    with held(path):
+        expected = rf"rows\.csv is being written by process {os.getpid()} on .+, since 20.+: wait"
+        with pytest.raises(UserError, match=expected), held(path):
+            pass
+        with held(tmp_path / "others.csv"), held(tmp_path):
+            pass
+        (tmp_path / "link.csv").symlink_to(path)
+        with pytest.raises(UserError, match="being written"), held(tmp_path / "link.csv"):
+            pass
+        (tmp_path / "link.csv").unlink()
+    with held(path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_longest_name_can_be_held(tmp_path: Path) -> None:
+    with held(tmp_path / ("é" * 127)), held(tmp_path / ("é" * 126)):
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_device_is_not_held() -> None:
+    with held("/dev/null"), held("/dev/null"):
+        pass
+
+
+def test_one_of_many_at_once_gets_it(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "rows.csv", [0], [0]
+
+    def write(_: int) -> bool:
+        try:
+            with held(path):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                inside[0] -= 1
+        except UserError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert any(pool.map(write, range(2000)))
+    assert most == [1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_holds_nothing_though_its_children_live(tmp_path: Path) -> None:
+    program = "import os, sys, time; from vankit.files import held\nwith held(sys.argv[1]):\n"
+    program += "    print(os.fork(), flush=True)\n    time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path / "x.csv"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child = max(int(process.stdout.readline()), int(process.stdout.readline()))
+        try:
+            with pytest.raises(UserError, match=rf"by process {process.pid} on"), held(tmp_path / "x.csv"):
+                pass
+            process.kill()
+            process.wait()
+            with held(tmp_path / "x.csv"):
+                assert Path(f"/proc/{child}").exists()
+        finally:
+            os.kill(child, signal.SIGKILL)

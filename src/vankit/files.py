@@ -1,16 +1,22 @@
-"""Files as text, JSON and checksums; and files that vankit writes: whole, or not at all."""
+"""Files as text, JSON and checksums; and files that vankit writes: whole, or not at all, and by one at a time."""
 
+import errno
 import hashlib
 import json
+import logging
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from vankit.errors import MissingFileError, UserError, WriteError
+
+logger = logging.getLogger(__name__)
 
 
 def read_text(path: str | PathLike[str]) -> str:
@@ -76,6 +82,94 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path: str | PathLike[str]) -> Iterator[None]:
+    """Keep others from writing the same output: processes, on this machine or on a shared disk, and threads.
+
+    A hidden file, beside an output file or in an output folder, is locked meanwhile and says by whom. The system frees
+    it with the process, also after kill -9. A device or a pipe, such as /dev/stdout, is not locked.
+
+    Args:
+        path: output file, which need not exist, or folder, which must.
+
+    Raises:
+        ValueError: someone else holds it; the message says who.
+        OSError: the lock cannot be written.
+    """
+    path = Path(path).resolve()
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield
+        return
+    lock = path / ".lock" if path.is_dir() else path.with_name(f".{_short(path.name)}.lock")
+    with writing(path):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(lock, path)
+    _OPEN.add(descriptor)
+    try:
+        yield
+    finally:
+        _OPEN.discard(descriptor)
+        lock.unlink(missing_ok=True)  # before others can have it
+        os.close(descriptor)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for more, and is another one for another name."""
+    return name if len(os.fsencode(name)) < 200 else hashlib.sha256(os.fsencode(name)).hexdigest()
+
+
+def _lock(lock: Path, path: Path) -> int:
+    """An open file that no one else has locked."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            _flock(descriptor, path)
+            if _is_at(descriptor, lock):  # who held it before may have removed it
+                since = datetime.now().astimezone().isoformat(" ", "seconds")
+                os.truncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n".encode())
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, path: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "another process"
+        raise UserError(
+            f"{path} is being written by {holder}: wait until that has ended, or choose another output"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        logger.warning("%s is on a disk without locks: do not write it twice at the same time", path)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+_OPEN: set[int] = set()
+
+
+def _close_all() -> None:
+    """A child, such as a process that loads images, would hold the locks beyond its parent's end."""
+    while _OPEN:
+        os.close(_OPEN.pop())
+
+
+if hasattr(os, "register_at_fork"):  # where there is fork
+    os.register_at_fork(after_in_child=_close_all)
 
 
 def write_text(path: str | PathLike[str], text: str) -> None:
