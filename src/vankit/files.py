@@ -89,7 +89,8 @@ def held(path: str | PathLike[str]) -> Iterator[None]:
     """Keep others from writing the same output: processes, on this machine or on a shared disk, and threads.
 
     A hidden file, beside an output file or in an output folder, is locked meanwhile and says by whom. The system frees
-    it with the process, also after kill -9. A device or a pipe, such as /dev/stdout, is not locked.
+    it with the process, also after kill -9. A device or a pipe, such as /dev/stdout, is not locked; nothing is on
+    Windows.
 
     Args:
         path: output file, which need not exist, or folder, which must.
@@ -99,7 +100,7 @@ def held(path: str | PathLike[str]) -> Iterator[None]:
         OSError: the lock cannot be written.
     """
     path = Path(path).resolve()
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if os.name == "nt" or path.exists() and not (path.is_file() or path.is_dir()):
         yield
         return
     lock = path / ".lock" if path.is_dir() else path.with_name(f".{_short(path.name)}.lock")
