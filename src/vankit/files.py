@@ -100,7 +100,7 @@ def held(path: str | PathLike[str]) -> Iterator[None]:
         OSError: the lock cannot be written.
     """
     path = Path(path).resolve()
-    if os.name == "nt" or path.exists() and not (path.is_file() or path.is_dir()):
+    if os.name == "nt" or (path.exists() and not (path.is_file() or path.is_dir())):
         yield
         return
     lock = path / ".lock" if path.is_dir() else path.with_name(f".{_short(path.name)}.lock")
