@@ -16,6 +16,10 @@ class MissingFileError(UserError, FileNotFoundError):
     """A file, folder or data set is not there."""
 
 
+class ReadError(UserError, OSError):
+    """A file or a folder cannot be read: it is a pipe, a socket or a device, or who runs this may not read it."""
+
+
 class WriteError(UserError, OSError):
     """A file or a folder cannot be written: the disk is full, it may only be read, or it is gone."""
 

@@ -2,10 +2,12 @@
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -14,9 +16,53 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from vankit.errors import MissingFileError, UserError, WriteError
+from vankit.errors import MissingFileError, ReadError, UserError, WriteError
 
 logger = logging.getLogger(__name__)
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # else opening a pipe waits for one who writes into it
+
+
+def open_file(path: str | PathLike[str]) -> io.BufferedReader:
+    """Open a file to read its bytes. Only a file: a pipe may be waited for without end, and a device may have no end.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ReadError: it is a folder, a pipe, a socket or a device, or cannot be read.
+    """
+    try:
+        _check_file(path, os.stat(path))  # some devices take it for a command when they are opened
+        file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115  the caller closes it
+    except ReadError:
+        raise
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # of a name that no file can have
+        raise MissingFileError(f"no file {path}") from None
+    except OSError as error:
+        raise ReadError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        _check_file(path, os.fstat(file.fileno()))
+    except ReadError:
+        file.close()
+        raise
+    return file
+
+
+def _open_at_once(name: str, flags: int) -> int:
+    return os.open(name, flags | _AT_ONCE)
+
+
+def _check_file(path: str | PathLike[str], status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise ReadError(f"{path} is {kind}: expected a file")
 
 
 def read_text(path: str | PathLike[str]) -> str:
@@ -24,12 +70,11 @@ def read_text(path: str | PathLike[str]) -> str:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: its bytes are not UTF-8.
+        ValueError: it is not a file, see `open_file`, or its bytes are not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise MissingFileError(f"no file {path}") from None
+        with open_file(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as text:
+            return text.read()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8 (byte {error.start}): save it in that encoding") from None
 
@@ -39,12 +84,12 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not JSON, or holds something else.
+        ValueError: it is not a file, see `open_file`, or not JSON, or holds something else.
     """
+    with open_file(path) as file:
+        data = file.read()
     try:
-        content = json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise MissingFileError(f"no file {path}") from None
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -53,8 +98,8 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def sha256_of(path: str | PathLike[str]) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
+    """The SHA-256 of a file's content, in hexadecimal; errors see `open_file`."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from vankit.data.augment import collate, evaluation_transform
 from vankit.data.folders import class_index, open_dataset
 from vankit.data.held_out import HeldOut, announce
+from vankit.data.images import MAX_PIXELS
 from vankit.data.multilabel import check_kind
 from vankit.data.reading import Reader, Reading
 from vankit.data.scenes import open_scenes
@@ -151,6 +152,7 @@ def validate(
     skip_bad: bool = False,
     tolerant: bool = False,
     allow_outside: bool = False,
+    max_pixels: int = MAX_PIXELS,
     weights: Weights | None = None,
     report: str | PathLike[str] | None = None,
 ) -> Any:
@@ -173,6 +175,7 @@ def validate(
         test: for semantic segmentation, see `vankit.tasks.segment.segment_logits`.
         skip_bad, tolerant, allow_outside: what to do about images and annotations that cannot be used as they are, see
             `vankit.data.reading.Reading`; a classifier's images that cannot be read are left out in any case.
+        max_pixels: of the largest image that is decoded.
         weights: see `vankit.Predictor`.
         report: HTML file for a report with the worst mistakes as pictures, such as report.html.
 
@@ -188,7 +191,7 @@ def validate(
     check_page(report)
     if workers < 0:
         raise UserError(f"workers is {workers}, expected 0 or more")
-    reading = Reading(skip_bad, tolerant, allow_outside)
+    reading = Reading(skip_bad, tolerant, allow_outside, max_pixels)
     opened = open_network(model, checkpoint, weights=weights)
     if picture is not None and (opened.dense or opened.description.multi_label):
         raise UserError(f"{opened.source} has no confusion matrix: leave out picture (--plot)")

@@ -535,7 +535,7 @@ def test_a_set_of_bad_images_only_is_refused(tmp_path: Path) -> None:
     [
         ("{", r"instances\.json is not JSON: Expecting"),
         ("[" * 100_000, "is not JSON"),
-        ("[]", "is not a COCO JSON: expected lists images, annotations and categories"),
+        ("[]", "is JSON, but not an object"),
         ({"images": [], "annotations": []}, "no categories"),
         ({"images": {}, "annotations": [], "categories": []}, "no images"),
         (content(categories=[]), "0 categories"),

@@ -346,7 +346,7 @@ def test_labels_are_read_until_all_classes_were_met(tmp_path: Path, monkeypatch:
     dataset = masks(tmp_path, 1)
     read: list[Path] = []
     monkeypatch.setattr(
-        "vankit.data.semantic.read_labels", lambda path, palette: read.append(path) or read_labels(path, palette)
+        "vankit.data.semantic.read_labels", lambda path, *rest: read.append(path) or read_labels(path, *rest)
     )
     dataset.check_labels()
     assert len(read) == 1

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vankit.data.walk import HIDDEN, LOOP, SPLITS, PassedOver, find_images, find_inputs, split_folder, walk_images
+from vankit.data.tree import HIDDEN, LOOP
 from vankit.data.walk import IMAGE_SUFFIXES as SUFFIXES
+from vankit.data.walk import SPLITS, PassedOver, find_images, find_inputs, split_folder, walk_images
 from vankit.errors import MissingFileError, UserError
 
 

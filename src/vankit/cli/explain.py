@@ -22,7 +22,7 @@ def command(
     img_size: int | None = None,
     output: Path = Path("explained"),
     device: str = "auto",
-    max_pixels: int = 100_000_000,
+    max_pixels: int = 67_108_864,
 ) -> int:
     """Show what a network looks at: one picture per image; for receptive-field and statistics, one for all images.
 

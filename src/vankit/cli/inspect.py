@@ -29,6 +29,7 @@ def command(
     task: Literal["classify", "detect", "segment", "panoptic"] | None = None,
     output: Path | None = None,
     workers: int = 2,
+    max_pixels: int = 67_108_864,
 ) -> None:
     """Say what is in a folder of data, as vankit train would read it, and how to start.
 
@@ -40,10 +41,11 @@ def command(
         task: what it is for. Default: what it looks made for.
         output: HTML file for a report with pictures, such as report.html; it opens offline.
         workers: processes that look at the pictures.
+        max_pixels: an image with more pixels than this is not decoded.
     """
     from vankit.inspection import inspect
 
-    show(inspect(data, task, output, workers=workers))
+    show(inspect(data, task, output, workers=workers, max_pixels=max_pixels))
     if output is not None:
         print(f"\nreport: {output}")
 

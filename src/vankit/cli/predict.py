@@ -27,7 +27,7 @@ def command(
     precision: Precision = "auto",
     batch_size: int = 16,
     device: str = "auto",
-    max_pixels: int = 100_000_000,
+    max_pixels: int = 67_108_864,
     reduced: bool = False,
     workers: Literal["local", "ray"] = "local",
     address: str | None = None,
@@ -58,7 +58,7 @@ def command(
         batch_size: images per forward pass with --engine torch; the other engines take one image at a time, on all
             cores.
         device: cpu, cuda or auto.
-        max_pixels: an image with more pixels than this is not decoded.
+        max_pixels: an image with more pixels than this is not decoded, and those decoded at the same time share it.
         reduced: decode large JPEGs at a fraction of their size; faster, but up to 16 labels in 1,000 change.
         workers: local for this process, or ray for Ray's workers, which also continue a job that was stopped.
         address: address of a Ray cluster. Default: a local one is started.

@@ -34,6 +34,7 @@ def command(
     skip_bad: bool = False,
     tolerant: bool = False,
     allow_outside: bool = False,
+    max_pixels: int = 67_108_864,
     settings: Annotated[_Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
 ) -> None:
     """Train a classifier, a detector or a segmenter.
@@ -71,6 +72,7 @@ def command(
         skip_bad: leave out images and annotations that cannot be used, with a warning.
         tolerant: read JPEGs that lack their end, with grey for what is missing.
         allow_outside: read images that a COCO file names outside the folder of the data.
+        max_pixels: an image with more pixels than this is not decoded.
         settings: they override the recipe.
     """
     from vankit.training.run import train as run
@@ -78,7 +80,7 @@ def command(
     name = recipe or recipes.default_recipe(data, task, head)
     config = recipes.override(recipes.recipe(name, model, task, head), **given(settings))
     result = run(data, model, config, output, checkpoint, resume, task=task, head=head, skip_bad=skip_bad,
-                 tolerant=tolerant, allow_outside=allow_outside, weights=weights)  # fmt: skip
+                 tolerant=tolerant, allow_outside=allow_outside, max_pixels=max_pixels, weights=weights)  # fmt: skip
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"best {result.measure} {result.score:.2%} after {result.seconds:.0f} s: {result.best}")
         print(f"curves and mistakes: {result.best.parent / 'report.html'}")

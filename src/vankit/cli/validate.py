@@ -31,6 +31,7 @@ def command(
     skip_bad: bool = False,
     tolerant: bool = False,
     allow_outside: bool = False,
+    max_pixels: int = 67_108_864,
 ) -> None:
     """Measure a classifier (top-1, top-5, confusion matrix; mAP if it is multi-label), a detector (COCO AP) or a
     segmenter (mIoU, PQ).
@@ -60,6 +61,7 @@ def command(
             are.
         tolerant: read JPEGs that lack their end, with grey for what is missing.
         allow_outside: read images that a COCO file names outside the folder of the data.
+        max_pixels: an image with more pixels than this is not decoded.
     """
     from vankit.validation import ClassificationReport
     from vankit.validation import validate as run
@@ -67,7 +69,7 @@ def command(
     figures = run(
         data, model, checkpoint, output, plot, workers=workers, seed=seed, batch_size=batch_size, device=device,
         engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
-        tolerant=tolerant, allow_outside=allow_outside, weights=weights, report=report,
+        tolerant=tolerant, allow_outside=allow_outside, max_pixels=max_pixels, weights=weights, report=report,
     )  # fmt: skip
     if not isinstance(figures, ClassificationReport):
         _print_measures(data, figures)

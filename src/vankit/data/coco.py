@@ -1,6 +1,5 @@
 """COCO annotations: boxes and masks of instances (one JSON), panoptic segments (a JSON and a folder of PNGs)."""
 
-import json
 import logging
 import os
 from abc import abstractmethod
@@ -36,6 +35,7 @@ from vankit.data.coco_entries import (
 from vankit.data.held_out import Division, HeldOut
 from vankit.data.reading import STRICT, Reader, Reading
 from vankit.errors import MissingFileError, MissingPackageError, UserError, few
+from vankit.files import read_json
 
 Target = dict[str, Any]
 Transform = Callable[[tv_tensors.Image, Target], tuple[Any, Any]]
@@ -54,14 +54,11 @@ def read_coco(path: Path, known: Sequence[str] = ()) -> Content:
         FileNotFoundError: there is none.
         ValueError: it is not a COCO JSON.
     """
-    if not path.is_file():
+    if not path.exists():
         raise MissingFileError(f"no annotation file {path}, expected a COCO JSON")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    content = read_json(path)
     for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        if not isinstance(content.get(key), list):
             raise UserError(
                 f"{path} is not a COCO JSON: expected lists images, annotations and categories, found no {key}"
             )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vankit.data.images import is_turned, read_size
+from vankit.data.walk import UNLISTED, PassedOver
 from vankit.errors import UserError
 
 Content = dict[str, list[Any]]  # images, annotations, categories; flaws: (name, Flaw) that a converter met
@@ -108,6 +109,12 @@ def text(entry: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value:
         raise Flaw(f"entries without a {key}", f"has {key} {value!r}, expected a name")
     return value
+
+
+def unlisted(passed_over: PassedOver) -> list[tuple[str, Flaw]]:
+    """Folders that cannot be listed as flaws, rather than as passed over."""
+    passed_over.counts.pop(UNLISTED, None)
+    return [(path, Flaw(UNLISTED, str(problem))) for path, problem in passed_over.problems]
 
 
 def flag(entry: Mapping[str, Any], key: str, repairs: Repairs, default: int | None = None) -> bool:

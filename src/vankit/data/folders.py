@@ -116,7 +116,7 @@ class ClassFolder(Reader):
         self.root, self.transform = root, transform
         self.passed_over = PassedOver()
         self.division: Division | None = None
-        by_class = _images_by_class(root, self.passed_over)
+        by_class = _images_by_class(root, self.passed_over, reading.skip_bad)
         self.classes = [name for name, images in by_class.items() if images]
         self.empty = [name for name, images in by_class.items() if not images]
         self.samples = [(path, label) for label, name in enumerate(self.classes) for path in by_class[name]]
@@ -175,17 +175,17 @@ class ClassFolder(Reader):
         self.samples = kept
 
 
-def _images_by_class(root: Path, passed_over: PassedOver) -> dict[str, list[str]]:
+def _images_by_class(root: Path, passed_over: PassedOver, skip_bad: bool) -> dict[str, list[str]]:
     """Paths by the name of the folder in `root` that they are in, sorted."""
     images: dict[str, list[str]] = {name: [] for name in subfolders(root)}
     start = len(os.path.join(root, ""))
-    for path in walk_images(root, passed_over):
+    for path in walk_images(root, passed_over, skip_bad):
         name, inside, _ = path[start:].partition(os.sep)
         if inside:
-            images[name].append(path)
+            images.setdefault(name, []).append(path)  # a folder may be made meanwhile
         else:
             passed_over.add("images outside the class folders", path)
-    return images
+    return dict(sorted(images.items()))
 
 
 def _folder_dataset(

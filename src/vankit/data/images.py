@@ -3,56 +3,21 @@
 import io
 import os
 import struct
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    Jpeg2KImagePlugin,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile
 
-from vankit.errors import MissingFileError, UserError
+from vankit.data.decoders import MAX_PIXELS, PNG_START, ImageError, load_pixels, with_decoder
+from vankit.errors import MissingFileError, ReadError, UserError
+from vankit.files import open_file
 
 T = TypeVar("T")
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any]
-
-MAX_PIXELS = 100_000_000
-
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-
-# (offset, magic bytes, decoder). The classes are called directly rather than through Image.open for two reasons:
-# Image.open compares every picture with one process-wide pixel limit, and it offers unknown bytes to some forty
-# plugins, one of which (EPS) starts Ghostscript. JpegImageFile also reads the first frame of an MPO file.
-_FORMATS: tuple[tuple[int, bytes, type[ImageFile]], ...] = (
-    (0, b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    (0, _PNG_START, PngImagePlugin.PngImageFile),
-    (8, b"WEBP", WebPImagePlugin.WebPImageFile),
-    (0, b"GIF87a", GifImagePlugin.GifImageFile),
-    (0, b"GIF89a", GifImagePlugin.GifImageFile),
-    *((0, magic, TiffImagePlugin.TiffImageFile) for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
-    (0, b"BM", BmpImagePlugin.BmpImageFile),
-    *((0, magic, PpmImagePlugin.PpmImageFile) for magic in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf")),
-    *((4, b"ftyp" + brand, AvifImagePlugin.AvifImageFile) for brand in (b"avif", b"avis", b"mif1", b"msf1")),
-    (0, b"\xff\x4f\xff\x51", Jpeg2KImagePlugin.Jpeg2KImageFile),
-    (0, b"\0\0\0\x0cjP  \r\n\x87\n", Jpeg2KImagePlugin.Jpeg2KImageFile),
-)
-_FORMAT_NAMES = "JPEG, PNG, WebP, GIF, TIFF, BMP, PPM/PGM/PBM/PFM, AVIF, HEIC, JPEG 2000"
-_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")
-_PNG_REMARKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks that say nothing of the pixels as they are read here
-_JPEG_END = b"\xff\xd9"
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -64,10 +29,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class ImageError(UserError):
-    """A file that is not an image, is broken, or is larger than allowed; the message names it and the reason."""
 
 
 def load_image(
@@ -99,27 +60,64 @@ def load_image(
         ImageError: a folder, not an image, truncated or broken, or more than `max_pixels` pixels.
         ValueError: `min_side` is below 1.
     """
+    with open_image(source, max_pixels, min_side, tolerant) as image:
+        return image
+
+
+@contextmanager
+def open_image(
+    source: str | os.PathLike[str] | bytes | BinaryIO,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int | None = None,
+    tolerant: bool = False,
+) -> Iterator[Image.Image]:
+    """`load_image` for the length of a block, in which the picture keeps its share of the pixels at the same time."""
     if min_side is not None and min_side < 1:
         raise UserError(f"min_side is {min_side}: expected at least 1 pixel, or None to decode exactly")
+    with ExitStack() as held:
+        file, name = _stream(source, held)
+
+        def finish(decoder: type[ImageFile], data: BinaryIO, head: bytes) -> Image.Image:
+            return _own_rgb(load_pixels(decoder, data, head, name, max_pixels, held, min_side))
+
+        yield with_decoder(file, name, finish, tolerant)
+
+
+def _stream(source: str | os.PathLike[str] | bytes | BinaryIO, held: ExitStack) -> tuple[BinaryIO, str]:
+    """The bytes of an image from their start, and its name."""
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), f"image of {len(source)} bytes", max_pixels, min_side, tolerant)
-    if not isinstance(source, str | os.PathLike):
-        stream = source if source.seekable() else io.BytesIO(source.read())
-        stream.seek(0)
-        return _decode(stream, str(getattr(source, "name", "image stream")), max_pixels, min_side, tolerant)
-    name = os.fspath(source)
-    if os.path.isdir(name):
-        raise ImageError(f"{name} is a folder, expected an image file; find_images() lists the images of a folder")
-    if not os.path.exists(name):
-        raise MissingFileError(f"no such image file: {name} (looked from {os.getcwd()})")
-    with open(name, "rb") as file:
-        return _decode(file, name, max_pixels, min_side, tolerant)
+        return io.BytesIO(source), f"image of {len(source)} bytes"
+    if isinstance(source, str | os.PathLike):
+        return held.enter_context(_open(source)), os.fspath(source)
+    stream = source if source.seekable() else io.BytesIO(source.read())
+    stream.seek(0)
+    return stream, str(getattr(source, "name", "image stream"))
 
 
-def _decode(file: BinaryIO, name: str, max_pixels: int, min_side: int | None, tolerant: bool) -> Image.Image:
-    return _read(
-        file, name, lambda cls, data, head: to_rgb(_loaded(cls, data, head, name, max_pixels, min_side)), tolerant
-    )
+def _open(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open an image file; of a folder that `vankit.data.walk.find_images` could not list, say why."""
+    try:
+        return open_file(path)
+    except MissingFileError:
+        raise MissingFileError(f"no such image file: {os.fspath(path)} (looked from {os.getcwd()})") from None
+    except ReadError as error:
+        if os.path.isdir(path):
+            raise ImageError(f"{os.fspath(path)} is a folder {_why_not_listed(path)}") from None
+        raise ImageError(str(error)) from None
+
+
+def _why_not_listed(folder: str | os.PathLike[str]) -> str:
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        return f"that cannot be listed: {error.strerror or error}"
+    return "and not an image file; find_images() lists the images of a folder"
+
+
+def _from_file(path: str | os.PathLike[str], look: Callable[[ImageFile], T]) -> T:
+    """What is seen of an image file before its pixels are decoded."""
+    with _open(path) as file:
+        return with_decoder(file, os.fspath(path), lambda decoder, data, _: look(decoder(data, "")))
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -128,8 +126,7 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises:
         FileNotFoundError, ImageError: see `load_image`.
     """
-    with open(path, "rb") as file:
-        return _read(file, os.fspath(path), lambda cls, data, _: _upright_size(cls(data, "")))
+    return _from_file(path, _upright_size)
 
 
 def is_turned(path: str | os.PathLike[str]) -> bool:
@@ -138,8 +135,7 @@ def is_turned(path: str | os.PathLike[str]) -> bool:
     Raises:
         FileNotFoundError, ImageError: see `load_image`.
     """
-    with open(path, "rb") as file:
-        return _read(file, os.fspath(path), lambda cls, data, _: _orientation(cls(data, "")) != 1)
+    return _from_file(path, lambda image: _orientation(image) != 1)
 
 
 def load_png(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -150,170 +146,37 @@ def load_png(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Imag
         ImageError: it is not a PNG, is broken, or has more than `max_pixels` pixels.
     """
     name = os.fspath(path)
-    with open(path, "rb") as file:
-        if (start := file.read(len(_PNG_START))) != _PNG_START:
+    with _open(path) as file, ExitStack() as held:
+        if (start := file.read(len(PNG_START))) != PNG_START:
             raise ImageError(f"{name} is not a readable PNG: found {start!r} at its start")
         file.seek(0)
-        return _read(file, name, lambda cls, data, head: _loaded(cls, data, head, name, max_pixels))
+        return with_decoder(file, name, lambda cls, data, head: load_pixels(cls, data, head, name, max_pixels, held))
 
 
-def _read(
-    file: BinaryIO, name: str, finish: Callable[[type[ImageFile], BinaryIO, bytes], T], tolerant: bool = False
-) -> T:
-    """What `finish` makes of a decoder, the file and its first bytes; again with what can be mended, if it fails."""
-    head = file.read(32)
-    file.seek(0)
-    decoder = _heif_decoder(name) if _is_heic(head) else _decoder(head)
-    if decoder is None:
-        raise ImageError(
-            f"{name} is {'empty' if not head else 'not an image'}: expected one of {_FORMAT_NAMES}, found "
-            f"{bytes(head[:8])!r} at the start"
-        )
-    try:
-        try:
-            return finish(decoder, file, head)
-        except (OSError, ValueError, SyntaxError) as error:
-            if isinstance(error, ImageError) or (mended := _mended(decoder, file, tolerant)) is None:
-                raise
-            return finish(decoder, mended, head)
-    except ImageError:
-        raise
-    # Decoders fed hostile bytes raise whatever their parser trips over: OSError, SyntaxError, struct.error, KeyError...
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise ImageError(f"{name} is broken or truncated ({decoder.format}): {reason}") from error
-
-
-def _loaded(
-    decoder: type[ImageFile], file: BinaryIO, head: bytes, name: str, max_pixels: int, min_side: int | None = None
-) -> Image.Image:
-    with _pillow_limit(_check_size(_header_size(head), name, max_pixels)):
-        image = decoder(file, "")
-    with _pillow_limit(_check_size(image.size, name, max_pixels)):
-        if min_side is not None and decoder is JpegImagePlugin.JpegImageFile:
-            image.draft(None, (min_side, min_side))
-        image.load()
-    return image
-
-
-def _decoder(head: bytes) -> type[ImageFile] | None:
-    return next((cls for at, magic, cls in _FORMATS if head[at : at + len(magic)] == magic), None)
-
-
-def _is_heic(head: bytes) -> bool:
-    brands = [head[i : i + 4] for i in (8, *range(16, min(len(head), int.from_bytes(head[:4], "big")), 4))]
-    return head[4:8] == b"ftyp" and any(brand in _HEIC_BRANDS for brand in brands)
-
-
-def _heif_decoder(name: str) -> type[ImageFile]:
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError:
-        raise ImageError(f'{name} is HEIC, which needs pillow-heif: pip install "vankit[heic]"') from None
-    return HeifImageFile
-
-
-def _mended(decoder: type[ImageFile], file: BinaryIO, tolerant: bool) -> BinaryIO | None:
-    """The file without what Pillow stumbles over, though the picture is sound; None if there is nothing to mend."""
-    if decoder is PngImagePlugin.PngImageFile:
-        return _without_remarks(file)
-    if decoder is JpegImagePlugin.JpegImageFile and tolerant:
-        file.seek(0)
-        return io.BytesIO(file.read() + _JPEG_END)
-    return None
-
-
-def _without_remarks(file: BinaryIO) -> BinaryIO | None:
-    """A PNG without texts and colour profiles, which Pillow refuses above 1 MB; they are passed over unread."""
-    file.seek(0)
-    kept, dropped = io.BytesIO(file.read(8)), False
-    kept.seek(8)
-    while len(header := file.read(8)) == 8:
-        length = int.from_bytes(header[:4], "big") + 4  # with its checksum
-        if header[4:] in _PNG_REMARKS:
-            file.seek(length, os.SEEK_CUR)
-            dropped = True
-        else:
-            kept.write(header + file.read(length))
-    kept.seek(0)
-    return kept if dropped else None
-
-
-def _header_size(head: bytes) -> tuple[int, int]:
-    """(width, height) of the two formats whose constructor allocates or checks the canvas; (0, 0) of all others."""
-    if head[:3] == b"GIF":
-        return int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
-    if head[8:16] == b"WEBPVP8X":
-        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
-    if head[8:16] == b"WEBPVP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if head[8:16] == b"WEBPVP8 ":
-        return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
-    return 0, 0
-
-
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> int:
-    pixels = size[0] * size[1]
-    if pixels > max_pixels:
-        raise ImageError(
-            f"{name} has {size[0]} x {size[1]} = {pixels:,} pixels, more than the {max_pixels:,} allowed; if you trust "
-            f"the file, raise the limit with max_pixels={pixels} (--max-pixels {pixels})"
-        )
-    return pixels
-
-
-class _RaisedLimit:
-    """How many of our threads hold Pillow's global limit up, and what it was before the first of them."""
-
-    lock = threading.Lock()
-    holders = 0
-    before: int | None = None
-    ours: int | None = None
-
-
-def _pillow_limit(pixels: int) -> AbstractContextManager[None]:
-    """Keep Pillow's own pixel check quiet for an image that has passed ours.
-
-    Only the GIF, TIFF and WebP decoders still consult the process-wide `Image.MAX_IMAGE_PIXELS`, and only images above
-    it need anything done: then it is raised for the length of one decode, by a count of holders so that threads neither
-    undo one another nor leave it raised. Another thread's Pillow calls see the higher limit for that long.
-    """
-    with _RaisedLimit.lock:
-        limit = _RaisedLimit.before if _RaisedLimit.holders else Image.MAX_IMAGE_PIXELS
-    return nullcontext() if limit is None or pixels <= limit else _raised(pixels)
-
-
-@contextmanager
-def _raised(pixels: int) -> Iterator[None]:
-    state = _RaisedLimit
-    with state.lock:
-        if state.holders == 0:
-            state.before = state.ours = Image.MAX_IMAGE_PIXELS
-        state.holders += 1
-        state.ours = Image.MAX_IMAGE_PIXELS = max(pixels, state.ours or 0)
-    try:
-        yield
-    finally:
-        with state.lock:
-            state.holders -= 1
-            # A value set by someone else in between is theirs to keep.
-            if state.holders == 0 and state.ours == Image.MAX_IMAGE_PIXELS:
-                Image.MAX_IMAGE_PIXELS = state.before
+def _own_rgb(image: Image.Image) -> Image.Image:
+    """What a decoder made as `load_image` returns it: of most JPEGs itself, as a copy would double the memory."""
+    rgb = _upright(_flat_rgb(image), image)
+    if rgb is image and not isinstance(image, JpegImagePlugin.JpegImageFile):  # others keep their file
+        rgb = image.copy()
+    rgb.info.pop("exif", None)  # its orientation is applied, and must not be again
+    return rgb
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An opened PIL image as `load_image` returns it: upright, 8-bit RGB, laid over white."""
     rgb = _upright(_flat_rgb(image), image)
+    if rgb is image:
+        rgb = image.copy()
     rgb.info.pop("exif", None)  # its orientation is applied, and must not be again
     return rgb
 
 
 def _flat_rgb(image: Image.Image) -> Image.Image:
+    """Opaque RGB, as it is stored; the picture itself if it is that already."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_grey8(image)).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     rgba = image.convert("RGBA")
     white = Image.new("RGB", rgba.size, "white")
     white.paste(rgba, mask=rgba.getchannel("A"))

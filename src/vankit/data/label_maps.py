@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vankit.data.images import load_png
+from vankit.data.images import MAX_PIXELS, load_png
 from vankit.errors import UserError
 from vankit.files import read_text
 
@@ -128,13 +128,13 @@ class Coding:
     palette: Palette | None = None
     named: bool = True
 
-    def read(self, path: Path) -> NDArray[np.uint8]:
+    def read(self, path: Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
         """The class indices (H, W) in a label PNG, 255 where unlabelled.
 
         Raises:
             ValueError: it cannot be read, or holds a value that is not of a class.
         """
-        values = read_labels(path, self.palette)
+        values = read_labels(path, self.palette, max_pixels)
         table = self.indices(np.arange(max(256, int(values.max(initial=0)) + 1)))  # takes a fifth of np.unique's time
         indices = table[values]
         if indices.min(initial=0) < 0:
@@ -164,16 +164,16 @@ def count_labels(values: NDArray[Any]) -> dict[int, int]:
     return {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
 
 
-def in_colour(path: Path) -> bool:
+def in_colour(path: Path, max_pixels: int = MAX_PIXELS) -> bool:
     """Whether a label PNG has colours, or a palette of its own, rather than numbers alone.
 
     Raises:
         ValueError: it cannot be read.
     """
-    return load_png(path).mode in ("RGB", "RGBA", "P", "PA", "LA")
+    return load_png(path, max_pixels).mode in ("RGB", "RGBA", "P", "PA", "LA")
 
 
-def read_labels(path: Path, palette: Palette | None = None) -> NDArray[Any]:
+def read_labels(path: Path, palette: Palette | None = None, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """The numbers (H, W) in a label PNG.
 
     They are grey levels or palette indices, or with a palette file what the colours stand for. Colours whose three
@@ -182,7 +182,7 @@ def read_labels(path: Path, palette: Palette | None = None) -> NDArray[Any]:
     Raises:
         ValueError: it has colours and there is no palette, or other colours, or it cannot be read.
     """
-    image = load_png(path)
+    image = load_png(path, max_pixels)
     if palette is not None:
         return _by_colour(np.asarray(image.convert("RGB"), np.int64), palette, path)
     if image.mode in ("L", "P", "1", "I;16", "I"):

@@ -196,7 +196,7 @@ def _has_class_folders(root: Path) -> bool:
 
 
 def _is_class_folder(path: Path) -> bool:
-    return path.name != "images" and path.is_dir() and any(walk_images(path))
+    return path.name != "images" and path.is_dir() and any(walk_images(path, skip_bad=True))
 
 
 def _dataset(table: LabelTable, transform: Callable[[Image.Image], Any], reading: Reading) -> MultiLabelImages:

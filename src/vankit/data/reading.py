@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
-from vankit.data.images import ImageError, load_image
+from vankit.data.images import MAX_PIXELS, ImageError, load_image
 from vankit.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -24,11 +24,13 @@ class Reading:
         skip_bad: leave out images and annotations that cannot be used, with a warning, instead of ending.
         tolerant: read JPEGs that lack their end, with grey for what is missing.
         allow_outside: read images that annotations name outside the folder of the data.
+        max_pixels: largest image that is decoded, in pixels.
     """
 
     skip_bad: bool = False
     tolerant: bool = False
     allow_outside: bool = False
+    max_pixels: int = MAX_PIXELS
 
 
 STRICT = Reading()
@@ -53,7 +55,7 @@ class Reader(Dataset[Any], ABC):
     def load(self, path: str | PathLike[str]) -> Image.Image:
         """Decode an image, see `vankit.data.images.load_image`."""
         try:
-            return load_image(path, tolerant=self.reading.tolerant)
+            return load_image(path, self.reading.max_pixels, tolerant=self.reading.tolerant)
         except ImageError as error:
             cut = "(JPEG)" in str(error) and "truncated (" in str(error)[-60:]
             raise ImageError(f"{error}{'; --tolerant reads what there is of it' * cut}") from error

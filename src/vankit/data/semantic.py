@@ -14,12 +14,13 @@ from vankit.data.held_out import Division, HeldOut, divide
 from vankit.data.images import load_png
 from vankit.data.label_maps import IGNORE, Coding, count_labels, find_palette, in_colour, parse_map, read_labels
 from vankit.data.reading import STRICT, Reader, Reading
-from vankit.data.walk import SPLITS, PassedOver, split_folder, walk_images
+from vankit.data.walk import SPLITS, PassedOver, split_folder, walk_files, walk_images
 from vankit.errors import MissingFileError, UserError
 from vankit.files import read_text
 
 logger = logging.getLogger(__name__)
 
+_PNG = frozenset({".png"})
 _LABEL_FOLDERS = ("annotations", "labels", "masks")
 
 
@@ -69,7 +70,7 @@ class SemanticFolder(Reader):
         self.division: Division | None = None
         self._images, self._labels = images, labels
         self._files: list[tuple[Path, Path]] = []
-        for path in map(Path, walk_images(images, self.passed_over)):
+        for path in map(Path, walk_images(images, self.passed_over, reading.skip_bad)):
             self._pair(path, labels / path.relative_to(images).with_suffix(".png"))
         self._label_files = [label for _, label in self._files]  # also those that are held out
         self.passed_over.log(images)
@@ -108,9 +109,9 @@ class SemanticFolder(Reader):
 
     def __getitem__(self, index: int) -> Any:
         index = range(len(self))[index]
-        path, label_path = self._files[index]
+        (path, label_path), reading = self._files[index], self.reading
         try:
-            image, labels = self.load(path), self.coding.read(label_path)
+            image, labels = self.load(path), self.coding.read(label_path, reading.max_pixels)
             if labels.shape != image.size[::-1]:
                 raise UserError(
                     f"{label_path} is {labels.shape[1]}x{labels.shape[0]} pixels and {path} {image.width}x"
@@ -136,7 +137,7 @@ class SemanticFolder(Reader):
         problem: Exception | None = None
         for path in self._label_files:
             try:
-                counts.update(count_labels(read_labels(path, self.coding.palette)))
+                counts.update(count_labels(read_labels(path, self.coding.palette, self.reading.max_pixels)))
             except (ValueError, OSError) as error:  # which the run meets again, and answers for
                 problem = problem or error
                 continue
@@ -253,7 +254,7 @@ def open_semantic(
 def is_semantic(root: Path) -> bool:
     """Whether a folder has images and label PNGs in two folders, with or without splits."""
     pairs = [pair for name in (*SPLITS, "test") if (pair := _find_split(root, name))]
-    return _whole(root) is not None or any(next(labels.rglob("*.png"), None) for _, labels in pairs)
+    return _whole(root) is not None or any(_has_png(labels) for _, labels in pairs)
 
 
 def _find_split(root: Path, split: str) -> tuple[Path, Path] | None:
@@ -264,9 +265,12 @@ def _find_split(root: Path, split: str) -> tuple[Path, Path] | None:
         images, labels = inner / "images", [inner / name for name in _LABEL_FOLDERS if (inner / name).is_dir()]
     else:
         return None
-    with_labels = (folder for folder in labels if any(path.suffix.lower() == ".png" for path in folder.rglob("*")))
-    folder = next(with_labels, next(iter(labels), None))
+    folder = next(filter(_has_png, labels), next(iter(labels), None))
     return None if folder is None else (images, folder)
+
+
+def _has_png(folder: Path) -> bool:
+    return any(walk_files(folder, _PNG, skip_bad=True))
 
 
 def _whole(root: Path) -> tuple[Path, Path] | None:
@@ -278,7 +282,7 @@ def _whole(root: Path) -> tuple[Path, Path] | None:
 
 def _coding(root: Path, training: Path, ignore_label: int, mapping: dict[int, int], reading: Reading) -> Coding:
     listed = (root / "objectInfo150.txt").is_file() or (root / "classes.txt").is_file()
-    if (palette := find_palette(root)) and _colours(training, listed):
+    if (palette := find_palette(root)) and _colours(training, listed, reading.max_pixels):
         return Coding(palette.classes, ignore_label, mapping=mapping, palette=palette)
     if (table := root / "objectInfo150.txt").is_file():  # tab-separated, the name last, synonyms after commas
         lines = read_text(table).splitlines()[1:]
@@ -289,11 +293,15 @@ def _coding(root: Path, training: Path, ignore_label: int, mapping: dict[int, in
     return _numbered(training, ignore_label, mapping, reading)
 
 
-def _colours(folder: Path, listed: bool) -> bool:
+def _colours(folder: Path, listed: bool, max_pixels: int) -> bool:
     """Whether a palette file says what the label PNGs mean, rather than being beside ones of numbers."""
-    first = next((Path(path) for path in walk_images(folder) if path.lower().endswith(".png")), None)
+    first = next(map(Path, walk_files(folder, _PNG, skip_bad=True)), None)
     try:
-        return first is not None and in_colour(first) and not (listed and load_png(first).mode == "P")
+        return (
+            first is not None
+            and in_colour(first, max_pixels)
+            and not (listed and load_png(first, max_pixels).mode == "P")
+        )
     except UserError:
         return not listed
 
@@ -308,9 +316,9 @@ def _listed(table: Path) -> list[str]:
 def _numbered(folder: Path, ignore_label: int, mapping: dict[int, int], reading: Reading) -> Coding:
     """Classes without names: all numbers up to the highest in the training labels."""
     counts: Counter[int] = Counter()
-    for path in filter(lambda name: name.lower().endswith(".png"), walk_images(folder)):
+    for path in map(Path, walk_files(folder, _PNG, skip_bad=reading.skip_bad)):
         try:
-            counts.update(count_labels(read_labels(Path(path))))
+            counts.update(count_labels(read_labels(path, None, reading.max_pixels)))
         except UserError:
             if not reading.skip_bad:
                 raise

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from vankit.data.coco_entries import Content, Flaw
-from vankit.data.walk import SPLITS, PassedOver, is_image, split_folder, subfolders, walk_images
+from vankit.data.coco_entries import Content, Flaw, unlisted
+from vankit.data.walk import SPLITS, PassedOver, is_image, split_folder, subfolders, walk_files, walk_images
 from vankit.errors import UserError
-from vankit.files import read_text
+from vankit.files import open_file, read_text
 
 _IMAGES = ("JPEGImages", "images", "Images")
 _ANNOTATIONS = ("Annotations", "annotations", "xmls")
+_XML = frozenset({".xml"})
 _CLASSES = ("classes.txt", "labels.txt")
 
 
@@ -114,6 +115,7 @@ def read_voc(
                 content["flaws"].append((xml.name, Flaw(flaw.kind, f"object {position}: {flaw}")))
                 continue
             content["annotations"].append({"id": f"{xml.name} object {position}", "image_id": number, **found})
+    content["flaws"] += unlisted(passed_over)
     passed_over.counts.pop(".xml", None)  # which may lie beside the images
     passed_over.log(images)
     return content
@@ -123,9 +125,9 @@ def _class_names(root: Path, folder: Path) -> list[str]:
     if table := next((root / name for name in _CLASSES if (root / name).is_file()), None):
         return [line.strip() for line in read_text(table).splitlines() if line.strip()]
     names: set[str] = set()
-    for path in sorted(folder.rglob("*.xml")):
+    for path in walk_files(folder, _XML, skip_bad=True):
         try:
-            names |= {(entry.findtext("name") or "").strip() for entry in _parse(path).iter("object")}
+            names |= {(entry.findtext("name") or "").strip() for entry in _parse(Path(path)).iter("object")}
         except Flaw:  # met again where the images are read
             continue
     names.discard("")
@@ -136,9 +138,9 @@ def _class_names(root: Path, folder: Path) -> list[str]:
 
 def _listed(images: Path, listed: Path | None, passed_over: PassedOver) -> Iterator[str]:
     if listed is None:
-        yield from walk_images(images, passed_over)
+        yield from walk_images(images, passed_over, skip_bad=True)
         return
-    files = {_stem(os.path.relpath(path, images)): path for path in walk_images(images, passed_over)}
+    files = {_stem(os.path.relpath(path, images)): path for path in walk_images(images, passed_over, skip_bad=True)}
     names = Counter(map(os.path.basename, files))
     files |= {os.path.basename(stem): path for stem, path in files.items() if names[os.path.basename(stem)] == 1}
     for line in filter(None, map(str.strip, read_text(listed).splitlines())):
@@ -155,7 +157,8 @@ def _stem(name: str) -> str:
 
 def _parse(path: Path) -> ElementTree.Element:
     try:
-        return ElementTree.parse(path).getroot()
+        with open_file(path) as file:
+            return ElementTree.parse(file).getroot()
     except FileNotFoundError:
         raise Flaw("images without an XML file", f"no annotation {path}") from None
     except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:  # an encoding that nobody knows

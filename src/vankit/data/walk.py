@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from vankit.errors import MissingFileError, UserError
+from vankit.data.tree import HIDDEN, PatternTree, WholeTree, is_junk
+from vankit.errors import MissingFileError, ReadError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +21,7 @@ IMAGE_SUFFIXES = frozenset(
 if find_spec("pillow_heif"):
     IMAGE_SUFFIXES |= HEIC_SUFFIXES
 
-_JUNK = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"})
-HIDDEN = "hidden and system files"
-LOOP = "links into the same folder"
+UNLISTED = "folders that cannot be listed"
 _SHOWN = 8
 
 
@@ -32,11 +31,13 @@ class PassedOver:
     Attributes:
         counts: files, or folders as a whole, by kind: `HIDDEN`, `LOOP`, a suffix such as `.heic`, …
         examples: the first one of each kind.
+        problems: folders that cannot be listed, with what the system says.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
+        self.problems: list[tuple[str, ReadError]] = []
 
     def add(self, kind: str, path: str) -> None:
         self.counts[kind] += 1
@@ -58,85 +59,69 @@ class PassedOver:
             logger.log(level, "%s: passed over %s", folder, self)
 
 
-def is_junk(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or one that systems and tools leave behind."""
-    return name.startswith(".") or name.lower() in _JUNK
-
-
 def is_image(name: str) -> bool:
     """Whether a file of this name is an image, by its suffix."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def walk_images(folder: str | os.PathLike[str], passed_over: PassedOver | None = None) -> Iterator[str]:
-    """The image files in a folder and its subfolders, lazily, in name order.
+def walk_images(
+    folder: str | os.PathLike[str], passed_over: PassedOver | None = None, skip_bad: bool = False
+) -> Iterator[str]:
+    """The image files in a folder and its subfolders, see `walk_files`."""
+    return walk_files(folder, IMAGE_SUFFIXES, passed_over, skip_bad)
+
+
+def walk_files(
+    folder: str | os.PathLike[str],
+    suffixes: frozenset[str],
+    passed_over: PassedOver | None = None,
+    skip_bad: bool = False,
+) -> Iterator[str]:
+    """The files in a folder and its subfolders that have certain suffixes, lazily, in name order.
 
     Hidden and junk names are skipped. Symbolic links are followed, but no folder is walked twice: not by a link to
     another part of the same folder, nor by a second link to the same place.
 
     Args:
         folder: to walk.
+        suffixes: in lower case.
         passed_over: takes what was not yielded.
+        skip_bad: pass over folders that cannot be listed, instead of ending.
+
+    Raises:
+        ReadError: a folder cannot be listed.
     """
     passed_over = PassedOver() if passed_over is None else passed_over
-    root = os.path.realpath(folder)
-    return _walk(os.fspath(folder), root, {_identity(root)}, passed_over)
-
-
-def _walk(folder: str, root: str, seen: set[tuple[int, int]], passed_over: PassedOver) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        if is_junk(entry.name):
-            passed_over.add(HIDDEN, entry.path)
-        elif entry.is_dir():
-            if _enters(entry, root, seen):
-                yield from _walk(entry.path, root, seen, passed_over)
-            else:
-                passed_over.add(LOOP, entry.path)
-        elif is_image(entry.name) and entry.is_file():
-            yield entry.path
+    for path, problem in WholeTree(os.fspath(folder), suffixes, passed_over.add).walk():
+        if problem is None:
+            yield path
+        elif skip_bad:
+            passed_over.add(UNLISTED, path)
+            passed_over.problems.append((path, problem))
         else:
-            passed_over.add(_kind(entry), entry.path)
-
-
-def _enters(entry: os.DirEntry[str], root: str, seen: set[tuple[int, int]]) -> bool:
-    if entry.is_symlink():
-        target = os.path.realpath(entry.path)
-        if os.path.commonpath((target, root)) in (root, target):  # it is walked under its own name, or holds the folder
-            return False
-    identity = _identity(entry.path)
-    if identity in seen:
-        return False
-    seen.add(identity)
-    return True
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    if entry.is_symlink() and not os.path.exists(entry.path):
-        return "broken links"
-    if not entry.is_file():
-        return "not regular files"
-    return os.path.splitext(entry.name)[1].lower() or "files without a suffix"
+            raise ReadError(f"{problem}; --skip-bad leaves such folders out")
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, without hidden and junk ones."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not is_junk(entry.name) and entry.is_dir())
+    """Names of the folders in a folder, sorted, without hidden and junk ones.
+
+    Raises:
+        ReadError: it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not is_junk(entry.name) and os.path.isdir(entry.path))
+    except OSError as error:
+        raise ReadError(f"cannot list {folder}: {error.strerror or error}") from None
 
 
 def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     """The image files that files, folders and glob patterns name, lazily, argument by argument.
 
     A file is yielded whatever its suffix, and also if it does not exist, so that whoever opens it reports it without
-    losing the rest. A folder is walked by `walk_images`, with a line on what it passed over; a pattern (`**` crosses
-    folders) matches files in name order, not hidden ones. Both keep `IMAGE_SUFFIXES` only.
+    losing the rest; and so is a folder that cannot be listed. A folder is walked as by `walk_images`, with a line on
+    what it passed over; a pattern (`**` crosses folders) matches files in name order, not hidden ones, and walks no
+    folder twice. Both keep `IMAGE_SUFFIXES` only.
 
     Args:
         paths: one path or pattern, or several.
@@ -150,7 +135,7 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         if os.path.isdir(name):
             found = _in_folder(name)
         elif not os.path.exists(name) and glob.has_magic(name):
-            found = (match for match in sorted(set(glob.iglob(name, recursive=True))) if _is_image_file(match))
+            found = _matching(name)
         else:
             yield Path(name)
             continue
@@ -182,22 +167,28 @@ def find_inputs(
     given = list(paths)
     if output is None:
         return find_images(given)
-    folder = Path(output).resolve()
-    if inside := [path for path in given if folder in (Path(path).resolve(), *Path(path).resolve().parents)]:
+    folder = Path(os.path.realpath(output))
+    if inside := [path for path in given if _is_in(path, folder)]:
         raise UserError(
             f"{inside[0]} lies in the output folder {output}, where it could be overwritten: choose another"
         )
-    return (path for path in find_images(given) if folder not in path.resolve().parents)
+    return (path for path in find_images(given) if not _is_in(path, folder))
+
+
+def _is_in(path: str | os.PathLike[str], folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(folder)
 
 
 def _in_folder(folder: str) -> Iterator[str]:
     passed_over = PassedOver()
-    yield from walk_images(folder, passed_over)
+    for path, _ in WholeTree(folder, IMAGE_SUFFIXES, passed_over.add).walk():
+        yield path
     passed_over.log(folder)
 
 
-def _is_image_file(path: str) -> bool:
-    return is_image(path) and os.path.isfile(path)
+def _matching(pattern: str) -> Iterator[str]:
+    tree = PatternTree(pattern, IMAGE_SUFFIXES)
+    return (path for path, _ in tree.walk()) if os.path.isdir(tree.folder) else iter(())
 
 
 # never the test images for validation, by which the best weights are chosen

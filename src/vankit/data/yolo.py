@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from vankit.data.coco_entries import Content, Flaw, finite
+from vankit.data.coco_entries import Content, Flaw, finite, unlisted
 from vankit.data.images import read_size
 from vankit.data.walk import SPLITS, PassedOver, is_image, split_folder, walk_images
 from vankit.errors import UserError
@@ -137,10 +137,11 @@ def read_yolo(root: Path, images: Sequence[Path], base: Path) -> Content:
             content["flaws"].append((name, Flaw("images that cannot be read", str(error))))
             continue
         content["images"].append({"id": number, "file_name": name, "width": width, "height": height})
-        if (labels := label_file(path)).is_file():
+        if (labels := label_file(path)).exists():
             _add_objects(content, number, labels, (width, height), keypoints)
         else:
             unlabelled += 1
+    content["flaws"] += unlisted(passed_over)
     if content["images"] and unlabelled == len(content["images"]):
         raise UserError(
             f"no image in {', '.join(map(str, images))} has labels: expected text files such as {label_file(path)}"
@@ -180,7 +181,7 @@ def _class_names(root: Path, config: dict[str, Any]) -> list[str]:
 def _listed(root: Path, images: Sequence[Path], passed_over: PassedOver) -> Iterator[Path]:
     for source in images:
         if source.is_dir():
-            yield from map(Path, walk_images(source, passed_over))
+            yield from map(Path, walk_images(source, passed_over, skip_bad=True))
             continue
         for line in filter(is_image, map(str.strip, read_text(source).splitlines())):
             yield _named(root, {}, line) or root / line

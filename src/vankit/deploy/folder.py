@@ -11,7 +11,7 @@ from vankit.engines.base import Engine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine
 from vankit.errors import MissingFileError, UserError
-from vankit.files import sha256_of
+from vankit.files import read_text, sha256_of
 from vankit.models.description import Description
 
 Format = Literal["openvino", "onnx", "pt2"]
@@ -166,7 +166,7 @@ def read_exported(path: str | PathLike[str]) -> Exported:
     """
     folder = Path(path)
     try:
-        description, settings, labels = ((folder / name).read_text(encoding="utf-8") for name in DESCRIPTION)
+        description, settings, labels = (read_text(folder / name) for name in DESCRIPTION)
         facts, classes = json.loads(description), labels.splitlines()
         kind, precision, dynamic = (facts.pop(name) for name in ("format", "precision", "dynamic"))
         count, checksums = (facts.pop(name) for name in ("classes", "sha256"))
@@ -174,10 +174,9 @@ def read_exported(path: str | PathLike[str]) -> Exported:
         metadata |= {"classes": classes, "preprocessing": asdict(Preprocessing(**json.loads(settings)))}
         network = Description.from_metadata(metadata, Description())
         files = [folder / name for name in FILES[kind]]
-    except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{folder} is not a complete exported folder: {Path(error.filename).name} is missing"
-        ) from None
+    except MissingFileError:
+        lost = next((name for name in DESCRIPTION if not (folder / name).exists()), "a file")
+        raise MissingFileError(f"{folder} is not a complete exported folder: {lost} is missing") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is damaged ({error}): export the model again") from None
     if missing := [path.name for path in files if not path.is_file()]:

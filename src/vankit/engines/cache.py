@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-from vankit.files import replacing
+from vankit.errors import ReadError
+from vankit.files import open_file, replacing
 
 T = TypeVar("T")
 
@@ -35,12 +36,16 @@ def cached(key: bytes, parts: tuple[str, ...], load: Callable[[bytes], T], make:
     digest = hashlib.sha256(b"\0".join([key, *(part.encode() for part in parts)])).hexdigest()
     path = cache_folder() / "engines" / digest
     try:
-        stored = memoryview(path.read_bytes())
+        with open_file(path) as file:
+            stored = memoryview(file.read())
         if hashlib.sha256(stored[32:]).digest() == stored[:32]:
             return load(bytes(stored[32:]))
         logger.warning("%s is damaged and will be rebuilt", path)
     except FileNotFoundError:
         pass
+    except ReadError as error:  # nor can it be written there
+        logger.warning("the compiled model cannot be kept for the next start: %s", error)
+        return make()[0]
     except Exception as error:  # engines raise whatever they trip over
         logger.warning("%s cannot be used and will be rebuilt: %s", path, error)
     made, blob = make()

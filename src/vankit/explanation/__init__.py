@@ -64,7 +64,7 @@ def explain(
         img_size: side in pixels of what `model` sees, instead of its own; VAN takes any.
         pretrained: load public weights (else they are random).
         device: torch's name, or 'auto' for CUDA where there is one.
-        max_pixels: largest image decoded, in pixels.
+        max_pixels: of the largest image that is decoded.
         weights: of `checkpoint`, see `vankit.Predictor`.
 
     Returns:

@@ -4,6 +4,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from vankit.data.images import MAX_PIXELS
+from vankit.data.reading import Reading
 from vankit.errors import MissingFileError, UserError
 from vankit.inspection.advice import Advice, advise
 from vankit.inspection.classify import ClassStudy, ClassTally
@@ -31,6 +33,7 @@ def inspect(
     output: str | PathLike[str] | None = None,
     *,
     workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
 ) -> Inspection:
     """Read a folder of data as `vankit.train` would, and say what is in it.
 
@@ -42,6 +45,7 @@ def inspect(
         task: classify, detect, segment or panoptic; None for the first one that the folder looks made for.
         output: HTML file for a report with pictures; it opens offline.
         workers: processes that look at the pictures.
+        max_pixels: of the largest image that is decoded.
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing to train on in it.
@@ -52,7 +56,7 @@ def inspect(
     root = Path(data)
     with quiet():
         tasks = likely_tasks(root) if task is None else (task,)
-        study = STUDIES[tasks[0]](root)
+        study = STUDIES[tasks[0]](root, Reading(skip_bad=True, max_pixels=max_pixels))
         contents = look_through(study.tallies, workers)
         study.settle()
         findings = study.findings()

@@ -10,7 +10,7 @@ from vankit.data.folders import ClassFolder, open_dataset
 from vankit.data.held_out import HeldOut
 from vankit.errors import few
 from vankit.inspection.report import ClassCount, Finding, Split
-from vankit.inspection.tallies import READING, Study, Tally, counted, effect_in
+from vankit.inspection.tallies import Study, Tally, effect_in, passed_over
 from vankit.training.recipes import Config
 
 _MANY = 20  # times as many images in one class as in another
@@ -69,8 +69,7 @@ class ClassTally(Tally):
     def notes(self) -> list[Finding]:
         if not isinstance(self.dataset, ClassFolder):
             return []
-        passed = self.dataset.passed_over
-        found = counted("passed over", self.split, passed.counts, passed.examples)
+        found = passed_over(self.split, self.dataset.passed_over)
         if self.dataset.empty:
             empty = self.dataset.empty
             found.append(Finding("passed over", self.split, "class folders without images", len(empty), few(empty)))
@@ -88,7 +87,7 @@ class ClassStudy(Study):
         return ClassTally(split, dataset, self.known)
 
     def open(self, split: str, held_out: HeldOut | None) -> Any:
-        return open_dataset(self.root, split, _as_it_is, held_out=held_out, reading=READING)
+        return open_dataset(self.root, split, _as_it_is, held_out=held_out, reading=self.reading)
 
     def across(self) -> list[Finding]:
         train, *others = self.tallies

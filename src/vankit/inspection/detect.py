@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from vankit.data.coco import CocoInstances, check_size, decode_mask
 from vankit.data.coco_entries import Instance, Picture
 from vankit.data.held_out import HeldOut
+from vankit.data.reading import Reading
 from vankit.data.scenes import open_scenes
 from vankit.data.walk import walk_images
 from vankit.errors import UserError, few
 from vankit.inspection.pictures import Look, look_at
 from vankit.inspection.report import ClassCount, Finding, Split
-from vankit.inspection.tallies import READING, Study, Tally, counted, effect_in
+from vankit.inspection.tallies import Study, Tally, counted, effect_in
 from vankit.training.recipes import Config, DenseConfig
 
 NO_MASK = "objects without a segmentation"
@@ -46,7 +47,7 @@ class PictureTally(Tally):
 
     def look(self, index: int) -> Look:
         picture = self.pictures[index]
-        look = look_at(picture.path)
+        look = look_at(picture.path, self.dataset.reading.max_pixels)
         if look.size is None:
             return look
         try:
@@ -145,19 +146,19 @@ class ObjectStudy(Study):
     task = "detect"
     tallies: list[ObjectTally]
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, reading: Reading) -> None:
         self.masks = True
-        super().__init__(root)
+        super().__init__(root, reading)
         self.without_mask = {tally.split: tally.flaws.counts[NO_MASK] for tally in self.tallies}
         if any(self.without_mask.values()):
             self.masks = False
-            super().__init__(root)
+            super().__init__(root, reading)
 
     def tally(self, split: str, dataset: Any) -> Tally:
         return ObjectTally(split, dataset)
 
     def open(self, split: str, held_out: HeldOut | None) -> Any:
-        return open_scenes(self.root, self.task, split, masks=self.masks, held_out=held_out, reading=READING)
+        return open_scenes(self.root, self.task, split, masks=self.masks, held_out=held_out, reading=self.reading)
 
     def across(self) -> list[Finding]:
         return [*across_annotations(self), *self._without_mask()]
@@ -195,7 +196,7 @@ def _unlisted(tallies: Sequence[Any]) -> list[Finding]:
         folders[folder].append(tally.split)
     found = []
     for folder, splits in folders.items():
-        beside = [path for path in walk_images(folder) if path not in named]
+        beside = [path for path in walk_images(folder, skip_bad=True) if path not in named]
         if beside:
             what = "images that no annotation names"
             found.append(Finding("passed over", " and ".join(splits), what, len(beside), beside[0]))

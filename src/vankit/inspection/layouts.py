@@ -53,7 +53,7 @@ def _has_yolo(root: Path) -> bool:
     except UserError:  # data.yaml names what is not there: whoever opens it says so
         return True
     sources += filter(None, [whole_yolo(root)])
-    return any(not source.is_dir() or _has_labels(walk_images(source)) for source in sources)
+    return any(not source.is_dir() or _has_labels(walk_images(source, skip_bad=True)) for source in sources)
 
 
 def _has_labels(images: Iterable[str]) -> bool:

@@ -34,7 +34,7 @@ def write_page(inspection: Inspection, study: Study, config: Config, path: str |
     _overview(page, inspection)
     _findings(page, inspection)
     for copies in inspection.copies:
-        _copies(page, inspection.data, copies)
+        _copies(page, inspection.data, copies, study.reading.max_pixels)
     _classes(page, inspection)
     _sizes(page, study.tallies, inspection.side)
     if isinstance(config, DenseConfig) and isinstance(study.tallies[0], ObjectTally):
@@ -83,10 +83,10 @@ def _findings(page: Page, inspection: Inspection) -> None:
         page.table(rows)
 
 
-def _copies(page: Page, data: str, copies: Copies) -> None:
+def _copies(page: Page, data: str, copies: Copies, max_pixels: int) -> None:
     page.heading(str(copies)[0].upper() + str(copies)[1:])
     pairs = [tuple(os.path.relpath(path, data) for path in pair) for pair in copies.examples]
-    shown = (picture_of(first)[0] for first, _ in copies.examples)
+    shown = (picture_of(first, max_pixels)[0] for first, _ in copies.examples)
     page.pictures(((picture, " = ".join(pair)) for picture, pair in zip(shown, pairs, strict=True)), SIDE)
 
 

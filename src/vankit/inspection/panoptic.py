@@ -13,7 +13,7 @@ from vankit.errors import UserError, few
 from vankit.inspection.detect import PictureTally, across_annotations
 from vankit.inspection.pictures import Look
 from vankit.inspection.report import ClassCount, Finding, Split
-from vankit.inspection.tallies import READING, Study, Tally
+from vankit.inspection.tallies import Study, Tally
 from vankit.training.recipes import Config
 
 _LOST = "segments without a pixel"
@@ -89,7 +89,7 @@ class PanopticStudy(Study):
         return SegmentTally(split, dataset)
 
     def open(self, split: str, held_out: HeldOut | None) -> Any:
-        return open_scenes(Path(self.root), self.task, split, held_out=held_out, reading=READING)
+        return open_scenes(Path(self.root), self.task, split, held_out=held_out, reading=self.reading)
 
     def across(self) -> list[Finding]:
         return across_annotations(self)

@@ -7,8 +7,9 @@ from itertools import combinations
 from os import PathLike
 from typing import Any, NamedTuple
 
-from vankit.data.images import load_image, read_size
+from vankit.data.images import MAX_PIXELS, load_image, read_size
 from vankit.errors import UserError
+from vankit.files import open_file
 from vankit.inspection.report import Copies
 
 BROKEN = "images that cannot be read"
@@ -33,23 +34,23 @@ class Look(NamedTuple):
     found: Any = None
 
 
-def look_at(path: str | PathLike[str]) -> Look:
+def look_at(path: str | PathLike[str], max_pixels: int = MAX_PIXELS) -> Look:
     """Open a picture as training would, but decode a JPEG at an eighth of its size.
 
     For that its whole content is read too, so that one without its end is found.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             digest = hashlib.file_digest(file, "sha256").digest()
-            load_image(file, min_side=1)
+            load_image(file, max_pixels, min_side=1)
         return Look(read_size(path), digest)
     except (UserError, OSError) as problem:
-        return Look(None, flaw=(CUT_OFF if _is_cut_off(path) else BROKEN, str(problem)))
+        return Look(None, flaw=(CUT_OFF if _is_cut_off(path, max_pixels) else BROKEN, str(problem)))
 
 
-def _is_cut_off(path: str | PathLike[str]) -> bool:
+def _is_cut_off(path: str | PathLike[str], max_pixels: int) -> bool:
     try:
-        load_image(path, min_side=1, tolerant=True)
+        load_image(path, max_pixels, min_side=1, tolerant=True)
     except (UserError, OSError):
         return False
     return True

@@ -31,12 +31,13 @@ def pictures_by_class(tally: Tally) -> Iterator[tuple[int, list[tuple[Image.Imag
     members = tally.members()
     count = min(_MOST_PER_CLASS, max(1, _PICTURES // max(1, len(members))))
     for label, indices in enumerate(members[:_PICTURES]):
-        yield label, [picture_of(tally.paths[index]) for index in spread(indices, count)]
+        paths = [tally.paths[index] for index in spread(indices, count)]
+        yield label, [picture_of(path, tally.dataset.reading.max_pixels) for path in paths]
 
 
-def picture_of(path: str) -> tuple[Image.Image, str]:
+def picture_of(path: str, max_pixels: int) -> tuple[Image.Image, str]:
     """A picture, small, and its file's name."""
-    image = load_image(path, min_side=SIDE)
+    image = load_image(path, max_pixels, min_side=SIDE)
     image.thumbnail((SIDE, SIDE))
     return enlarged(image), Path(path).name
 

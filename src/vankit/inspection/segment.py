@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from vankit.data.held_out import HeldOut
 from vankit.data.label_maps import IGNORE, Coding, count_labels, read_labels
+from vankit.data.reading import Reading
 from vankit.data.scenes import open_scenes
 from vankit.data.semantic import SemanticFolder
 from vankit.errors import UserError, few
 from vankit.inspection.pictures import Look, look_at
 from vankit.inspection.report import ClassCount, Finding, Split
-from vankit.inspection.tallies import READING, Study, Tally, counted
+from vankit.inspection.tallies import Study, Tally, passed_over
 from vankit.training.recipes import Config
 
 _NO_PNG = "images without a label PNG"
@@ -44,11 +45,12 @@ class LabelTally(Tally):
 
     def look(self, index: int) -> Look:
         image, png = self.dataset.files[index]
-        look = look_at(image)
+        reading = self.dataset.reading
+        look = look_at(image, reading.max_pixels)
         if look.size is None:
             return look
         try:
-            labels = read_labels(png, self.dataset.coding.palette)
+            labels = read_labels(png, self.dataset.coding.palette, reading.max_pixels)
         except (UserError, OSError) as problem:
             return Look(None, flaw=(_UNREADABLE, str(problem)))
         if labels.shape != look.size[::-1]:
@@ -112,8 +114,7 @@ class LabelTally(Tally):
         )
 
     def notes(self) -> list[Finding]:
-        passed = self.dataset.passed_over
-        return counted("passed over", self.split, passed.counts, passed.examples)
+        return passed_over(self.split, self.dataset.passed_over)
 
 
 class LabelStudy(Study):
@@ -122,16 +123,16 @@ class LabelStudy(Study):
     task = "segment"
     tallies: list[LabelTally]
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, reading: Reading) -> None:
         self.settings: dict[str, Any] = {}  # of the reader: ignore_label, map_labels
         self.reason = ""
-        super().__init__(root)
+        super().__init__(root, reading)
 
     def tally(self, split: str, dataset: Any) -> Tally:
         return LabelTally(split, dataset)
 
     def open(self, split: str, held_out: HeldOut | None) -> Any:
-        return open_scenes(self.root, self.task, split, held_out=held_out, reading=READING, **self.settings)
+        return open_scenes(self.root, self.task, split, held_out=held_out, reading=self.reading, **self.settings)
 
     def settle(self) -> None:
         train = self.tallies[0]

@@ -17,12 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from vankit.data.coco import OUTSIDE
 from vankit.data.held_out import Division, HeldOut
 from vankit.data.reading import Reading
+from vankit.data.walk import UNLISTED, PassedOver
 from vankit.errors import MissingFileError, UserError
 from vankit.inspection.pictures import BROKEN, CUT_OFF, Contents, Look, look_at
 from vankit.inspection.report import ClassCount, Effect, Finding, Sizes, Split
 from vankit.training.recipes import Config
-
-READING = Reading(skip_bad=True)
 
 _CHUNK = 64  # pictures that a process looks at before it reports
 _FEW = 256  # for fewer no process is started
@@ -69,7 +68,7 @@ class Tally(ABC):
 
     def look(self, index: int) -> Look:
         """Open a picture, perhaps in another process."""
-        return look_at(self.paths[index])
+        return look_at(self.paths[index], self.dataset.reading.max_pixels)
 
     def add(self, index: int, look: Look) -> None:
         """Take what was found in a picture."""
@@ -127,6 +126,7 @@ class Study(ABC):
 
     Args:
         root: its folder.
+        reading: how its files are read.
 
     Attributes:
         task: that it is read for.
@@ -142,8 +142,8 @@ class Study(ABC):
     masks = False
     tallies: Sequence[Any]
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, reading: Reading) -> None:
+        self.root, self.reading = root, reading
         self.division: Division | None = None
         self.refused: dict[str, str] = {}
         self.tallies = [self.tally(split, dataset) for split, dataset in self.open_all()]
@@ -224,6 +224,17 @@ def counted(
         for kind, count in Counter(kinds).most_common()
         if count
     ]
+
+
+def passed_over(split: str, passed: PassedOver) -> list[Finding]:
+    """A finding per kind of what a walk did not yield; folders that cannot be listed end a training."""
+    counts = dict(passed.counts)
+    found = []
+    if count := counts.pop(UNLISTED, 0):
+        effect = effect_in(split)
+        option = "--skip-bad" if effect == "stops" else ""
+        found.append(Finding(effect, split, UNLISTED, count, str(passed.problems[0][1]), option))
+    return [*found, *counted("passed over", split, counts, passed.examples)]
 
 
 class _Looks(Dataset[Look]):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vankit.data.images import MAX_PIXELS, ImageLike, source_name, to_image
+from vankit.data.images import MAX_PIXELS, ImageLike, open_image, source_name, to_image
 from vankit.data.walk import find_images
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine, check_options
@@ -67,7 +67,7 @@ class Predictor:
             reach their thresholds.
         batch_size: images per forward pass of engine torch; the others are fastest with one at a time, on all cores.
         device: torch's name, or 'auto' for CUDA where there is one.
-        max_pixels: largest image decoded, in pixels.
+        max_pixels: of the largest image that is decoded, and of all that are at the same time.
         reduced: decode JPEGs at 1/2, 1/4 or 1/8 of their size, as long as each side keeps at least twice as many
             pixels as the network sees: much faster for large photographs, but up to 16 labels in 1,000
             change, see docs/predict.md.
@@ -146,7 +146,10 @@ class Predictor:
         Raises:
             FileNotFoundError, ValueError: the image cannot be used; `vankit.data.images.ImageError` if it is broken.
         """
-        return self.preprocessing(to_image(image, self.max_pixels, self._min_side))
+        if isinstance(image, str | PathLike):  # within its share of the pixels, as resizing takes memory too
+            with open_image(image, self.max_pixels, self._min_side) as picture:
+                return self.preprocessing(picture)
+        return self.preprocessing(to_image(image))
 
     def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the network.

@@ -17,7 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vankit.data.walk import IMAGE_SUFFIXES, find_images, is_image, is_junk
+from vankit.data.tree import is_junk
+from vankit.data.walk import IMAGE_SUFFIXES, find_images, is_image
 from vankit.deploy.folder import is_exported
 from vankit.deploy.opening import is_path
 from vankit.errors import MissingFileError, MissingPackageError, UserError

@@ -41,7 +41,7 @@ class DensePredictor:
         engine: what runs the backbone, see `vankit.Predictor`; the head runs on PyTorch.
         precision: float32 or bf16, of the backbone; 'auto' is float32.
         device: torch's name, or 'auto' for CUDA where there is one.
-        max_pixels: largest image decoded, in pixels.
+        max_pixels: of the largest image that is decoded.
 
     Attributes:
         network: in eval mode, see `vankit.heads`.

@@ -19,6 +19,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
+from vankit.data.images import MAX_PIXELS
 from vankit.data.own import Data, name_of
 from vankit.data.reading import STRICT, Reading
 from vankit.errors import MissingFileError, NotFiniteError, UserError, WriteError
@@ -80,6 +81,7 @@ def train(
     skip_bad: bool = False,
     tolerant: bool = False,
     allow_outside: bool = False,
+    max_pixels: int = MAX_PIXELS,
     weights: Weights | None = None,
 ) -> TrainResult:
     """Train a classifier, a detector or a segmenter.
@@ -101,6 +103,7 @@ def train(
         head: see `vankit.heads.build.HEADS`; mask_rcnn, semantic_fpn or mask2former if None.
         skip_bad, tolerant, allow_outside: what to do about images and annotations that cannot be used as they are, see
             `vankit.data.reading.Reading`; the last one only for detect and panoptic.
+        max_pixels: of the largest image that is decoded.
         weights: of `checkpoint`: raw, or ema for their moving average; None takes the average where there are both.
 
     Your own datasets are map-style, with `classes` (names by label; panoptic also `things`, whether each is countable).
@@ -119,13 +122,15 @@ def train(
     """
     head = head or _DEFAULT_HEADS.get(task)
     config = config or recipe(default_recipe(data, task, head), model, task, head)
-    reading = Reading(skip_bad, tolerant, allow_outside)
+    reading = Reading(skip_bad, tolerant, allow_outside, max_pixels)
     _check_task(task, head, config, reading)
     check_name(model)
     check_optimizer(config.optimizer)
     check_logger(config.logger)
     if reading != STRICT and not isinstance(data, str | os.PathLike):
-        raise UserError("skip_bad, tolerant and allow_outside are only for folders: leave them out with your own sets")
+        raise UserError(
+            "skip_bad, tolerant, allow_outside and max_pixels are only for folders: leave them out with your own sets"
+        )
     if weights is not None and checkpoint is None:
         raise UserError("weights (--weights) chooses among those of a checkpoint to start from: pass one")
     if config.pretrained and checkpoint is None and not resume:

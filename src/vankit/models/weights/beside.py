@@ -57,7 +57,7 @@ def stated(path: Path, content: Any, fmt: str) -> dict[str, Any]:
 
 def _json_beside(path: Path, name: str) -> dict[str, Any]:
     beside = path.with_name(name)
-    if not beside.is_file():
+    if not beside.exists():
         return {}
     try:
         return read_json(beside)

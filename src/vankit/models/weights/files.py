@@ -15,7 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from vankit.errors import MissingFileError, UserError
-from vankit.files import read_json, replacing, writing
+from vankit.files import open_file, read_json, replacing, writing
 from vankit.models.description import Description, Weights
 from vankit.models.weights.beside import stated
 from vankit.models.weights.candidates import find_van
@@ -77,7 +77,7 @@ def read_tensors(path: str | PathLike[str], weights: Weights | None = None) -> T
 
 def _cause(path: Path) -> str:
     """What a file that is no checkpoint often is, by its first bytes."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(100)
     if not start:
         return "the file is empty"
@@ -125,7 +125,7 @@ def file_in(path: Path) -> Path:
         FileNotFoundError: there is none.
         ValueError: the folder has several, and none has one of the usual names.
     """
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return path
     if not path.is_dir():
         raise MissingFileError(f"no checkpoint at {path}: pass the path of a .safetensors, .pth, .pth.tar or .bin file")
@@ -149,7 +149,7 @@ def _may_be_one(path: Path) -> bool:
 
 
 def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(9)[8:] == b"{"  # eight bytes of length, then a JSON header
 
 

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from vankit.files import open_file
+
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens files of PyTorch before 1.6
 _DTYPES = {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
@@ -134,7 +136,7 @@ def open_pickle(path: Path) -> Iterator[PickleFile]:
         Unreadable: it is not one, or damaged.
         Planted: see there.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         try:
             if zipfile.is_zipfile(file):
                 with zipfile.ZipFile(file) as archive:
