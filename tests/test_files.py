@@ -2,20 +2,32 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Thread
 
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vankit.errors import MissingFileError, UserError, WriteError
-from vankit.files import append, check_picture, held, read_json, read_text, replacing, save_figure, write_text
+from vankit.errors import MissingFileError, ReadError, UserError, WriteError
+from vankit.files import (
+    append,
+    check_picture,
+    held,
+    open_file,
+    read_json,
+    read_text,
+    replacing,
+    save_figure,
+    sha256_of,
+    write_text,
+)
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
@@ -206,3 +218,56 @@ def test_a_killed_writer_holds_nothing_though_its_children_live(tmp_path: Path) 
                 assert Path(f"/proc/{child}").exists()
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def soon(work: Callable[[], object]) -> object:
+    """What is raised; a pipe that is opened waits for its other end."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            raised.append(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "it waits"
+    return raised[0]
+
+
+@pytest.mark.parametrize("read", [open_file, read_text, read_json, sha256_of])
+def test_only_files_are_read(read: Callable[[Path], object], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+    (tmp_path / "link").symlink_to("pipe")
+    for path, kind in (
+        (tmp_path / "pipe", "a pipe"), (tmp_path / "link", "a pipe"), (tmp_path / "socket", "a socket"),
+        (Path("/dev/zero"), "a device"), (tmp_path, "a folder"),
+    ):  # fmt: skip
+        error = soon(lambda path=path: read(path))
+        assert isinstance(error, ReadError) and str(error) == f"{path} is {kind}: expected a file"
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "nothing", tmp_path / "file" / "inside", Path("a\0b")):
+        assert isinstance(soon(lambda path=path: read(path)), MissingFileError)
+
+
+def test_a_file_of_standard_input_is_read_and_a_pipe_is_not(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("content")
+    command = [sys.executable, "-c", "from vankit.files import read_text; print(read_text('/dev/stdin'))"]
+    with (tmp_path / "x.txt").open() as file:
+        assert subprocess.run(command, stdin=file, capture_output=True, text=True, timeout=60).stdout == "content\n"
+    answer = subprocess.run(command, input="content", capture_output=True, text=True, timeout=60)
+    assert "ReadError: /dev/stdin is a pipe: expected a file" in answer.stderr
+
+
+def test_a_pipe_that_takes_the_files_place_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    path.touch()
+    known = os.stat(path)
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr("vankit.files.os.stat", lambda _: known)
+    assert str(soon(lambda: open_file(path))).endswith("x is a pipe: expected a file")

@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vankit.data.budget import Budget
 from vankit.data.images import MAX_PIXELS
 from vankit.errors import UserError
 
 MEAN_STD = (0.5, 0.5, 0.5)  # VAN's published mean and standard deviation, per channel
+
+_RESIZING = Budget()  # a picture of one pixel's width is large when it is resized
 
 INTERPOLATIONS = {  # timm's names; Pillow has more
     name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -94,7 +97,9 @@ class Preprocessing:
             )
         _, height, width = self.input_size
         left, top = _offset(size[0], width), _offset(size[1], height)
-        crop = image.resize(size, INTERPOLATIONS[self.interpolation]).crop((left, top, left + width, top + height))
+        with _RESIZING.share(math.prod(size), MAX_PIXELS):
+            resized = image.resize(size, INTERPOLATIONS[self.interpolation])
+            crop = resized.crop((left, top, left + width, top + height))
         std = np.array(self.std)
         scale, shift = 1 / (255 * std), -np.array(self.mean) / std
         x = np.empty((3, height, width), np.float32)
