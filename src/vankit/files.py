@@ -14,9 +14,37 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from vankit.errors import MissingFileError, UserError, WriteError
+from vankit.errors import MissingFileError, UserError, WriteError, out_of_memory
 
 logger = logging.getLogger(__name__)
+
+
+_LARGEST_JSON = 2**26  # bytes; in memory it is some twenty times as much
+
+
+@contextmanager
+def reading(path: str | PathLike[str], *damage: type[Exception]) -> Iterator[None]:
+    """Name a file that was given from outside in what is said against it.
+
+    Args:
+        path: the file or folder.
+        damage: what a library raises that is called with nothing but the file, and so means that the file is damaged;
+            of other code it would hide bugs.
+
+    Raises:
+        ValueError: the block raised one for the user, or one of `damage`.
+    """
+    try:
+        yield
+    except UserError as error:
+        if type(error) is not UserError or str(error).startswith(str(path)):
+            raise
+        raise UserError(f"{path}: {error}") from None
+    except damage as error:
+        if out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is damaged, or not what its name says: {reason[:300]}") from error
 
 
 def read_text(path: str | PathLike[str]) -> str:
@@ -39,12 +67,15 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not JSON, or holds something else.
+        ValueError: it is not JSON, or holds something else, or more than 64 MB.
     """
+    path = Path(path)
+    if not path.is_file():  # a pipe would be waited for
+        raise MissingFileError(f"no file {path}")
+    if path.stat().st_size > _LARGEST_JSON:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes: expected JSON of at most {_LARGEST_JSON:,}")
     try:
-        content = json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise MissingFileError(f"no file {path}") from None
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):

@@ -1,18 +1,22 @@
 """Exported folders: what `vankit export` writes, opened without PyTorch (except its own format, pt2)."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard
+
+from msgspec import Meta
 
 from vankit.data.preprocessing import Preprocessing
 from vankit.engines.base import Engine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine
 from vankit.errors import MissingFileError, UserError
-from vankit.files import sha256_of
+from vankit.files import read_json, reading, sha256_of
 from vankit.models.description import Description
+from vankit.schema import Count, check_fields, made
 
 Format = Literal["openvino", "onnx", "pt2"]
 
@@ -148,6 +152,22 @@ class Exported:
         return TorchEngine(model if self.dynamic else OneByOne(), "cpu", precision, batch_size=1)
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What export.json says of the folder itself; see `Exported`."""
+
+    format: Format
+    precision: Literal["float32", "int8"]
+    dynamic: bool
+    classes: Count
+    sha256: Mapping[str, Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+_LARGEST_LABELS = 2**26  # bytes
+
 # that a folder of another library would not have: an exported one from which a file was lost has one of them still
 _OWN = (*DESCRIPTION[:2], *(names[0] for names in FILES.values()))
 
@@ -165,23 +185,44 @@ def read_exported(path: str | PathLike[str]) -> Exported:
         ValueError: a file is damaged.
     """
     folder = Path(path)
+    parts = [folder / name for name in DESCRIPTION]
+    for part in parts:
+        _check_present(part)
     try:
-        description, settings, labels = ((folder / name).read_text(encoding="utf-8") for name in DESCRIPTION)
-        facts, classes = json.loads(description), labels.splitlines()
-        kind, precision, dynamic = (facts.pop(name) for name in ("format", "precision", "dynamic"))
-        count, checksums = (facts.pop(name) for name in ("classes", "sha256"))
-        metadata = {name: facts.pop(name) for name in [*facts] if name in Description.__dataclass_fields__}
-        metadata |= {"classes": classes, "preprocessing": asdict(Preprocessing(**json.loads(settings)))}
+        found = _described(folder, *parts)
+    except UserError as error:
+        raise UserError(f"{error}; it is damaged, or was changed: export the model again") from None
+    for name in FILES[found.format]:
+        _check_present(folder / name)
+    return found
+
+
+def _check_present(part: Path) -> None:
+    if not part.is_file():  # a pipe would be waited for
+        raise MissingFileError(f"{part.parent} is not a complete exported folder: {part.name} is missing")
+
+
+def _described(folder: Path, description: Path, settings: Path, labels: Path) -> Exported:
+    content = read_json(description)
+    with reading(description):
+        own = made(_Record, content)
+    with reading(settings):
+        preprocessing = made(Preprocessing, read_json(settings))
+    classes = _names(labels)
+    if len(classes) != own.classes:
+        raise UserError(f"{labels} has {len(classes)} names, and the model has {own.classes} classes")
+    metadata = content | {"classes": classes, "preprocessing": asdict(preprocessing)}
+    with reading(description):
         network = Description.from_metadata(metadata, Description())
-        files = [folder / name for name in FILES[kind]]
-    except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{folder} is not a complete exported folder: {Path(error.filename).name} is missing"
-        ) from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder} is damaged ({error}): export the model again") from None
-    if missing := [path.name for path in files if not path.is_file()]:
-        raise MissingFileError(f"{folder} is not a complete exported folder: {missing[0]} is missing")
-    if len(classes) != count:
-        raise UserError(f"{folder} is damaged: labels.txt has {len(classes)} names, and the model has {count} classes")
-    return Exported(folder, kind, precision, dynamic, network, facts, checksums)
+        if network.task != "classify":
+            raise UserError(f"task is {network.task}: expected classify")
+    known = {*_Record.__dataclass_fields__, *Description.__dataclass_fields__}
+    facts = {name: value for name, value in content.items() if name not in known}
+    return Exported(folder, own.format, own.precision, own.dynamic, network, facts, dict(own.sha256))
+
+
+def _names(labels: Path) -> list[str]:
+    if labels.stat().st_size > _LARGEST_LABELS:
+        raise UserError(f"{labels} has {labels.stat().st_size:,} bytes: expected at most {_LARGEST_LABELS:,}")
+    with reading(labels, UnicodeDecodeError):
+        return labels.read_text(encoding="utf-8").splitlines()
