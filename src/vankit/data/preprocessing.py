@@ -62,7 +62,7 @@ class Preprocessing:
             raise UserError(f"input_size is {self.input_size}: expected (3, height, width)")
         if self.crop_pct > min(sides):  # else the resized short side would have no pixel
             raise UserError(f"crop_pct is {self.crop_pct}: expected above 0, such as 0.9, and at most {min(sides)}")
-        if math.prod(sides) / self.crop_pct**2 > MAX_PIXELS:
+        if math.prod(sides) > MAX_PIXELS * self.crop_pct**2:
             raise UserError(
                 f"crop_pct is {self.crop_pct} with sides of {sides[0]} and {sides[1]} pixels: expected at most "
                 f"{MAX_PIXELS:,} pixels in what is cropped"

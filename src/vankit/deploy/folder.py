@@ -1,7 +1,7 @@
 """Exported folders: what `vankit export` writes, opened without PyTorch (except its own format, pt2)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 from msgspec import Meta
 
 from vankit.data.preprocessing import Preprocessing
+from vankit.deploy.programs import check_program
 from vankit.engines.base import Engine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine
@@ -113,12 +114,12 @@ class Exported:
         if "int8" in (precision, self.precision) and precision != self.precision:
             raise UserError(f"{self.folder} was exported in {self.precision}, not {precision}: export it with that")
         checked = self._verify()
-        key = checked if cached else None
+        key = b"%d " % len(self.description.classes) + checked if cached else None
         if name == "torch":
             return self._torch_engine(precision)
         if name == "onnxruntime":
-            return OnnxRuntimeEngine(self.path.read_bytes, key, precision)
-        return OpenVinoEngine(self._openvino_model, key, precision)
+            return OnnxRuntimeEngine(self._onnx_model, key, precision, self.path)
+        return OpenVinoEngine(self._openvino_model, key, precision, self.path)
 
     def _verify(self) -> bytes:
         """What tells the model from others, once its files are found to be those that were exported."""
@@ -131,10 +132,41 @@ class Exported:
     def _openvino_model(self) -> Any:
         import openvino
 
-        model = openvino.Core().read_model(self.path)
+        with reading(self.path, Exception):
+            model = openvino.Core().read_model(self.path)
+            inputs, outputs = ([_lengths(end.partial_shape) for end in ends] for ends in (model.inputs, model.outputs))
+        self._check_ends(inputs, outputs)
         if self.dynamic:  # faster, and the predictor gives nothing else
-            model.reshape([1, *self.preprocessing.input_size])
+            with reading(self.path, Exception):
+                model.reshape([1, *self.preprocessing.input_size])
         return model
+
+    def _onnx_model(self) -> bytes:
+        import onnxruntime
+
+        content, options = self.path.read_bytes(), onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        with reading(self.path, Exception):
+            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._check_ends([end.shape for end in session.get_inputs()], [end.shape for end in session.get_outputs()])
+        return content
+
+    def _check_ends(self, inputs: Sequence[Sequence[Any]], outputs: Sequence[Sequence[Any]]) -> None:
+        """Refuse the model of another network, or of another program.
+
+        Args:
+            inputs, outputs: their shapes; what is not a whole number is any length.
+        """
+        expected = [1, *self.preprocessing.input_size], [1, len(self.description.classes)]
+        given = list(inputs), list(outputs[:1])  # others are passed over, as explanations of a network would be
+        for kind, shape, found in zip(("input", "output"), expected, given, strict=True):
+            if len(found) != 1 or not _agree(found[0], shape):
+                shapes = ", ".join(f"({', '.join(map(str, each))})" for each in found) or "nothing"
+                raise UserError(
+                    f"{self.path} is of another network: its {kind} is {shapes}, and {DESCRIPTION[0]} asks for "
+                    f"({', '.join(map(str, shape))}); export the model again"
+                )
 
     def _torch_engine(self, precision: str) -> Engine:
         import torch
@@ -148,7 +180,14 @@ class Exported:
                 images = x.split(1) if len(x) else [x.new_zeros(1, *x.shape[1:])]
                 return torch.cat([model(image) for image in images])[: len(x)]
 
-        model = torch.export.load(self.path).module()
+        check_program(self.path)
+        with reading(self.path, Exception):
+            program = torch.export.load(self.path)
+            model, own = program.module(), program.graph_signature.user_inputs
+            *nodes, answer = program.graph.nodes
+            inputs = [_lengths(node.meta["val"].shape) for node in nodes if node.name in own]
+            outputs = [_lengths(node.meta["val"].shape) for node in answer.args[0]]
+        self._check_ends(inputs, outputs)
         return TorchEngine(model if self.dynamic else OneByOne(), "cpu", precision, batch_size=1)
 
 
@@ -167,6 +206,19 @@ class _Record:
 
 
 _LARGEST_LABELS = 2**26  # bytes
+
+
+def _lengths(shape: Any) -> list[int | None]:
+    """Of OpenVINO or PyTorch; None where it varies."""
+    lengths = [n.get_length() if getattr(n, "is_static", False) else n for n in shape]
+    return [n if isinstance(n, int) else None for n in lengths]
+
+
+def _agree(found: Sequence[Any], expected: Sequence[int]) -> bool:
+    """Whether a shape, in which only whole numbers say something, can be this one."""
+    fixed = zip(found, expected, strict=False)
+    return len(found) == len(expected) and all(n == m for n, m in fixed if isinstance(n, int))
+
 
 # that a folder of another library would not have: an exported one from which a file was lost has one of them still
 _OWN = (*DESCRIPTION[:2], *(names[0] for names in FILES.values()))

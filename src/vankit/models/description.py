@@ -10,10 +10,11 @@ from vankit.data.held_out import HeldOut
 from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
 from vankit.models.lka_settings import check_lka
-from vankit.schema import Count, Index, Name, check, check_fields, made
+from vankit.schema import Index, Name, check, check_fields, made
 
 Weights = Literal["raw", "ema"]  # as trained, or their moving average, where a checkpoint has both
 
+_TASKS = ("classify", "detect", "segment", "panoptic")
 _OF_CLASSIFIERS = ("task", "model", "lka", "classes", "preprocessing")
 _OF_SCENES = (
     "task", "head", "model", "lka", "classes", "things", "category_ids", "short_sides", "long_side", "crop", "queries",
@@ -55,7 +56,9 @@ class Description:
             of range.
     """
 
-    task: Literal["classify", "detect", "segment", "panoptic"] = "classify"
+    task: Annotated[str, Meta(pattern=f"^({'|'.join(_TASKS)})$", description=f"one of {', '.join(_TASKS)}")] = (
+        "classify"
+    )
     head: Name | None = None
     model: Name | None = None
     classes: Annotated[Sequence[Name], Meta(max_length=10**6)] = ()

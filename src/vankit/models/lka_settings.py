@@ -63,5 +63,7 @@ def check_lka(settings: Any) -> None:
         ValueError: a value cannot be.
     """
     if not isinstance(settings, Mapping):
-        raise UserError(f"lka is {shown(settings)}: expected settings by name, some of {', '.join(_Limits.__annotations__)}")
+        raise UserError(
+            f"lka is {shown(settings)}: expected settings by name, some of {', '.join(_Limits.__annotations__)}"
+        )
     check(settings, _Limits)
