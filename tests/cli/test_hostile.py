@@ -338,6 +338,20 @@ def test_json_beside_a_checkpoint(
     assert re.search(rf"{file}: {reason}.*; passed over", caplog.text)
 
 
+@pytest.mark.usefixtures("offline")
+def test_the_config_json_of_a_run(tensors: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2"}, tmp_path / "resume.ckpt")
+    config = {"data": "x", "task": "classify", "model": "hf-hub:evil/model", **SOUND}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_network(checkpoint=tmp_path / "resume.ckpt").description.classes == ("a", "b")
+    assert "'hf-hub:evil/model', which is not a VAN: passed over" in caplog.text
+    for change in ({"lka": {"kernel_size": 10**9}}, {"preprocessing": {"mean": "x"}}, {"classes": 5}, {"model": 7}):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match=rf"{tmp_path / 'config.json'}: \w+ is "):
+            open_network(checkpoint=tmp_path / "resume.ckpt")
+
+
 # in a process that may have so much memory that what is claimed is far beyond it
 MEMORY = """
 import resource, sys

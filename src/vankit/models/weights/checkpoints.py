@@ -183,7 +183,7 @@ def load_checkpoint(
     weights that fit but are of an attention with other settings.
 
     Args:
-        model: a `vankit.VAN`; one on PyTorch's device meta takes the file's tensors for its own.
+        model: a `vankit.VAN`; one on PyTorch's device meta takes the place and the type of its own tensors by copies of the file's.
         source: a path, see `read_checkpoint`, or what it returned.
         weights: see `read_checkpoint`.
 
@@ -232,8 +232,8 @@ def load_checkpoint(
         raise UserError(f"{path}: {error}{hint if other else ''}") from None
     if other:
         logger.warning("%s was trained with lka=%s, the model has lka=%s", path, theirs, settings)
-    if empty:
-        tensors = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
+    if empty:  # copied, since safetensors only maps the file, which may change
+        tensors = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(tensors, assign=empty)
     stated = checkpoint.metadata.get("preprocessing") or {}
     if isinstance(cfg := getattr(model, "pretrained_cfg", None), dict):  # as timm describes it

@@ -123,7 +123,10 @@ def _run_beside(path: Path) -> dict[str, Any]:
     record = path.with_name("config.json")
     content = read_json(record) if record.is_file() else {}
     ours = {"data", "task", "model", "classes"} <= set(content)
-    return {f.name: content[f.name] for f in fields(Description) if f.name in content} if ours else {}
+    said = {f.name: content[f.name] for f in fields(Description) if f.name in content} if ours else {}
+    with reading(record):
+        check_metadata(said)
+    return said
 
 
 def file_in(path: Path) -> Path:
