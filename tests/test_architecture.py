@@ -22,7 +22,7 @@ FLOORS = (
     {"models"},
     {"data", "ops", "tasks"},
     {"pages"},
-    {"files"},
+    {"files", "schema"},
     {"errors"},
 )
 # Imported in the functions that use them, for they are heavy or of an extra. Triton reads its kernels' source and

@@ -23,6 +23,7 @@ from vankit.files import (
     open_file,
     read_json,
     read_text,
+    reading,
     replacing,
     save_figure,
     sha256_of,
@@ -155,6 +156,48 @@ def test_json_is_json(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=r"config[.]json is not JSON: "):
         read_json(path)
+
+
+def test_json_of_any_size_and_pipes_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.touch()
+    os.truncate(path, 2**40)
+    with pytest.raises(
+        UserError, match=r"config[.]json has 1,099,511,627,776 bytes: expected JSON of at most 67,108,864"
+    ):
+        read_json(path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(MissingFileError, match="no file .*pipe"):
+            read_json(tmp_path / "pipe")
+
+
+def said(error: Exception, *damage: type[Exception]) -> Exception:
+    """What `reading` makes of an error."""
+    with pytest.raises(type(error) if not damage else Exception) as caught, reading("x/a.bin", *damage):
+        raise error
+    return caught.value
+
+
+def test_reading_names_the_file_in_what_is_said_of_it() -> None:
+    assert str(said(UserError("mean is 5"))) == "x/a.bin: mean is 5"
+    assert str(said(UserError("x/a.bin: mean is 5"))) == "x/a.bin: mean is 5"
+    found = said(RuntimeError("bad magic\nand a trace"), RuntimeError)
+    assert isinstance(found, UserError)
+    assert str(found) == "x/a.bin is damaged, or not what its name says: bad magic"
+    assert "KeyError" in str(said(KeyError(), Exception))
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("ours"), RuntimeError("ours"), MissingFileError("no file b"), WriteError("b")]
+)
+def test_bugs_and_other_answers_stay_as_they_are(error: Exception) -> None:
+    assert said(error) is error
+
+
+def test_out_of_memory_is_no_damage() -> None:
+    error = MemoryError()
+    assert said(error, Exception) is error
 
 
 def test_an_output_has_one_writer(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from vankit.errors import MissingFileError, ReadError, UserError, WriteError
+from vankit.errors import MissingFileError, ReadError, UserError, WriteError, out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,34 @@ def _check_file(path: str | PathLike[str], status: os.stat_result) -> None:
         raise ReadError(f"{path} is {kind}: expected a file")
 
 
+_LARGEST_JSON = 2**26  # bytes; in memory they are some twenty times as many
+
+
+@contextmanager
+def reading(path: str | PathLike[str], *damage: type[Exception]) -> Iterator[None]:
+    """Name a file that was given from outside in what is said against it.
+
+    Args:
+        path: the file or folder.
+        damage: what a library raises that is called with nothing but the file, and so means that the file is damaged;
+            of other code it would hide bugs.
+
+    Raises:
+        ValueError: the block raised one for the user, or one of `damage`.
+    """
+    try:
+        yield
+    except UserError as error:
+        if type(error) is not UserError or str(error).startswith(str(path)):
+            raise
+        raise UserError(f"{path}: {error}") from None
+    except damage as error:
+        if out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is damaged, or not what its name says: {reason[:300]}") from error
+
+
 def read_text(path: str | PathLike[str]) -> str:
     """Read a text file in UTF-8, with or without a byte order mark.
 
@@ -79,14 +107,20 @@ def read_text(path: str | PathLike[str]) -> str:
         raise UserError(f"{path} is not text in UTF-8 (byte {error.start}): save it in that encoding") from None
 
 
-def read_json(path: str | PathLike[str]) -> dict[str, Any]:
+def read_json(path: str | PathLike[str], largest: float = _LARGEST_JSON) -> dict[str, Any]:
     """Read a JSON file that holds an object.
+
+    Args:
+        path: of the file.
+        largest: bytes that it may have; annotations may have any number, what describes a network needs few.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not a file, see `open_file`, or not JSON, or holds something else.
+        ValueError: it is not a file, see `open_file`, or not JSON, or holds something else, or is larger.
     """
     with open_file(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > largest:
+            raise UserError(f"{path} has {size:,} bytes: expected JSON of at most {largest:,}")
         data = file.read()
     try:
         content = json.loads(data)

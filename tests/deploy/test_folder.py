@@ -203,7 +203,7 @@ def test_damaged_descriptions(copied: Callable[[Format], Path], name: str, conte
     if content is None:
         content = json.dumps({**json.loads(path.read_text()), "format": "tflite"})
     path.write_text(content)
-    with pytest.raises(UserError, match=r"onnx is damaged"):
+    with pytest.raises(UserError, match=rf"/onnx/{name}.*; it is damaged, or was changed: export the model again"):
         read_exported(path.parent)
 
 

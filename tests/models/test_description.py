@@ -65,10 +65,10 @@ def test_what_is_missing_is_named(name: str) -> None:
         Description.from_metadata(metadata)
 
 
-@pytest.mark.parametrize("name", ["things", "category_ids"])
-def test_as_many_as_classes(name: str) -> None:
+@pytest.mark.parametrize(("name", "value"), [("things", True), ("category_ids", 1)])
+def test_as_many_as_classes(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"there are 2 classes and 1 {name}: expected as many"):
-        Description("panoptic", classes=["a", "b"], **{name: [1]})  # type: ignore[arg-type]
+        Description("panoptic", classes=["a", "b"], **{name: [value]})
 
 
 def test_preprocessing_that_cannot_be_is_refused() -> None:

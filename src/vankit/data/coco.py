@@ -1,6 +1,7 @@
 """COCO annotations: boxes and masks of instances (one JSON), panoptic segments (a JSON and a folder of PNGs)."""
 
 import logging
+import math
 import os
 from abc import abstractmethod
 from collections import Counter
@@ -56,7 +57,7 @@ def read_coco(path: Path, known: Sequence[str] = ()) -> Content:
     """
     if not path.exists():
         raise MissingFileError(f"no annotation file {path}, expected a COCO JSON")
-    content = read_json(path)
+    content = read_json(path, largest=math.inf)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise UserError(

@@ -3,11 +3,13 @@
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
-from vankit.errors import UserError
+from msgspec import Meta
+
+from vankit.schema import Count, check_fields
 
 logger = logging.getLogger(__name__)
 
@@ -26,25 +28,13 @@ class HeldOut:
         ValueError: a value is out of range.
     """
 
-    share: float = 0.1
-    seed: int = 0
+    share: Annotated[float, Meta(gt=0, lt=1, title="val_share", description="more than 0 and less than 1")] = 0.1
+    seed: Annotated[int, Meta(ge=0, lt=2**32, description=f"a whole number from 0 to {2**32 - 1}")] = 0
     plain: bool = False
-    total: int = 0
+    total: Count = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise UserError(f"val_share is {self.share}, expected more than 0 and less than 1")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed is {self.seed}, expected 0 to {2**32 - 1}")
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> "HeldOut":
-        """What a checkpoint says of its training run.
-
-        Raises:
-            ValueError: a value is out of range.
-        """
-        return cls(**{f.name: metadata[f.name] for f in fields(cls) if f.name in metadata})
+        check_fields(self)
 
     def choose(self, names: Sequence[Any], groups: Sequence[str]) -> list[bool]:
         """Whether each image is held out: within each group a seeded share, at least one, and never all.

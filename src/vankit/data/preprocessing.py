@@ -3,14 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 from PIL import Image
 
 from vankit.data.budget import Budget
 from vankit.data.images import MAX_PIXELS
 from vankit.errors import UserError
+from vankit.schema import Name, check_fields
 
 MEAN_STD = (0.5, 0.5, 0.5)  # VAN's published mean and standard deviation, per channel
 
@@ -19,6 +22,15 @@ _RESIZING = Budget()  # a picture of one pixel's width is large when it is resiz
 INTERPOLATIONS = {  # timm's names; Pillow has more
     name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 }
+
+_LARGEST_SIDE = 4096
+_Side = Annotated[int, Meta(ge=1, le=_LARGEST_SIDE)]
+_Colour = Annotated[float, Meta(ge=-1e6, le=1e6)]
+_Spread = Annotated[float, Meta(ge=1e-6, le=1e6)]
+
+
+def _three(expected: str) -> Meta:
+    return Meta(min_length=3, max_length=3, description=expected)
 
 
 @dataclass(frozen=True)
@@ -38,24 +50,26 @@ class Preprocessing:
         ValueError: a setting is out of its range.
     """
 
-    input_size: Sequence[int]
-    mean: Sequence[float]
-    std: Sequence[float]
-    crop_pct: float
-    interpolation: str
+    input_size: Annotated[
+        Sequence[_Side], _three(f"(3, height, width) in whole pixels, at least 1 and at most {_LARGEST_SIDE:,}")
+    ]
+    mean: Annotated[Sequence[_Colour], _three("three finite numbers, in units of 0 to 1")]
+    std: Annotated[Sequence[_Spread], _three("three numbers above 0, in units of 0 to 1")]
+    crop_pct: Annotated[float, Meta(gt=0, description="above 0, such as 0.9")]
+    interpolation: Name
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "mean", "std"):  # JSON knows only lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        size = self.input_size
-        if len(size) != 3 or size[0] != 3 or any(not isinstance(n, int) or n < 1 for n in size):
-            raise UserError(f"input_size is {size}: expected (3, height, width) in whole pixels, at least 1")
-        if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
-            raise UserError(f"mean is {self.mean}: expected three finite numbers, in units of 0 to 1")
-        if len(self.std) != 3 or not all(math.isfinite(s) and s > 0 for s in self.std):
-            raise UserError(f"std is {self.std}: expected three numbers above 0, in units of 0 to 1")
-        if not 0 < self.crop_pct <= min(size[1:]):  # else the resized short side would have no pixel
-            raise UserError(f"crop_pct is {self.crop_pct}: expected above 0, such as 0.9, and at most {min(size[1:])}")
+        check_fields(self)
+        channels, *sides = self.input_size
+        if channels != 3:
+            raise UserError(f"input_size is {self.input_size}: expected (3, height, width)")
+        if self.crop_pct > min(sides):  # else the resized short side would have no pixel
+            raise UserError(f"crop_pct is {self.crop_pct}: expected above 0, such as 0.9, and at most {min(sides)}")
+        if math.prod(sides) > MAX_PIXELS * self.crop_pct**2:
+            raise UserError(
+                f"crop_pct is {self.crop_pct} with sides of {sides[0]} and {sides[1]} pixels: expected at most "
+                f"{MAX_PIXELS:,} pixels in what is cropped"
+            )
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(f"interpolation is {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
 

@@ -1,18 +1,23 @@
 """Exported folders: what `vankit export` writes, opened without PyTorch (except its own format, pt2)."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard
+
+from msgspec import Meta
 
 from vankit.data.preprocessing import Preprocessing
+from vankit.deploy.programs import check_program
 from vankit.engines.base import Engine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine
 from vankit.errors import MissingFileError, UserError
-from vankit.files import read_text, sha256_of
+from vankit.files import read_json, read_text, reading, sha256_of
 from vankit.models.description import Description
+from vankit.schema import Count, check_fields, made
 
 Format = Literal["openvino", "onnx", "pt2"]
 
@@ -109,12 +114,12 @@ class Exported:
         if "int8" in (precision, self.precision) and precision != self.precision:
             raise UserError(f"{self.folder} was exported in {self.precision}, not {precision}: export it with that")
         checked = self._verify()
-        key = checked if cached else None
+        key = b"%d " % len(self.description.classes) + checked if cached else None
         if name == "torch":
             return self._torch_engine(precision)
         if name == "onnxruntime":
-            return OnnxRuntimeEngine(self.path.read_bytes, key, precision)
-        return OpenVinoEngine(self._openvino_model, key, precision)
+            return OnnxRuntimeEngine(self._onnx_model, key, precision, self.path)
+        return OpenVinoEngine(self._openvino_model, key, precision, self.path)
 
     def _verify(self) -> bytes:
         """What tells the model from others, once its files are found to be those that were exported."""
@@ -127,10 +132,41 @@ class Exported:
     def _openvino_model(self) -> Any:
         import openvino
 
-        model = openvino.Core().read_model(self.path)
+        with reading(self.path, Exception):
+            model = openvino.Core().read_model(self.path)
+            inputs, outputs = ([_lengths(end.partial_shape) for end in ends] for ends in (model.inputs, model.outputs))
+        self._check_ends(inputs, outputs)
         if self.dynamic:  # faster, and the predictor gives nothing else
-            model.reshape([1, *self.preprocessing.input_size])
+            with reading(self.path, Exception):
+                model.reshape([1, *self.preprocessing.input_size])
         return model
+
+    def _onnx_model(self) -> bytes:
+        import onnxruntime
+
+        content, options = self.path.read_bytes(), onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        with reading(self.path, Exception):
+            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._check_ends([end.shape for end in session.get_inputs()], [end.shape for end in session.get_outputs()])
+        return content
+
+    def _check_ends(self, inputs: Sequence[Sequence[Any]], outputs: Sequence[Sequence[Any]]) -> None:
+        """Refuse the model of another network, or of another program.
+
+        Args:
+            inputs, outputs: their shapes; what is not a whole number is any length.
+        """
+        expected = [1, *self.preprocessing.input_size], [1, len(self.description.classes)]
+        given = list(inputs), list(outputs[:1])  # others are passed over, as explanations of a network would be
+        for kind, shape, found in zip(("input", "output"), expected, given, strict=True):
+            if len(found) != 1 or not _agree(found[0], shape):
+                shapes = ", ".join(f"({', '.join(map(str, each))})" for each in found) or "nothing"
+                raise UserError(
+                    f"{self.path} is of another network: its {kind} is {shapes}, and {DESCRIPTION[0]} asks for "
+                    f"({', '.join(map(str, shape))}); export the model again"
+                )
 
     def _torch_engine(self, precision: str) -> Engine:
         import torch
@@ -144,8 +180,44 @@ class Exported:
                 images = x.split(1) if len(x) else [x.new_zeros(1, *x.shape[1:])]
                 return torch.cat([model(image) for image in images])[: len(x)]
 
-        model = torch.export.load(self.path).module()
+        check_program(self.path)
+        with reading(self.path, Exception):
+            program = torch.export.load(self.path)
+            model, own = program.module(), program.graph_signature.user_inputs
+            *nodes, answer = program.graph.nodes
+            inputs = [_lengths(node.meta["val"].shape) for node in nodes if node.name in own]
+            outputs = [_lengths(node.meta["val"].shape) for node in answer.args[0]]
+        self._check_ends(inputs, outputs)
         return TorchEngine(model if self.dynamic else OneByOne(), "cpu", precision, batch_size=1)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What export.json says of the folder itself; see `Exported`."""
+
+    format: Format
+    precision: Literal["float32", "int8"]
+    dynamic: bool
+    classes: Count
+    sha256: Mapping[str, Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+_LARGEST_LABELS = 2**26  # bytes
+
+
+def _lengths(shape: Any) -> list[int | None]:
+    """Of OpenVINO or PyTorch; None where it varies."""
+    lengths = [n.get_length() if getattr(n, "is_static", False) else n for n in shape]
+    return [n if isinstance(n, int) else None for n in lengths]
+
+
+def _agree(found: Sequence[Any], expected: Sequence[int]) -> bool:
+    """Whether a shape, in which only whole numbers say something, can be this one."""
+    fixed = zip(found, expected, strict=False)
+    return len(found) == len(expected) and all(n == m for n, m in fixed if isinstance(n, int))
 
 
 # that a folder of another library would not have: an exported one from which a file was lost has one of them still
@@ -165,22 +237,43 @@ def read_exported(path: str | PathLike[str]) -> Exported:
         ValueError: a file is damaged.
     """
     folder = Path(path)
+    parts = [folder / name for name in DESCRIPTION]
+    for part in parts:
+        _check_present(part)
     try:
-        description, settings, labels = (read_text(folder / name) for name in DESCRIPTION)
-        facts, classes = json.loads(description), labels.splitlines()
-        kind, precision, dynamic = (facts.pop(name) for name in ("format", "precision", "dynamic"))
-        count, checksums = (facts.pop(name) for name in ("classes", "sha256"))
-        metadata = {name: facts.pop(name) for name in [*facts] if name in Description.__dataclass_fields__}
-        metadata |= {"classes": classes, "preprocessing": asdict(Preprocessing(**json.loads(settings)))}
+        found = _described(folder, *parts)
+    except UserError as error:
+        raise UserError(f"{error}; it is damaged, or was changed: export the model again") from None
+    for name in FILES[found.format]:
+        _check_present(folder / name)
+    return found
+
+
+def _check_present(part: Path) -> None:
+    if not part.is_file():  # a pipe would be waited for
+        raise MissingFileError(f"{part.parent} is not a complete exported folder: {part.name} is missing")
+
+
+def _described(folder: Path, description: Path, settings: Path, labels: Path) -> Exported:
+    content = read_json(description)
+    with reading(description):
+        own = made(_Record, content)
+    with reading(settings):
+        preprocessing = made(Preprocessing, read_json(settings))
+    classes = _names(labels)
+    if len(classes) != own.classes:
+        raise UserError(f"{labels} has {len(classes)} names, and the model has {own.classes} classes")
+    metadata = content | {"classes": classes, "preprocessing": asdict(preprocessing)}
+    with reading(description):
         network = Description.from_metadata(metadata, Description())
-        files = [folder / name for name in FILES[kind]]
-    except MissingFileError:
-        lost = next((name for name in DESCRIPTION if not (folder / name).exists()), "a file")
-        raise MissingFileError(f"{folder} is not a complete exported folder: {lost} is missing") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder} is damaged ({error}): export the model again") from None
-    if missing := [path.name for path in files if not path.is_file()]:
-        raise MissingFileError(f"{folder} is not a complete exported folder: {missing[0]} is missing")
-    if len(classes) != count:
-        raise UserError(f"{folder} is damaged: labels.txt has {len(classes)} names, and the model has {count} classes")
-    return Exported(folder, kind, precision, dynamic, network, facts, checksums)
+        if network.task != "classify":
+            raise UserError(f"task is {network.task}: expected classify")
+    known = {*_Record.__dataclass_fields__, *Description.__dataclass_fields__}
+    facts = {name: value for name, value in content.items() if name not in known}
+    return Exported(folder, own.format, own.precision, own.dynamic, network, facts, dict(own.sha256))
+
+
+def _names(labels: Path) -> list[str]:
+    if labels.stat().st_size > _LARGEST_LABELS:
+        raise UserError(f"{labels} has {labels.stat().st_size:,} bytes: expected at most {_LARGEST_LABELS:,}")
+    return read_text(labels).splitlines()

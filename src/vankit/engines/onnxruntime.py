@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from vankit.engines.base import Array, Engine, cores
 from vankit.engines.cache import cached, cpu
 from vankit.errors import MissingPackageError, UserError
+from vankit.files import reading
 
 
 class OnnxRuntimeEngine(Engine):
@@ -21,6 +23,7 @@ class OnnxRuntimeEngine(Engine):
         model: gives the ONNX model's bytes, for static (1, C, H, W) or dynamic sizes; called if the cache has none.
         key: as of `OpenVinoEngine`.
         precision: float32, or int8 for a quantised model.
+        source: as of `OpenVinoEngine`.
 
     Raises:
         ImportError: onnxruntime is missing.
@@ -29,7 +32,9 @@ class OnnxRuntimeEngine(Engine):
 
     name = "onnxruntime"
 
-    def __init__(self, model: Callable[[], bytes], key: bytes | None, precision: str = "float32") -> None:
+    def __init__(
+        self, model: Callable[[], bytes], key: bytes | None, precision: str = "float32", source: Path | None = None
+    ) -> None:
         try:
             import onnxruntime
         except ImportError:
@@ -37,7 +42,7 @@ class OnnxRuntimeEngine(Engine):
         if precision == "bf16":
             raise UserError("ONNX Runtime has no bf16 on CPUs: use engine='openvino', or leave out precision")
         self.precision, self.workers = precision, cores()
-        self._runtime, self._model, self._key = onnxruntime, model, key
+        self._runtime, self._model, self._key, self._source = onnxruntime, model, key, source
         self._latency = cache(lambda: self._session(self.workers))
         self._streams = cache(lambda: self._session(1))
         self._lock = threading.Lock()
@@ -83,7 +88,9 @@ class OnnxRuntimeEngine(Engine):
             with tempfile.TemporaryDirectory() as folder:
                 chosen = options(runtime.GraphOptimizationLevel.ORT_ENABLE_ALL)
                 chosen.optimized_model_filepath = os.path.join(folder, "optimised.onnx")
-                session = runtime.InferenceSession(self._model(), chosen, providers=["CPUExecutionProvider"])
+                content = self._model()
+                with reading(self._source, Exception) if self._source else nullcontext():
+                    session = runtime.InferenceSession(content, chosen, providers=["CPUExecutionProvider"])
                 return session, Path(chosen.optimized_model_filepath).read_bytes()
 
         if self._key is None:

@@ -3,7 +3,9 @@
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from vankit.engines.base import Array, Engine, cores
 from vankit.engines.cache import cached, cpu
 from vankit.errors import MissingPackageError, UserError
+from vankit.files import reading
 
 
 class OpenVinoEngine(Engine):
@@ -21,6 +24,7 @@ class OpenVinoEngine(Engine):
         key: what tells the model from others (weights, input size, …), for the cache; None compiles each time.
         precision: float32 or bf16, in which the CPU may compute; int8 for a quantised model, whose other layers run in
             bf16 where the CPU has it.
+        source: file that the model comes from, if vankit did not make it just now: it may be damaged.
 
     Raises:
         ImportError: openvino is missing.
@@ -29,9 +33,11 @@ class OpenVinoEngine(Engine):
 
     name = "openvino"
 
-    def __init__(self, model: Callable[[], Any], key: bytes | None, precision: str = "float32") -> None:
+    def __init__(
+        self, model: Callable[[], Any], key: bytes | None, precision: str = "float32", source: Path | None = None
+    ) -> None:
         self.precision, self.workers = precision, cores()
-        self._model, self._key = cache(model), key
+        self._model, self._key, self._source = cache(model), key, source
         has_bf16 = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not has_bf16:
             raise UserError("this CPU has no bf16 instructions: leave out precision (--precision)")
@@ -78,12 +84,17 @@ class OpenVinoEngine(Engine):
         if streams > 1 or self.workers < (os.cpu_count() or 1):  # else OpenVINO takes one thread per physical core
             config["INFERENCE_NUM_THREADS"] = self.workers
 
+        def compiled() -> Any:
+            model = self._model()
+            with reading(self._source, Exception) if self._source else nullcontext():
+                return core.compile_model(model, "CPU", config)
+
         def make() -> tuple[Any, bytes]:
-            compiled = core.compile_model(self._model(), "CPU", config)
-            return compiled, compiled.export_model().getvalue()
+            found = compiled()
+            return found, found.export_model().getvalue()
 
         if self._key is None:
-            return core.compile_model(self._model(), "CPU", config)
+            return compiled()
         import openvino
 
         parts = (openvino.get_version(), *cpu(), repr(sorted(config.items())), str(cores()))

@@ -7,15 +7,18 @@ from os import PathLike
 from textwrap import shorten
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vankit.errors import UserError
+from vankit.files import reading
 from vankit.heads.backbone import backbone_of
 from vankit.heads.build import build_network
 from vankit.models import weights
 from vankit.models.description import Description, Weights
-from vankit.models.van import variant_of
+from vankit.models.van import VARIANTS, architecture, variant_of
 from vankit.models.weights.files import check_finite
+from vankit.schema import shown
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ _MMSEG: dict[str, tuple[tuple[str, str], ...]] = {
         (r"(decode_head|auxiliary_head)\.(.+)\.conv\.(.+)", r"network.\1.\2.conv.\3"),
     ),
 }
+_USUAL = 1000  # classes and queries, with which no network is large
 _CLASSIFIER = "decode_head.conv_seg.weight"
 _PARTS_OF_MMSEG = {
     "semantic_fpn": re.compile(r"decode_head\.scale_heads\."),
@@ -63,18 +67,32 @@ def network_in_file(file: weights.TensorFile) -> tuple[nn.Module, Description]:
         ValueError: the file does not say what network it holds, or its tensors do not fit.
         ImportError: its head needs transformers.
     """
-    if "head" not in file.metadata:
-        description = _of_mmseg(file)
-        network = build_network(description)
-        tensors: Mapping[str, Tensor] = from_mmseg(file, description.head or "", _backbone_prefix(network.state_dict()))
-    else:
-        try:
-            description = Description.from_metadata(file.metadata)
-        except UserError as error:
-            raise UserError(f"{file.path}: {error}") from None
-        network, tensors = build_network(description), file.tensors
-    _load(network, tensors, file.path, description.head or "")
+    with reading(file.path):
+        if "head" not in file.metadata:
+            description = _of_mmseg(file)
+            network = build_network(description)
+            prefix = _backbone_prefix(network.state_dict())
+            tensors: Mapping[str, Tensor] = from_mmseg(file, description.head or "", prefix)
+        else:
+            description, tensors = Description.from_metadata(file.metadata), file.tensors
+            _check_says_what_it_holds(description, tensors)
+            network = build_network(description)
+        _load(network, tensors, file.path, description.head or "")
     return network.eval(), description
+
+
+def _check_says_what_it_holds(description: Description, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what would take more memory than the file, or make timm fetch another model."""
+    if architecture(description.model or "") not in VARIANTS:
+        raise UserError(f"its model is {shown(description.model)}: expected a VAN, {' or '.join(VARIANTS)}")
+    if not description.lka and max(len(description.classes), description.queries) <= _USUAL:
+        return
+    with torch.device("meta"):  # which takes time, but no memory
+        expected = build_network(description).state_dict()
+    for name, tensor in expected.items():
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            has = tuple(tensors[name].shape) if name in tensors else "missing"
+            raise UserError(f"{name} is {has}: its own description asks for {tuple(tensor.shape)}")
 
 
 def _of_mmseg(file: weights.TensorFile) -> Description:
@@ -85,6 +103,8 @@ def _of_mmseg(file: weights.TensorFile) -> Description:
     model = variant_of(_backbone(file)[0])
     if model is None:
         raise UserError(f"{file.path} has a VAN of other widths or depths than van_b0 to van_b6 under its {head}")
+    if tensors[_CLASSIFIER].dim() != 4:
+        raise UserError(f"{file.path}: {_CLASSIFIER} is of shape {tuple(tensors[_CLASSIFIER].shape)}: expected 4 axes")
     outputs = tensors[_CLASSIFIER].shape[0]
     names = file.metadata.get("classes")
     if names is not None and len(names) != outputs:
@@ -170,10 +190,8 @@ def from_mmseg(file: weights.TensorFile, head: str, prefix: str) -> dict[str, Te
 def _backbone(file: weights.TensorFile) -> tuple[dict[str, Tensor], list[str]]:
     """The VAN of an mmseg file under vankit's names, and the names of the other tensors."""
     inside, others = weights.van_at(file.tensors, file.place)
-    try:
+    with reading(file.path):
         return weights.rename(inside, file.place.format, "vankit"), others
-    except UserError as error:
-        raise UserError(f"{file.path}: {error}") from None
 
 
 def _mmseg_name(name: str, head: str) -> str | None:

@@ -1,5 +1,6 @@
 """transformers' RT-DETR, D-FINE, Deformable DETR and UPerNet over a VAN, trained from scratch; see `vankit.heads`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -316,7 +317,7 @@ def _start_deformable_detr(network: Any) -> None:
     """
     nn.init.normal_(network.model.query_position_embeddings.weight)
     for classifier in network.class_embed:
-        nn.init.constant_(classifier.bias, -torch.tensor((1 - _PRIOR) / _PRIOR).log().item())
+        nn.init.constant_(classifier.bias, -math.log((1 - _PRIOR) / _PRIOR))
     for head in network.bbox_embed:
         nn.init.zeros_(head.layers[-1].weight)
         nn.init.zeros_(head.layers[-1].bias)

@@ -6,14 +6,17 @@ from dataclasses import fields, replace
 from typing import Any
 
 import timm
+import torch
 from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
 
 from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
+from vankit.files import reading
 from vankit.models import weights
 from vankit.models.description import Description
-from vankit.models.van import ALIASES, VARIANTS, architecture, create_model, variant_of
+from vankit.models.van import ALIASES, VARIANTS, architecture, check_name, create_model, variant_of
+from vankit.schema import shown
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,13 @@ def classifier_in_file(
     Raises:
         ValueError: the file is not a classifier of that model, or the names do not fit.
     """
+    if model is not None:
+        check_name(model)
+    with reading(file.path):
+        return _in_file(file, model, classes)
+
+
+def _in_file(file: weights.TensorFile, model: str | None, classes: Sequence[str] | None) -> Classifier:
     found = weights.checkpoint_of(file)
     if not found.num_classes:
         others = f" (left out: {', '.join(found.left_out[:3])}, …)" if found.left_out else ""
@@ -69,22 +79,32 @@ def classifier_in_file(
             "--checkpoint"
         )
     variant = variant_of(found.state_dict)
-    said = found.metadata.get("model")
-    if said and variant and architecture(said) in VARIANTS and architecture(said) != variant:
-        said = None  # a name that its writer gave to another VAN
-    if said and "." in said and not timm.is_model_pretrained(said):
-        said = architecture(said)  # its writer's own tag
-    wanted = model or said or variant
+    if model is not None and architecture(model) not in (VARIANTS if variant is None else (variant,)):
+        what = variant or "VAN of widths or depths of its own"
+        raise UserError(f"{file.path} is a {what}, not a {model}: leave out model (--model), or pass another file")
+    wanted = model or _own_name(found, variant) or variant
     name = ALIASES.get(wanted, wanted) if wanted else None
-    a_van = name is None or architecture(name) in VARIANTS
-    if model is not None and a_van and variant not in (None, architecture(model)):
-        raise UserError(f"{file.path} is a {variant}, not a {model}: leave out model (--model), or pass another file")
     options: dict[str, Any] = {"num_classes": found.num_classes, "lka": found.metadata.get("lka")}
-    if a_van and variant is None:
+    if variant is None:
         name, options = None, options | weights.sizes_of(found.state_dict)  # of widths or depths of its own
-    network = create_model(name or "van_b0", **options)
+    with torch.device("meta"):  # it has no more numbers than its file, whatever that says
+        network = create_model(name or "van_b0", **options)
     weights.load_checkpoint(network, found)
     return described(network, name, found.metadata, classes)
+
+
+def _own_name(checkpoint: weights.Checkpoint, variant: str | None) -> str | None:
+    """The name that a file gives its network, without a tag that timm does not know; None if it is not that of a VAN.
+
+    Any other name that timm takes could make it fetch a repository, or read a folder.
+    """
+    said = checkpoint.metadata.get("model")
+    if said is not None and architecture(said) not in VARIANTS:
+        logger.warning("%s says that its model is %s, which is not a VAN: passed over", checkpoint.path, shown(said))
+        return None
+    if said is None or variant not in (None, architecture(said)):  # a name that its writer gave to another VAN
+        return None
+    return said if timm.is_model_pretrained(said) else architecture(said)
 
 
 def _imagenet(outputs: int) -> list[str]:
@@ -125,9 +145,9 @@ def described(
         lka=getattr(network, "lka", None) or {},
         preprocessing=Preprocessing(**{field.name: config[field.name] for field in fields(Preprocessing)}),
     )
-    given = {name: metadata[name] for name in ("preprocessing", "held_out") if name in metadata}
+    given = {name: metadata[name] for name in ("preprocessing", "held_out") if metadata.get(name)}
     found = Description.from_metadata(given, default)
-    thresholds = metadata.get("thresholds", ())
+    thresholds = metadata.get("thresholds") or ()
     return network.eval(), replace(
         found, classes=names, named=bool(classes or own), thresholds=thresholds, things=(), category_ids=()
     )

@@ -2,19 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from vankit.data.held_out import HeldOut
 from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
+from vankit.models.lka_settings import check_lka
+from vankit.schema import Index, Name, check, check_fields, made
 
 Weights = Literal["raw", "ema"]  # as trained, or their moving average, where a checkpoint has both
 
+_TASKS = ("classify", "detect", "segment", "panoptic")
 _OF_CLASSIFIERS = ("task", "model", "lka", "classes", "preprocessing")
 _OF_SCENES = (
     "task", "head", "model", "lka", "classes", "things", "category_ids", "short_sides", "long_side", "crop", "queries",
     "ignore_label", "map_labels",
 )  # fmt: skip
+_LARGEST_SIDE = 100_000
+_Side = Annotated[int, Meta(ge=1, le=_LARGEST_SIDE)]
 # what a checkpoint of a detector or segmenter has to say
 _NEEDED = ("task", "head", "model", "classes", "things", "short_sides", "long_side", "queries")
 
@@ -49,30 +56,32 @@ class Description:
             of range.
     """
 
-    task: str = "classify"
-    head: str | None = None
-    model: str | None = None
-    classes: Sequence[str] = ()
+    task: Annotated[str, Meta(pattern=f"^({'|'.join(_TASKS)})$", description=f"one of {', '.join(_TASKS)}")] = (
+        "classify"
+    )
+    head: Name | None = None
+    model: Name | None = None
+    classes: Annotated[Sequence[Name], Meta(max_length=10**6)] = ()
     named: bool = True
     lka: Mapping[str, Any] = field(default_factory=dict, hash=False)
     preprocessing: Preprocessing | None = None
     thresholds: Sequence[float] = ()
     things: Sequence[bool] = ()
-    category_ids: Sequence[int] = ()
-    short_sides: Sequence[int] = (800,)
-    long_side: int = 1333
-    crop: int = 0
-    queries: int = 100
-    ignore_label: int = 255
-    map_labels: Sequence[str] = ()
+    category_ids: Sequence[Index] = ()
+    short_sides: Annotated[Sequence[_Side], Meta(min_length=1, max_length=1000)] = (800,)
+    long_side: _Side = 1333
+    crop: Annotated[int, Meta(ge=0, le=_LARGEST_SIDE)] = 0
+    queries: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    ignore_label: Annotated[int, Meta(ge=0, le=255)] = 255
+    map_labels: Sequence[Name] = ()
     held_out: HeldOut | None = None
 
     def __post_init__(self) -> None:
-        defaults = {"things": [True] * len(self.classes), "category_ids": range(len(self.classes))}
+        check_fields(self)
+        defaults = {"things": (True,) * len(self.classes), "category_ids": tuple(range(len(self.classes)))}
         for name, default in defaults.items():
             object.__setattr__(self, name, getattr(self, name) or default)
-        for name in ("classes", "thresholds", "things", "category_ids", "short_sides", "map_labels"):  # JSON has lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_lka(self.lka)
         for name in (*defaults, *["thresholds"] * self.multi_label):
             if len(getattr(self, name)) != len(self.classes):
                 raise UserError(
@@ -109,21 +118,33 @@ class Description:
         Raises:
             ValueError: something is missing, or a value is out of range.
         """
-        known = {f.name for f in fields(cls)}
-        values = {name: value for name, value in metadata.items() if name in known}
+        values = {f.name: metadata[f.name] for f in fields(cls) if f.name in metadata}
         if default is not None:
-            values = {name: getattr(default, name) for name in known} | values
+            values = {f.name: getattr(default, f.name) for f in fields(cls)} | values
         elif missing := [name for name in _NEEDED if name not in values]:
             raise UserError(f"the checkpoint does not say its {missing[0]}: expected best.safetensors of vankit train")
         if isinstance(given := values.get("preprocessing"), Mapping):
             own = asdict(default.preprocessing) if default is not None and default.preprocessing is not None else {}
-            names = [f.name for f in fields(Preprocessing)]
-            values["preprocessing"] = {**own, **{name: given[name] for name in names if name in given}}
-        try:
-            if isinstance(given := values.get("preprocessing"), Mapping):
-                values["preprocessing"] = Preprocessing(**given)
-            if isinstance(given := values.get("held_out"), Mapping):
-                values["held_out"] = HeldOut.from_metadata(given)
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"what the checkpoint says of its network cannot be used: {error}") from None
+            values["preprocessing"] = made(Preprocessing, {**own, **given})
+        if isinstance(given := values.get("held_out"), Mapping):
+            values["held_out"] = made(HeldOut, given)
+        return cls(**values)
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Check what a file says of its network, all of which it may leave out.
+
+    Args:
+        metadata: see `vankit.Checkpoint`. Of a file without a head, which others may have written, what vankit does not
+            use is passed over.
+
+    Raises:
+        ValueError: a value is of another type than `Description` has it, or out of range.
+    """
+    said = {name: value for name, value in metadata.items() if value is not None}
+    used = _OF_SCENES if "head" in said else (*_OF_CLASSIFIERS[1:], "thresholds")
+    for name, kind in (("preprocessing", Preprocessing), ("held_out", HeldOut)):
+        if isinstance(given := said.pop(name, None), Mapping):
+            check(given, kind)
+    check({name: said[name] for name in used if name in said}, Description)
+    check_lka(said.get("lka", {}))

@@ -1,6 +1,12 @@
 """The settings of large kernel attention. Without PyTorch, so that recipes and the command line may name them."""
 
-from typing import Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypedDict
+
+from msgspec import Meta
+
+from vankit.errors import UserError
+from vankit.schema import check, shown
 
 Form = Literal["lka", "lska", "strips", "dense"]
 Part = Literal["dw", "dw_d", "pw"]
@@ -26,3 +32,38 @@ class LkaSettings(TypedDict, total=False):
     without: tuple[Part, ...]
     gate: Gate
     sigmoid: bool
+
+
+LARGEST = 1023  # kernel and dilation, in pixels
+_Size = Annotated[int, Meta(ge=1, le=LARGEST)]
+_Sizes = Annotated[
+    _Size | Annotated[Sequence[_Size], Meta(min_length=1, max_length=100)],
+    Meta(description=f"a whole number from 1 to {LARGEST}, or several"),
+]
+
+
+class _Limits(TypedDict, total=False):
+    """`LkaSettings` as JSON has them."""
+
+    kernel_size: _Sizes
+    dilation: _Sizes
+    form: Form
+    without: Sequence[Part]
+    gate: Gate
+    sigmoid: bool
+
+
+def check_lka(settings: Any) -> None:
+    """Check the types and ranges of the settings, but not whether they go together, nor those of other names.
+
+    Args:
+        settings: of `LkaSettings`, as a file or a caller has them.
+
+    Raises:
+        ValueError: a value cannot be.
+    """
+    if not isinstance(settings, Mapping):
+        raise UserError(
+            f"lka is {shown(settings)}: expected settings by name, some of {', '.join(_Limits.__annotations__)}"
+        )
+    check(settings, _Limits)

@@ -6,15 +6,19 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+from msgspec import Meta
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
-from vankit.files import read_json
+from vankit.files import read_json, reading
+from vankit.models.lka_settings import check_lka
 from vankit.models.weights.formats import sizes_of
 from vankit.models.weights.pickles import entries
+from vankit.schema import Name, check
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,40 @@ _MULTI_LABEL = "multi_label_classification"  # transformers' word
 _LARGEST_CONFIG = 10**6  # characters
 # the published files, which were trained at mean = std = 0.5 although the JSON of their repositories says otherwise
 _ORIGINALS = ("van_tiny_754.pth.tar", "van_small_811.pth.tar", "van_base_828.pth.tar", "van_large_839.pth.tar")
+
+_Side = Annotated[int, Meta(ge=1, le=100_000)]
+_Sides = _Side | Annotated[Sequence[_Side], Meta(max_length=3)] | dict[str, _Side | None]
+_Number = Annotated[float, Meta(ge=-1e6, le=1e6)]
+_PerChannel = _Number | Annotated[Sequence[_Number], Meta(min_length=1, max_length=3)]
+
+
+class _Config(TypedDict):
+    """config.json: what is used of transformers' and of timm's."""
+
+    model_type: Name
+    id2label: dict[str, Name]
+    image_size: _Sides
+    problem_type: Name
+    architecture: Name
+    label_names: Sequence[Name]
+    label_descriptions: dict[str, Name]
+    pretrained_cfg: dict[str, Any]
+    model_args: dict[str, Any]
+
+
+class _Processor(TypedDict):
+    """preprocessor_config.json of transformers."""
+
+    size: _Sides
+    crop_size: _Sides
+    crop_pct: Annotated[float, Meta(gt=0, le=100)]
+    resample: Annotated[int, Meta(ge=0, lt=len(_RESAMPLE))]
+    image_mean: _PerChannel
+    image_std: _PerChannel
+    rescale_factor: Annotated[float, Meta(gt=0, le=1e6)]
+    do_center_crop: bool
+    do_normalize: bool
+    do_rescale: bool
 
 
 def stated(path: Path, content: Any, fmt: str) -> dict[str, Any]:
@@ -47,7 +85,7 @@ def stated(path: Path, content: Any, fmt: str) -> dict[str, Any]:
     """
     if fmt == "mmpretrain" or (isinstance(content, Mapping) and "meta" in content):
         return _of_openmmlab(content)
-    config = _json_beside(path, "config.json")
+    config = _json_beside(path, "config.json", _Config)
     if fmt == "hf" and config.get("model_type") == "van":
         return _of_transformers(path, config)
     if fmt in ("vankit", "official") and "architecture" in config:
@@ -55,20 +93,33 @@ def stated(path: Path, content: Any, fmt: str) -> dict[str, Any]:
     return _of_timm_run(content)
 
 
-def _json_beside(path: Path, name: str) -> dict[str, Any]:
+def _json_beside(path: Path, name: str, kind: type) -> dict[str, Any]:
+    """What can be used of a JSON file, by the names of a TypedDict; what cannot is warned about."""
     beside = path.with_name(name)
     if not beside.exists():
         return {}
     try:
-        return read_json(beside)
+        content = read_json(beside)
     except UserError as error:
         logger.warning("%s: passed over", error)
         return {}
+    return _usable(content, kind, beside)
+
+
+def _usable(values: Mapping[str, Any], kind: type, source: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            if value is not None and check({name: value}, kind):
+                found[name] = value
+        except UserError as error:
+            logger.warning("%s: %s; passed over", source, error)
+    return found
 
 
 def _of_transformers(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     names = _by_index(config.get("id2label"))
-    settings = _image_processor(_json_beside(path, "preprocessor_config.json"))
+    settings = _image_processor(_json_beside(path, "preprocessor_config.json", _Processor))
     if "input_size" not in settings and isinstance(side := config.get("image_size"), int):
         settings["input_size"] = [3, side, side]
     if _is_original(names, settings):
@@ -145,18 +196,19 @@ def _side(size: Any) -> int | None:
 
 def _of_timm(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     model = config["architecture"]
-    if not isinstance(model, str) or not model.startswith("van_"):
+    if not model.startswith("van_"):
         logger.warning("%s is of %s: passed over", path.with_name("config.json"), model)
         return {}
-    cfg = config.get("pretrained_cfg")
-    cfg = cfg if isinstance(cfg, Mapping) else {}
-    settings = preprocessing_in(cfg)
+    cfg = config.get("pretrained_cfg", {})
+    settings = _usable(preprocessing_in(cfg), Preprocessing, path.with_name("config.json"))
     if path.name in _ORIGINALS:
         settings |= {"mean": _HALF, "std": _HALF}
-    args = config.get("model_args")
+    lka = config.get("model_args", {}).get("lka")
+    with reading(path.with_name("config.json")):
+        check_lka(lka or {})
     return _given(
         model=model,
-        lka=args.get("lka") if isinstance(args, Mapping) else None,
+        lka=lka,
         classes=label_names(config) or label_names(cfg),
         preprocessing=settings,
     )

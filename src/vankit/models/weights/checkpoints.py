@@ -15,11 +15,11 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from vankit.errors import UserError
-from vankit.files import replacing, write_text
+from vankit.files import reading, replacing, write_text
 from vankit.models.description import Weights
 from vankit.models.weights.beside import PUBLISHED, preprocessing_in, transformers_config
 from vankit.models.weights.files import TensorFile, check_finite, read_tensors, stored, write_tensors
-from vankit.models.weights.formats import check_names, from_normalisation, rename, sizes_of, van_at
+from vankit.models.weights.formats import check_axes, check_names, from_normalisation, rename, sizes_of, van_at
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +78,10 @@ def read_checkpoint(path: str | PathLike[str], weights: Weights | None = None) -
 def checkpoint_of(file: TensorFile) -> Checkpoint:
     """The VAN in a file; see `read_checkpoint`."""
     path, metadata, fmt = file.path, file.metadata, file.place.format
-    try:
+    with reading(path):
         inside, left_out = van_at(file.tensors, file.place)
         tensors = rename(inside, fmt, "vankit", metadata.get("lka"))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        check_axes(tensors)
     if left_out:
         if "classes" in metadata:  # they are the other head's
             metadata = {key: metadata[key] for key in ("model", "lka", "preprocessing") if key in metadata}
@@ -184,7 +183,8 @@ def load_checkpoint(
     weights that fit but are of an attention with other settings.
 
     Args:
-        model: a `vankit.VAN`.
+        model: a `vankit.VAN`; one on PyTorch's device meta gets copies of the file's tensors, in the types of
+            its own.
         source: a path, see `read_checkpoint`, or what it returned.
         weights: see `read_checkpoint`.
 
@@ -199,6 +199,7 @@ def load_checkpoint(
     path = checkpoint.path
     check_finite(checkpoint.state_dict, path)
     own = model.state_dict()
+    empty = any(tensor.is_meta for tensor in own.values())
     tensors = dict(checkpoint.state_dict)
     head, stem = "head.fc.weight", "stage1.patch_embed.proj.weight"
     rows = own[head].shape[0] if head in own else 0
@@ -232,7 +233,9 @@ def load_checkpoint(
         raise UserError(f"{path}: {error}{hint if other else ''}") from None
     if other:
         logger.warning("%s was trained with lka=%s, the model has lka=%s", path, theirs, settings)
-    model.load_state_dict(tensors)
+    if empty:  # copied, since safetensors only maps the file, which may change
+        tensors = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(tensors, assign=empty)
     stated = checkpoint.metadata.get("preprocessing") or {}
     if isinstance(cfg := getattr(model, "pretrained_cfg", None), dict):  # as timm describes it
         cfg.update({name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()})

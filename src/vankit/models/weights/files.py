@@ -15,8 +15,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from vankit.errors import MissingFileError, UserError
-from vankit.files import open_file, read_json, replacing, writing
-from vankit.models.description import Description, Weights
+from vankit.files import open_file, read_json, reading, replacing, writing
+from vankit.models.description import Description, Weights, check_metadata
 from vankit.models.weights.beside import stated
 from vankit.models.weights.candidates import find_van
 from vankit.models.weights.formats import Place
@@ -29,6 +29,7 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 _TRAINED = "model."  # what Lightning has before the names of the network in training
 _MMSEG = ("decode_head.", "auxiliary_head.")
 _KINDS: dict[str, Any] = {"model": str, "lka": dict, "classes": list, "preprocessing": dict, "thresholds": list}
+_LONGEST = 2**24  # characters of a value, such as the names of very many classes
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class TensorFile:
 def read_tensors(path: str | PathLike[str], weights: Weights | None = None) -> TensorFile:
     """The tensors of the network in a file; see `read_checkpoint`."""
     path = file_in(Path(path))
+    with reading(path):
+        file = _read(path, weights)
+        check_metadata(file.metadata)
+    return file
+
+
+def _read(path: Path, weights: Weights | None) -> TensorFile:
     try:
         if _is_safetensors(path):
             with safetensors.safe_open(path, "pt") as file:
@@ -115,7 +123,10 @@ def _run_beside(path: Path) -> dict[str, Any]:
     record = path.with_name("config.json")
     content = read_json(record) if record.is_file() else {}
     ours = {"data", "task", "model", "classes"} <= set(content)
-    return {f.name: content[f.name] for f in fields(Description) if f.name in content} if ours else {}
+    said = {f.name: content[f.name] for f in fields(Description) if f.name in content} if ours else {}
+    with reading(record):
+        check_metadata(said)
+    return said
 
 
 def file_in(path: Path) -> Path:
@@ -157,11 +168,10 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, Any]:
     """What a vankit file says of itself (see `Checkpoint.metadata`), without reading its tensors; empty for others."""
     if not Path(path).is_file() or not _is_safetensors(Path(path)):
         return {}
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return _metadata_of(file)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a readable checkpoint (truncated download?): {error}") from None
+    with reading(path, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
+        metadata = _metadata_of(file)
+        check_metadata(metadata)
+        return metadata
 
 
 def _metadata_of(file: Any) -> dict[str, Any]:
@@ -180,7 +190,7 @@ def _metadata_of(file: Any) -> dict[str, Any]:
 def _parse(value: str) -> Any:
     """vankit stores lists and dicts in safetensors' string-only metadata as JSON; other writers store plain text."""
     try:
-        return json.loads(value)
+        return json.loads(value) if len(value) <= _LONGEST else value
     except (ValueError, RecursionError):
         return value
 

@@ -59,6 +59,8 @@ _HARMLESS = re.compile(
     r"(?:^|\.)(?:total_ops|total_params|ema_\w+|data_preprocessor\.\w+)$|^(?:module\.)?(?:n_averaged|steps)$"
 )
 
+_DEEPEST = 256  # blocks per stage; van_b6 has 90
+
 # transformers' released files carry a final LayerNorm that its model never uses
 _HF_UNUSED = ("van.layernorm.weight", "van.layernorm.bias")
 
@@ -161,6 +163,8 @@ def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         ValueError: they are not those of a VAN with four stages.
     """
     depths = block_counts(tensors, "vankit")
+    if max(depths) > _DEEPEST:
+        raise UserError(f"stages of {', '.join(map(str, depths))} blocks: expected at most {_DEEPEST} per stage")
     try:
         dims = tuple(tensors[f"stage{i}.norm.weight"].shape[0] for i in range(1, 5))
         hidden = [tensors[f"stage{i}.blocks.0.mlp.fc1.weight"].shape[0] for i in range(1, 5)]
@@ -253,6 +257,21 @@ def from_normalisation(tensors: Mapping[str, Tensor], mean: Sequence[float], std
     centre, scale = (weight.new_tensor(v)[:, None, None] for v in (mean, std))
     shift = (weight * ((0.5 - centre) / scale)).sum((1, 2, 3))
     return {**tensors, f"{stem}.weight": weight * (0.5 / scale), f"{stem}.bias": bias + shift}
+
+
+def check_axes(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a first convolution or a linear head whose shape says nothing of channels or classes.
+
+    Args:
+        tensors: of a VAN, under vankit's names.
+
+    Raises:
+        ValueError: one has another number of axes, or one of length 0.
+    """
+    for name, axes in ((f"{_EMBED[0][0].format(s=1)}.weight", 4), (f"{_HEAD[0]}.weight", 2)):
+        shape = tuple(tensors[name].shape) if name in tensors else (1,) * axes
+        if len(shape) != axes or 0 in shape:
+            raise UserError(f"{name} is of shape {shape}: expected {axes} axes, none of length 0")
 
 
 def check_names(expected: set[str], found: set[str]) -> None:
