@@ -47,6 +47,9 @@ class Exported:
     facts: dict[str, Any] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"folder": self.folder.absolute()}  # another process may run in another folder
+
     @property
     def preprocessing(self) -> Preprocessing:
         """From an image to the network's input."""
