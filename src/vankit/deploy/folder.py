@@ -1,6 +1,9 @@
 """Exported folders: what `vankit export` writes, opened without PyTorch (except its own format, pt2)."""
 
 import json
+import re
+import reprlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -123,7 +126,7 @@ class Exported:
         """What tells the model from others, once its files are found to be those that were exported."""
         found = {name: sha256_of(self.folder / name) for name in FILES[self.format]}
         for name, checksum in found.items():
-            if checksum != self.checksums.get(name, checksum):
+            if self.checksums and checksum != self.checksums[name]:
                 raise UserError(f"{self.folder / name} is damaged or was changed: export the model again")
         return repr((found, self.preprocessing.input_size)).encode()
 
@@ -160,6 +163,20 @@ def is_exported(path: object) -> TypeGuard[str | PathLike[str]]:
     return isinstance(path, str | PathLike) and any((Path(path) / name).is_file() for name in _OWN)
 
 
+def _checksums(stated: Any, names: Sequence[str]) -> dict[str, str]:
+    """Those of the model's files and of nothing else: every version of vankit has written them.
+
+    Raises:
+        ValueError: one is missing, or is none.
+    """
+    if not (isinstance(stated, dict) and set(stated) == set(names)):
+        raise ValueError(f"export.json states sha256 {reprlib.repr(stated)}, expected those of {' and '.join(names)}")
+    for name, checksum in stated.items():
+        if not (isinstance(checksum, str) and re.fullmatch("[0-9a-f]{64}", checksum)):
+            raise ValueError(f"export.json states sha256 {reprlib.repr(checksum)} of {name}, expected 64 hexadecimals")
+    return stated
+
+
 def read_exported(path: str | PathLike[str]) -> Exported:
     """Open an exported folder.
 
@@ -172,7 +189,7 @@ def read_exported(path: str | PathLike[str]) -> Exported:
         description, settings, labels = ((folder / name).read_text(encoding="utf-8") for name in DESCRIPTION)
         facts, classes = json.loads(description), labels.splitlines()
         kind, precision, dynamic = (facts.pop(name) for name in ("format", "precision", "dynamic"))
-        count, checksums = (facts.pop(name) for name in ("classes", "sha256"))
+        count, checksums = facts.pop("classes"), _checksums(facts.pop("sha256"), FILES[kind])
         metadata = {name: facts.pop(name) for name in [*facts] if name in Description.__dataclass_fields__}
         metadata |= {"classes": classes, "preprocessing": asdict(Preprocessing(**json.loads(settings)))}
         network = Description.from_metadata(metadata, Description())
@@ -181,7 +198,7 @@ def read_exported(path: str | PathLike[str]) -> Exported:
         raise MissingFileError(
             f"{folder} is not a complete exported folder: {Path(error.filename).name} is missing"
         ) from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is damaged ({error}): export the model again") from None
     if missing := [path.name for path in files if not path.is_file()]:
         raise MissingFileError(f"{folder} is not a complete exported folder: {missing[0]} is missing")
