@@ -133,7 +133,8 @@ def _handler(state: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
             if state.trickle:
                 self.send_slowly(content)
             else:
-                self.wfile.write(content)
+                with suppress(ConnectionError):  # the other side wants none of it
+                    self.wfile.write(content)
                 state.sent += len(content)
             if self.close_connection and state.reset:
                 # a reset discards what the peer has not read yet

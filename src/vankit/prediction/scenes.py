@@ -108,7 +108,8 @@ class DensePredictor:
         return vars(self) | {"network": Portable(self.network)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, network=self._placed(state["network"]))
+        vars(self).update(state)
+        self.network = self._placed(self.network)
 
     def results(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Run the network.
