@@ -4,6 +4,7 @@ import gc
 import gzip
 import json
 import math
+import multiprocessing
 import os
 import re
 import subprocess
@@ -52,7 +53,9 @@ def pytest_collection_finish() -> None:
 def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiled models of the tests are kept apart from the user's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VANKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("VANKIT_CACHE", str(folder))
+        patch.setenv("XDG_DATA_HOME", str(folder))  # of the secret that the cache is signed with
         yield
 
 
@@ -132,6 +135,26 @@ def files_up_to() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+@pytest.fixture
+def in_a_child() -> Callable[[Callable[[], Any]], Any]:
+    """Factory: what a function returns in a forked child, within a minute."""
+
+    def call(function: Callable[[], Any]) -> Any:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=lambda: theirs.send(function()))
+        child.start()
+        theirs.close()  # so that its end is seen
+        try:
+            assert ours.poll(60), "the child hangs"
+            return ours.recv()
+        finally:
+            child.kill()
+            child.join()
+
+    return call
 
 
 @pytest.fixture

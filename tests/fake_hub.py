@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,13 @@ class FakeHub:
         requests: (method, Range header or '') of every request.
         tokens: Authorization headers that came with requests.
         sent: content bytes sent.
+        sizes: bytes that the hub states where they are not the content's.
+        commit: of the repository.
+        encoding: what the content is said to be encoded as.
+        endless: send the content, and then more of it, until the other side ends it; at most 64 MB.
+        trickle: seconds between single bytes of the content.
+        location: where a redirect leads, if not to the content.
+        content_range: what the answer says it is of the content, if not what was asked for.
     """
 
     endpoint: str = ""
@@ -44,6 +51,13 @@ class FakeHub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     sent: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    commit: str = COMMIT
+    encoding: str = ""
+    endless: bool = False
+    trickle: float = 0
+    location: str = ""
+    content_range: str = ""
 
     def add(self, content: bytes, name: str = f"{REPO}/{FILE}") -> bytes:
         self.files[name] = content
@@ -83,31 +97,59 @@ def _handler(state: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
             away = state.redirect and not self.path.startswith("/cdn")
             self.send_response(302 if away else 206 if start else 200)
             if away:
-                self.send_header("Location", f"{state.endpoint.replace('127.0.0.1', 'localhost')}/cdn{self.path}")
-                content, start = b"", 0  # the body is elsewhere
+                there = f"{state.endpoint.replace('127.0.0.1', 'localhost')}/cdn{self.path}"
+                self.send_header("Location", state.location or there)
+                content, start = (content if state.endless else b""), 0  # the body is elsewhere
             self.send_header("ETag", f'"{sha256}"')
             self.send_header("X-Linked-Etag", f'"{sha256}"')
-            self.send_header("X-Linked-Size", str(len(state.files[name])))
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("X-Linked-Size", str(state.sizes.get(name, len(state.files[name]))))
+            self.send_header("X-Repo-Commit", state.commit)
+            if state.encoding:
+                self.send_header("Content-Encoding", state.encoding)
+            if state.endless:
+                self.send_header("Transfer-Encoding", "chunked")
+            else:
+                self.send_header("Content-Length", str(len(content) - start))
             if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                right = f"bytes {start}-{len(content) - 1}/{len(content)}"
+                self.send_header("Content-Range", state.content_range or right)
             self.end_headers()
-            if body and not away:
+            if body and state.endless:
+                self.send_for_ever(content)
+            elif body and not away:
                 self.send(content[start:])
+
+        def send_for_ever(self, content: bytes) -> None:
+            self.close_connection = True
+            with suppress(OSError):  # the other side has had enough
+                while state.sent < 64_000_000:
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(content), content))
+                    state.sent += len(content)
 
         def send(self, content: bytes) -> None:
             if state.cuts:
                 content = content[: state.cuts.pop(0)]
                 self.close_connection = True
-            self.wfile.write(content)
-            state.sent += len(content)
+            if state.trickle:
+                self.send_slowly(content)
+            else:
+                with suppress(ConnectionError):  # the other side wants none of it
+                    self.wfile.write(content)
+                state.sent += len(content)
             if self.close_connection and state.reset:
                 # a reset discards what the peer has not read yet
                 while not any(path.stat().st_size for path in state.reset.rglob("*.incomplete")):
                     time.sleep(0.01)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
+
+        def send_slowly(self, content: bytes) -> None:
+            self.close_connection = True
+            with suppress(OSError):
+                for byte in content:
+                    self.wfile.write(bytes([byte]))
+                    state.sent += 1
+                    time.sleep(state.trickle)
 
     return Handler
 

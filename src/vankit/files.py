@@ -187,12 +187,14 @@ def held(path: str | PathLike[str]) -> Iterator[None]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(lock, path)
     _OPEN.add(descriptor)
+    owner = os.getpid()
     try:
         yield
     finally:
-        _OPEN.discard(descriptor)
-        lock.unlink(missing_ok=True)  # before others can have it
-        os.close(descriptor)
+        if os.getpid() == owner:  # a child that leaves the block has nothing to give back
+            _OPEN.discard(descriptor)
+            lock.unlink(missing_ok=True)  # before others can have it
+            os.close(descriptor)
 
 
 def _short(name: str) -> str:

@@ -191,6 +191,7 @@ def test_damaged_models(copied: Callable[[Format], Path], kind: Format, name: st
         ("export.json", "[]"),
         ("export.json", "3"),
         ("export.json", "{}"),
+        ("export.json", "[" * 100_000),
         ("export.json", None),
         ("preprocessing.json", "[1]"),
         ("preprocessing.json", '{"input_size": [3, 8, 6]}'),
@@ -205,6 +206,28 @@ def test_damaged_descriptions(copied: Callable[[Format], Path], name: str, conte
     path.write_text(content)
     with pytest.raises(UserError, match=rf"/onnx/{name}.*; it is damaged, or was changed: export the model again"):
         read_exported(path.parent)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {}, None, [], "0" * 64, {"model.xml": "0" * 64}, {"model.bin": "0" * 64},
+        {"model.xml": "0" * 64, "../model.bin": "0" * 64}, {"model.xml": "0" * 64, "/model.bin": "0" * 64},
+        {"model.xml": "0" * 64, "model.bin": "0" * 64, "labels.txt": "0" * 64},
+        {"model.xml": "0" * 64, "model.bin": None}, {"model.xml": "0" * 64, "model.bin": "0" * 63},
+        {"model.xml": "0" * 64, "model.bin": ["0" * 64]}, {"model.xml": "0" * 64, "model.bin": ""},
+    ],
+)  # fmt: skip
+def test_the_checksums_cannot_be_left_out(copied: Callable[[Format], Path], stated: object) -> None:
+    folder = copied("openvino")
+    facts = json.loads((folder / "export.json").read_text())
+    (folder / "export.json").write_text(json.dumps({**facts, "sha256": stated}))
+    with pytest.raises(UserError, match=r"export\.json: sha256 is .*: expected .*: export the model again"):
+        read_exported(folder)
+    del facts["sha256"]
+    (folder / "export.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"export\.json.*sha256.*: export the model again"):
+        read_exported(folder)
 
 
 def test_options_that_do_not_fit(made: Callable[[Format, bool], Path]) -> None:

@@ -1,6 +1,5 @@
 """Engines against the eager network, and a cache that is never trusted."""
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from torch import nn
 import vankit
 from vankit.engines import choose
 from vankit.engines.base import Engine, check_options
-from vankit.engines.cache import cache_folder
+from vankit.engines.cache import _sign, cache_folder, user_secret
 from vankit.engines.choose import engine_for
 from vankit.engines.convert import UnsupportedNetworkError, to_onnx, to_openvino
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
@@ -71,6 +70,7 @@ def model_of() -> Callable[[str], Any]:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "own"))
     monkeypatch.setenv("VANKIT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "engines"
 
@@ -223,7 +223,8 @@ def test_a_whole_file_that_is_no_model_is_rebuilt(
     model = model_of("openvino")
     first = OpenVinoEngine(lambda: model, b"key")(images[:1])
     (kept,) = own_cache.iterdir()
-    kept.write_bytes(hashlib.sha256(b"no model").digest() + b"no model")
+    signature = _sign(user_secret(), kept.name.encode(), b"no model")
+    kept.write_bytes(signature + b"no model")
     np.testing.assert_allclose(OpenVinoEngine(lambda: model, b"key")(images[:1]), first, atol=1e-5)
     assert "cannot be used and will be rebuilt" in caplog.text
 

@@ -4,7 +4,6 @@ import hashlib
 import io
 import logging
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from fake_hub import FILE, REPO, FakeHub, serve
+from fake_hub import FILE, REPO, FakeHub
 
 from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
-from vankit.models import hub
+from vankit.models import hub, transfer
 from vankit.models.classifier import classifier_by_name
 from vankit.models.van import VAN, VARIANTS, create_model
 from vankit.models.weights import write_checkpoint
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A running fake hub; waits between retries are skipped."""
-    monkeypatch.setattr(hub, "_PAUSE", 0)
-    with serve() as state:
-        yield state
 
 
 @pytest.fixture
@@ -180,7 +171,7 @@ def test_no_network_fails_fast_and_says_what_to_do(tmp_path: Path, closed: str) 
 
 
 def test_silent_host_fails_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_DEADLINE", 0.2)
+    monkeypatch.setattr(transfer, "_DEADLINE", 0.2)
     silent = socket.create_server(("127.0.0.1", 0))
     with silent, pytest.raises(hub.DownloadError, match=r"no answer within 0\.2 s"):
         hub.fetch(REPO, FILE, cache_dir=tmp_path, endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -277,7 +268,7 @@ def test_a_url_without_a_size_starts_over(
     data = content(1000)
     url = add_file(server, data)
     (tmp_path / f"{url.rpartition('/')[2]}.vankit.incomplete").write_bytes(left)
-    monkeypatch.setattr(hub, "_size", lambda *_: None)
+    monkeypatch.setattr(hub, "size_of", lambda *_: None)
     assert hub.fetch_url(url, tmp_path).read_bytes() == data
 
 
@@ -293,7 +284,7 @@ def test_a_url_offline_says_what_to_do(tmp_path: Path, closed: str) -> None:
 
 
 def test_a_url_of_a_silent_host_fails_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_DEADLINE", 0.2)
+    monkeypatch.setattr(transfer, "_DEADLINE", 0.2)
     silent = socket.create_server(("127.0.0.1", 0))
     with silent, pytest.raises(hub.DownloadError, match=r"no answer within 0\.2 s"):
         hub.fetch_url(f"http://127.0.0.1:{silent.getsockname()[1]}/x.pth", tmp_path)

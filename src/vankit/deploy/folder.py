@@ -1,6 +1,7 @@
 """Exported folders: what `vankit export` writes, opened without PyTorch (except its own format, pt2)."""
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
@@ -51,6 +52,9 @@ class Exported:
     description: Description
     facts: dict[str, Any] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"folder": self.folder.absolute()}  # another process may run in another folder
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -125,7 +129,7 @@ class Exported:
         """What tells the model from others, once its files are found to be those that were exported."""
         found = {name: sha256_of(self.folder / name) for name in FILES[self.format]}
         for name, checksum in found.items():
-            if checksum != self.checksums.get(name, checksum):
+            if self.checksums and checksum != self.checksums[name]:
                 raise UserError(f"{self.folder / name} is damaged or was changed: export the model again")
         return repr((found, self.preprocessing.input_size)).encode()
 
@@ -203,6 +207,8 @@ class _Record:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if set(self.sha256) != set(names := FILES[self.format]):
+            raise UserError(f"sha256 is {reprlib.repr(dict(self.sha256))}: expected those of {' and '.join(names)}")
 
 
 _LARGEST_LABELS = 2**26  # bytes

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vankit.deploy.folder import Exported, is_exported, read_exported
 from vankit.errors import UserError
@@ -34,6 +34,13 @@ class Network:
     def dense(self) -> bool:
         """Whether it is a detector or segmenter."""
         return self.description.task != "classify"
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.module is None:
+            return vars(self)
+        from vankit.models.portable import Portable
+
+        return vars(self) | {"module": Portable(self.module)}
 
 
 def open_network(

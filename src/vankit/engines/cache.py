@@ -1,18 +1,19 @@
 """Compiled models on disk, so that the next start need not compile."""
 
-import hashlib
+import hmac
 import logging
 import os
 import platform
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
-from vankit.errors import ReadError
-from vankit.files import open_file, replacing
+from vankit.errors import UserError
 
 T = TypeVar("T")
 
@@ -31,30 +32,136 @@ def cache_folder() -> Path:
 def cached(key: bytes, parts: tuple[str, ...], load: Callable[[bytes], T], make: Callable[[], tuple[T, bytes]]) -> T:
     """What `load` makes of the cached bytes, or what `make` makes, whose bytes are cached.
 
-    A file holds its sha256 and the bytes; one that does not match, or does not load, is made anew.
+    A file is named and signed with the user's secret, so that nothing is loaded that somebody else put there; one whose
+    signature is wrong, or that does not load, is made anew. Nothing is cached where others may write.
     """
-    digest = hashlib.sha256(b"\0".join([key, *(part.encode() for part in parts)])).hexdigest()
-    path = cache_folder() / "engines" / digest
     try:
-        with open_file(path) as file:
-            stored = memoryview(file.read())
-        if hashlib.sha256(stored[32:]).digest() == stored[:32]:
+        folder, secret = _own_folder(), user_secret()
+    except (UserError, OSError) as error:
+        _say(f"cannot keep the compiled model for the next start: {error}")
+        return make()[0]
+    path = folder / _sign(secret, key, *(part.encode() for part in parts)).hex()
+    try:
+        stored = memoryview(_read(path))
+        if hmac.compare_digest(_sign(secret, path.name.encode(), stored[32:]), stored[:32]):
             return load(bytes(stored[32:]))
         logger.warning("%s is damaged and will be rebuilt", path)
     except FileNotFoundError:
         pass
-    except ReadError as error:  # nor can it be written there
-        logger.warning("the compiled model cannot be kept for the next start: %s", error)
-        return make()[0]
     except Exception as error:  # engines raise whatever they trip over
         logger.warning("%s cannot be used and will be rebuilt: %s", path, error)
     made, blob = make()
     try:
-        with replacing(path) as partial:
-            partial.write_bytes(hashlib.sha256(blob).digest() + blob)
+        _write(path, _sign(secret, path.name.encode(), blob) + blob)
     except OSError as error:
-        logger.warning("cannot keep the compiled model for the next start: %s", error)
+        _say(f"cannot keep the compiled model for the next start: {error}")
     return made
+
+
+def _sign(secret: bytes, *parts: bytes | memoryview) -> bytes:
+    signature = hmac.new(secret, digestmod="sha256")
+    for part in parts:
+        signature.update(len(part).to_bytes(8, "big"))
+        signature.update(part)
+    return signature.digest()
+
+
+@cache
+def _say(message: str) -> None:
+    """Once, for a predictor may compile twice."""
+    logger.warning("%s", message)
+
+
+def _own_folder() -> Path:
+    """The folder of compiled models, in which nobody but the user and root can write.
+
+    Raises:
+        ValueError: others can.
+        OSError: it cannot be made.
+    """
+    folder = cache_folder()
+    for path in (folder, folder / "engines"):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.name == "nt":
+            continue
+        found = path.stat()
+        if found.st_uid not in (os.geteuid(), 0):
+            raise UserError(f"{path} belongs to another user: let VANKIT_CACHE name a folder of your own")
+        if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+            _keep_others_out(path, found.st_mode)
+    return folder / "engines"
+
+
+def _keep_others_out(path: Path, mode: int) -> None:
+    if os.environ.get("VANKIT_CACHE"):  # others may have been given it
+        raise UserError(f"others may write to {path}: chmod go-w {path}, or let VANKIT_CACHE name a folder of your own")
+    path.chmod(stat.S_IMODE(mode) & ~0o022)  # vankit's own, which version 0.1 left to the umask
+
+
+def user_secret() -> bytes:
+    """32 bytes that only this user can read, made now if there are none that are sound.
+
+    Raises:
+        OSError: they cannot be kept.
+    """
+    from platformdirs import user_data_path
+
+    path = user_data_path("vankit", appauthor=False) / "cache.key"
+    return _read_secret(path) or _make_secret(path)
+
+
+def _read_secret(path: Path) -> bytes | None:
+    try:
+        found, content = path.lstat(), _read(path)
+    except OSError:
+        return None
+    private = os.name == "nt" or (found.st_uid == os.geteuid() and not found.st_mode & 0o077)
+    return content if private and len(content) == 32 else None
+
+
+def _make_secret(path: Path) -> bytes:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    secret = os.urandom(32)
+    partial = _partial(path, secret)
+    try:
+        os.link(partial, path)  # of processes that do this at once, the first wins
+    except OSError:  # there is one, or the disk has no hard links
+        if found := _read_secret(path):
+            return found
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return secret
+
+
+def _read(path: Path) -> bytes:
+    """The content of a regular file; a pipe would be waited for, and a link may lead anywhere."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError("it is not a regular file")
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # it may be replaced meanwhile
+    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+        return file.read()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put a whole file in place of whatever is there, a link or a pipe too."""
+    partial = _partial(path, content)
+    try:
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path, content: bytes) -> Path:
+    """A file beside another that only the user can read."""
+    partial = path.with_name(f".{uuid4().hex}.partial")
+    try:
+        with open(partial, "xb", opener=lambda name, mode: os.open(name, mode, 0o600)) as file:
+            file.write(content)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    return partial
 
 
 @cache

@@ -12,6 +12,7 @@ import numpy as np
 
 from vankit.engines.base import Array, Engine, cores
 from vankit.engines.cache import cached, cpu
+from vankit.engines.processes import PerProcess
 from vankit.errors import MissingPackageError, UserError
 from vankit.files import reading
 
@@ -113,16 +114,15 @@ def _one_by_one(request: Any, x: Array) -> Array:
     return np.concatenate(outputs)
 
 
-_starting = threading.Lock()
+_CORE: PerProcess[Any] = PerProcess()
 
 
 def openvino_core() -> Any:
-    with _starting:  # the binding's first conversion to NumPy deadlocks if two threads do it at once
-        return _started_core()
+    return _CORE.get(_start_core)
 
 
-@cache
-def _started_core() -> Any:
+def _start_core() -> Any:
+    """By one thread, for the binding's first conversion to NumPy deadlocks if two do it at once."""
     try:
         import openvino
     except ImportError:

@@ -94,8 +94,12 @@ def _foldable(module: nn.Module) -> TypeGuard[Stage]:
 
 def _copied(model: nn.Module) -> nn.Module:
     """A deep copy, also where pruning or an old weight norm has left a weight that autograd has computed."""
-    computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed_tensors(model)})
+
+
+def computed_tensors(model: nn.Module) -> list[Tensor]:
+    """Those that autograd has computed, such as a pruned weight; PyTorch does not copy them."""
+    return [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
 
 
 @torch.no_grad()

@@ -3,13 +3,9 @@
 import hashlib
 import logging
 import os
-import queue
 import re
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import timm
@@ -17,34 +13,25 @@ import torch
 from huggingface_hub import (
     constants,
     get_hf_file_metadata,
-    get_session,
-    hf_hub_download,
     hf_hub_url,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status, tqdm
+from huggingface_hub.utils import build_hf_headers
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._hub import hf_split
 
 from vankit.errors import UserError
-from vankit.files import sha256_of
+from vankit.files import sha256_of, write_text
+from vankit.models.transfer import REQUEST_TIMEOUT, Refused, download, shown, size_of, soon
 
 logger = logging.getLogger(__name__)
 
-_REQUEST_TIMEOUT = 5.0  # seconds until a host must have answered a request for a file's metadata,
-_DEADLINE = 8.0  # and for all of them: a host behind a silent firewall costs a timeout for each of its addresses
-_READ_TIMEOUT = 10.0  # seconds without a byte
-_ATTEMPTS = 6
-_PAUSE = 1.0  # seconds after an attempt that brought no byte
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # the first digits, as torch.hub and OpenMMLab put them: name-0123abcd.pth; a number is a date or a step
 _SHA256_IN_NAME = re.compile(r"-(?!\d+\.)([0-9a-f]{8,64})\.")
+_FILE_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
 _SOURCES = ("source", "state_dict", "file", "hf_hub_id", "url")
-
-
-Answer = TypeVar("Answer")
 
 
 class DownloadError(UserError, OSError):
@@ -78,26 +65,28 @@ def fetch(
     """
     endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     cache = Path(cache_dir or constants.HF_HUB_CACHE)
+    _check_inside(filename, revision or "main")
     try:
         if path := _cached(repo_id, filename, revision, cache):
             return path
         if local_files_only:
             raise FileNotFoundError(f"it is not in {cache}, and local_files_only is set")
         url = hf_hub_url(repo_id, filename, revision=revision, endpoint=endpoint)
-        metadata = _soon(
-            lambda: get_hf_file_metadata(url, timeout=_REQUEST_TIMEOUT, library_name="vankit", endpoint=endpoint)
+        metadata = soon(
+            lambda: get_hf_file_metadata(url, timeout=REQUEST_TIMEOUT, library_name="vankit", endpoint=endpoint)
         )
-        if (sha256 := metadata.etag) and _SHA256.fullmatch(sha256):
-            folder = repo_folder_name(repo_id=repo_id, repo_type="model")
-            blob = cache / folder / "blobs" / sha256  # where huggingface_hub looks for it
-            lock = cache / ".locks" / folder / f"{sha256}.lock"
-            _download(url, blob, lock, sha256, metadata.size, build_hf_headers(library_name="vankit"))
-        # with the content in place this only files it under its revision and name
-        path = Path(hf_hub_download(repo_id, filename, revision=revision, cache_dir=cache, endpoint=endpoint))
+        etag, commit = (
+            _file_name(name, of) for name, of in ((metadata.etag, "ETag"), (metadata.commit_hash, "commit"))
+        )
+        folder = repo_folder_name(repo_id=repo_id, repo_type="model")
+        blob, lock = cache / folder / "blobs" / etag, cache / ".locks" / folder / f"{etag}.lock"
+        sha256 = etag if _SHA256.fullmatch(etag) else ""
+        download(url, blob, lock, sha256, metadata.size, build_hf_headers(library_name="vankit"))
+        path = _file_under(cache / folder, blob, commit, revision or "main", filename)
     except ValueError as error:  # a malformed repo_id or endpoint
         raise UserError(str(error)) from None
     except Exception as error:  # huggingface_hub lets its HTTP client's errors through, which are not OSErrors
-        source, page = f"of {repo_id} from {endpoint}", f"https://huggingface.co/{repo_id}"
+        source, page = f"of {repo_id} from {shown(endpoint)}", f"https://huggingface.co/{repo_id}"
         hint = "HF_ENDPOINT names another hub, HF_HOME the folder of cached files. "
         raise DownloadError(_advice(filename, source, page, hint, error)) from error
     return path
@@ -129,10 +118,10 @@ def fetch_url(url: str, cache_dir: str | Path | None = None) -> Path:
                 return path
             logger.warning("%s is damaged in the cache (its sha256 differs): fetching it again", path)
         headers = build_hf_headers(library_name="vankit", token=False)  # the user's token is for the hub alone
-        _download(url, path, path.parent / ".locks" / f"{own}.lock", sha256, _size(url, headers), headers)
+        download(url, path, path.parent / ".locks" / f"{own}.lock", sha256, size_of(url, headers), headers)
     except Exception as error:
         hint = "TORCH_HOME names the folder of cached files. "
-        raise DownloadError(_advice(name, f"from {url}", url, hint, error)) from error
+        raise DownloadError(_advice(name, f"from {shown(url)}", shown(url), hint, error)) from error
     return path
 
 
@@ -153,91 +142,37 @@ def _cached(repo_id: str, filename: str, revision: str | None, cache: Path) -> P
     return None
 
 
-def _soon(ask: Callable[[], Answer]) -> Answer:
-    """An answer, or an error soon: `hf_hub_download` takes 23 s to find that it is offline."""
-    answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
-
-    def wait() -> None:
-        try:
-            answers.put(ask())
-        except Exception as error:  # raised in the caller's thread
-            answers.put(error)
-
-    threading.Thread(target=wait, daemon=True).start()
-    try:
-        answer = answers.get(timeout=_DEADLINE)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {_DEADLINE:g} s") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+def _check_inside(*names: str) -> None:
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise UserError(f"{name!r} leads out of a repository: expected a path in it, or a branch, tag or commit")
 
 
-def _size(url: str, headers: dict[str, str]) -> int | None:
-    """Bytes of a file; None where its host does not say, or answers with an error, which the download then meets."""
-    identity = headers | {"Accept-Encoding": "identity"}
-    response = _soon(lambda: get_session().head(url, headers=identity, timeout=_REQUEST_TIMEOUT, follow_redirects=True))
-    length = response.headers.get("Content-Length")
-    return int(length) if response.is_success and length else None
+def _file_name(stated: str | None, what: str) -> str:
+    """What a hub states, if it can be the name of a file of the cache and of none elsewhere."""
+    if stated is None or not _FILE_NAME.fullmatch(stated):
+        raise Refused(f"the hub states {stated!r} as the file's {what}, expected letters and digits")
+    return stated
 
 
-def _download(url: str, path: Path, lock: Path, sha256: str, size: int | None, headers: dict[str, str]) -> None:
-    """Put a file's content at `path`, if its sha256 starts as stated."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.vankit.incomplete")
-    with WeakFileLock(lock):
-        if path.exists() and sha256_of(path).startswith(sha256):
-            return
-        for _ in range(2):  # what a broken transfer left may be bad: once more from the start
-            _transfer(url, partial, size, headers)
-            found = sha256_of(partial)
-            if found.startswith(sha256):
-                partial.replace(path)
-                return
-            partial.unlink()
-    raise OSError(f"its publisher states sha256 {sha256}, the content received twice has {found}")
+def _file_under(folder: Path, blob: Path, commit: str, revision: str, filename: str) -> Path:
+    """Give a blob its place among the cached files, where huggingface_hub looks for it.
 
-
-def _transfer(url: str, partial: Path, size: int | None, headers: dict[str, str]) -> None:
-    """Append to `partial` what it lacks, and go on after a broken connection.
-
-    huggingface_hub's own transfer deletes its partial file when a call fails and loses up to 10 MB at each break.
+    Its own function for this would ask the hub again, and fetch without bounds what it then named.
     """
-    for attempt in range(_ATTEMPTS):
-        with partial.open("ab") as file:
-            if size is None or file.tell() > size:  # without a size nobody can say what is lacking
-                file.truncate(0)
-            start = file.seek(0, os.SEEK_END)
-            try:
-                return _append(url, file, start, size, headers)
-            except HfHubHTTPError:  # an answer, and it will not change
-                raise
-            except Exception as error:
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                logger.warning("the download of %s broke off at byte %d (%s): continuing", url, file.tell(), error)
-                if file.tell() <= start:
-                    time.sleep(_PAUSE)
-
-
-def _append(url: str, file: BinaryIO, start: int, size: int | None, headers: dict[str, str]) -> None:
-    if start == size:
-        return
-    headers = headers | {"Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    with get_session().stream("GET", url, headers=headers, timeout=_READ_TIMEOUT) as response:
-        hf_raise_for_status(response)
-        if response.status_code != 206:  # a server that knows no ranges sends all of it
-            file.truncate(0)
-            start = 0
-        with tqdm(total=size, initial=start, unit="B", unit_scale=True, desc=url.rpartition("/")[2]) as bar:
-            for chunk in response.iter_bytes():
-                file.write(chunk)
-                bar.update(len(chunk))
-    if size is not None and file.tell() != size:
-        raise OSError(f"received {file.tell()} of {size} bytes")
+    path = folder / "snapshots" / commit / filename
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.unlink(missing_ok=True)  # a link to nothing
+        try:
+            path.symlink_to(os.path.relpath(blob, path.parent))
+        except FileExistsError:  # another process was first
+            pass
+        except OSError:  # a disk without links
+            blob.replace(path)
+    if revision != commit:
+        write_text(folder / "refs" / revision, commit)
+    return path
 
 
 def _advice(filename: str, source: str, page: str, hint: str, error: Exception) -> str:

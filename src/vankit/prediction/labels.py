@@ -19,6 +19,7 @@ from vankit.data.images import MAX_PIXELS, ImageLike, open_image, source_name, t
 from vankit.data.walk import find_images
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine, check_options
+from vankit.engines.processes import PerProcess, avoid_lost_threads
 from vankit.errors import UserError, check_output, reason_of
 from vankit.models.description import Weights
 from vankit.prediction.tables import open_table
@@ -76,7 +77,6 @@ class Predictor:
         description: what the network is.
         classes: names by index; the indices as text where the weights name none (`named` is False).
         preprocessing: see `vankit.data.preprocessing.Preprocessing`.
-        network: the PyTorch module in eval mode; None of an exported folder.
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had.
@@ -102,37 +102,46 @@ class Predictor:
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}, expected 1 or more")
         check_options(engine, precision)
-        self.network: nn.Module | None = None
-        self._open: Callable[[], Engine]
-        self._opening = threading.Lock()
-        self._engine: Engine | None = None
-        opened = open_network(model, checkpoint, pretrained, classes, weights)
+        avoid_lost_threads()
+        self._opened = opened = open_network(model, checkpoint, pretrained, classes, weights)
+        self._options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device}
+        self._batch_size, self._engine = batch_size, PerProcess[Engine]()
         if opened.dense:
             raise UserError(f"{opened.source} is a detector or segmenter: use vankit.DensePredictor")
         self.description = opened.description
         self.classes, self.named = list(self.description.classes), self.description.named
         assert self.description.preprocessing is not None
         self.preprocessing = self.description.preprocessing
-        if (exported := opened.exported) is not None:
-            self._open = lambda: exported.engine(engine, precision, device)
-        else:
-            from vankit.engines.choose import engine_for
-
-            self.network = network = opened.module
-            assert network is not None
-            size, cached = self.preprocessing.input_size, self.description.model is not None
-            self._open = lambda: engine_for(network, size, engine, precision, device, batch_size, cached)
         self.top_k = min(top_k or (len(self.classes) if self.description.multi_label else 5), len(self.classes))
         self.max_pixels = max_pixels
         self._min_side = 2 * self.preprocessing.min_side if reduced else None
 
     @property
+    def network(self) -> "nn.Module | None":
+        """The PyTorch module in eval mode; None of an exported folder."""
+        return self._opened.module
+
+    @property
     def engine(self) -> Engine:
-        """What runs the network; made on first use, which takes seconds for a network never run on this machine."""
-        with self._opening:
-            if self._engine is None:
-                self._engine = self._open()
-            return self._engine
+        """What runs the network; made on first use, which takes seconds for a network never run on this machine.
+
+        Every process makes its own: a forked child, and one that unpickles the predictor.
+        """
+        return self._engine.get(self._open)
+
+    def _open(self) -> Engine:
+        if self._opened.exported is not None:
+            return self._opened.exported.engine(**self._options)
+        from vankit.engines.choose import engine_for
+
+        assert self.network is not None
+        return engine_for(
+            self.network,
+            self.preprocessing.input_size,
+            batch_size=self._batch_size,
+            cached=self.description.model is not None,
+            **self._options,
+        )
 
     def preprocess(self, image: ImageLike) -> NDArray[np.float32]:
         """Decode and prepare one image.

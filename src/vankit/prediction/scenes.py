@@ -3,7 +3,8 @@
 import copy
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
@@ -19,9 +20,11 @@ from vankit.data.walk import find_inputs
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine, check_options
 from vankit.engines.choose import device_for, engine_for
+from vankit.engines.processes import PerProcess, avoid_lost_threads
 from vankit.engines.torch import TorchEngine
 from vankit.errors import UserError, check_output, reason_of
 from vankit.files import replacing
+from vankit.models.portable import Portable
 from vankit.tasks.dense import EVALUATORS, infer
 from vankit.tasks.results import Detections, Failure, PanopticMap, SemanticMap
 from vankit.tasks.segment import Test
@@ -72,6 +75,7 @@ class DensePredictor:
         if test not in get_args(Test):
             raise UserError(f"test is {test!r}, expected one of {', '.join(get_args(Test))}")
         check_options(engine, precision)
+        avoid_lost_threads()
         opened = checkpoint if isinstance(checkpoint, Network) else open_network(checkpoint=checkpoint)
         self.description, network = opened.description, copy.deepcopy(opened.module)
         if not opened.dense or network is None:
@@ -91,11 +95,21 @@ class DensePredictor:
         for module in network.modules():
             if isinstance(module, _Backbone | FeatureListNet):
                 module.register_forward_hook(_check_maps)
-        self.network = network.to(memory_format=torch.channels_last).to(self.device)
+        self.network = self._placed(network)
         self.task, self.head = self.description.task, self.description.head
         self.classes, self.things = list(self.description.classes), list(self.description.things)
         self.category_ids = list(self.description.category_ids)
         self.score, self.test, self.max_pixels = score, test, max_pixels
+
+    def _placed(self, network: nn.Module) -> nn.Module:
+        return network.to(memory_format=torch.channels_last).to(self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"network": Portable(self.network)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.network = self._placed(self.network)
 
     def results(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Run the network.
@@ -109,6 +123,7 @@ class DensePredictor:
         Raises:
             ValueError: the network's output is not finite.
         """
+        avoid_lost_threads()
         with torch.inference_mode():
             return infer(self.network, [image.to(self.device) for image in images], self.description, self.test)
 
@@ -124,6 +139,7 @@ class DensePredictor:
         return self._found(source_name(image), to_image(image, self.max_pixels))
 
     def _found(self, source: str, rgb: Image.Image) -> Result:
+        avoid_lost_threads()
         x = torch.from_numpy(np.array(rgb)).permute(2, 0, 1) / 255
         scene: Result = EVALUATORS[self.task].scene(source, self.classes, self.things, self.results([x])[0])
         return scene.above(self.score) if isinstance(scene, Detections) else scene
@@ -142,15 +158,27 @@ class DensePredictor:
 
 
 class _Backbone(nn.Module):
-    """A VAN's feature maps from an engine that is not PyTorch's."""
+    """A VAN's feature maps from an engine that is not PyTorch's.
 
-    def __init__(self, features: FeatureListNet, engine: Engine) -> None:
+    Args:
+        engine: made of the VAN already.
+        make: an engine of it, for other processes.
+    """
+
+    features: FeatureListNet
+
+    def __init__(self, features: FeatureListNet, engine: Engine, make: Callable[[nn.Module], Engine]) -> None:
         super().__init__()
         self.feature_info, self.return_layers = features.feature_info, features.return_layers
-        self.engine = engine
+        self.engine, self.make = PerProcess(engine), make
+        vars(self)["features"] = features  # not a module of the network, which does not run it
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(y) for y in self.engine.outputs(x.float().contiguous().numpy())]
+        engine = self.engine.get(lambda: self.make(self.features))
+        return [torch.from_numpy(y) for y in engine.outputs(x.float().contiguous().numpy())]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"features": Portable(self.features)}
 
 
 def _check_maps(_module: nn.Module, _images: Any, maps: list[Tensor]) -> None:
@@ -164,12 +192,15 @@ def _put_backbone_on(network: nn.Module, engine: str, precision: str, device: st
         if precision == "bf16":
             raise UserError("bf16 is for engine openvino: leave out precision, or set engine='openvino'")
         return
+    make = partial(
+        engine_for, input_size=_EXAMPLE, engine=engine, precision=precision, device=device, cached=True, dynamic=True
+    )
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, FeatureListNet):
-                found = engine_for(child, _EXAMPLE, engine, precision, device, cached=True, dynamic=True)
+                found = make(child)
                 if not isinstance(found, TorchEngine):  # else it could not be exported, and stays what it is
-                    setattr(parent, name, _Backbone(child, found))
+                    setattr(parent, name, _Backbone(child, found, make))
 
 
 def iter_scenes(
