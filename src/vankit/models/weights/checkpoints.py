@@ -183,7 +183,7 @@ def load_checkpoint(
     weights that fit but are of an attention with other settings.
 
     Args:
-        model: a `vankit.VAN`; one on PyTorch's device meta takes the place and the type of its own tensors by copies of the file's.
+        model: a `vankit.VAN`; one on PyTorch's device meta gets copies of the file's tensors, in its own types.
         source: a path, see `read_checkpoint`, or what it returned.
         weights: see `read_checkpoint`.
 
