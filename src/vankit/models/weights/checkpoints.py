@@ -183,8 +183,7 @@ def load_checkpoint(
     weights that fit but are of an attention with other settings.
 
     Args:
-        model: a `vankit.VAN`; one on PyTorch's device meta gets copies of the file's tensors, in the types of
-            its own.
+        model: a `vankit.VAN`; one on PyTorch's device meta gets copies of the file's tensors, in its own types.
         source: a path, see `read_checkpoint`, or what it returned.
         weights: see `read_checkpoint`.
 

@@ -168,10 +168,13 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, Any]:
     """What a vankit file says of itself (see `Checkpoint.metadata`), without reading its tensors; empty for others."""
     if not Path(path).is_file() or not _is_safetensors(Path(path)):
         return {}
-    with reading(path, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
-        metadata = _metadata_of(file)
-        check_metadata(metadata)
-        return metadata
+    try:
+        with reading(path), safetensors.safe_open(path, "pt") as file:
+            metadata = _metadata_of(file)
+            check_metadata(metadata)
+            return metadata
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is not a readable checkpoint (truncated download?): {error}") from None
 
 
 def _metadata_of(file: Any) -> dict[str, Any]:
