@@ -11,7 +11,7 @@ from vankit.engines.base import Engine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine
 from vankit.errors import MissingFileError, UserError
-from vankit.files import sha256_of
+from vankit.files import sha256_of, to_json
 from vankit.models.description import Description
 
 Format = Literal["openvino", "onnx", "pt2"]
@@ -82,7 +82,7 @@ class Exported:
         }
         del facts["preprocessing"]
         for path, content in ((preprocessing, asdict(self.preprocessing)), (description, facts)):
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            path.write_text(to_json(content) + "\n", encoding="utf-8")
 
     def engine(
         self, engine: str = "auto", precision: str = "auto", device: str = "auto", cached: bool = True
