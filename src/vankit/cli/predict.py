@@ -143,7 +143,8 @@ def _progress() -> Any:
             return Text(f"{task.speed or 0:.1f} images/s")
 
     columns = (SpinnerColumn(), TextColumn("predicting"), MofNCompleteColumn(), Speed(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _predict_on_ray(images: list[str], output: str, address: str | None, options: dict[str, Any]) -> int:
