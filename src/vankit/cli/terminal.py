@@ -39,7 +39,7 @@ class _Console(Console):
 
 def console() -> Console:
     """A console that is wide enough for whole rows where the output is not a terminal."""
-    return _Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
+    return _Console(width=None if sys.stdout and sys.stdout.isatty() else 120, markup=False, emoji=False)
 
 
 class LogFormatter(logging.Formatter):
