@@ -66,10 +66,8 @@ def test_commands_print_by_say_alone() -> None:
 @pytest.mark.parametrize(("flags", "text", "status"), [((), "x", 141), (("-u",), "x", 141), ((), "", 0)])
 def test_a_closed_pipe_ends_quietly(flags: tuple[str, ...], text: str, status: int) -> None:
     """Also of a few lines, which Python only writes as it ends."""
-    program = (
-        "import sys; from vankit import cli; cli.app = lambda *_, **__: sys.stdin.read() or print(sys.argv[1] * 9)"
-    )
-    program = program.replace("print(sys.argv[1] * 9)", "sys.argv[1] and print(sys.argv[1])") + "; cli.main([])"
+    program = "import sys; from vankit import cli\n"
+    program += "cli.app = lambda *_, **__: sys.stdin.read() or (print(sys.argv[1]) if sys.argv[1] else 0)\ncli.main([])"
     command = [sys.executable, *flags, "-c", program, text]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
