@@ -77,6 +77,8 @@ def command(
     options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device, "max_pixels": max_pixels}
     if workers == "ray" and resume:
         raise UserError("--workers ray always continues what is in --output: leave out --resume")
+    if resume and output is None:
+        raise UserError("--resume continues an output: name it with --output")
     if safe_csv and (output is None or workers == "ray"):
         raise UserError("--safe-csv is for a .csv file: name one with --output, or leave it out")
     if workers == "ray" and output is None:
