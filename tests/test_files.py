@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and read as what they should be."""
 
+import json
 import os
 import signal
 import socket
@@ -18,6 +19,9 @@ from PIL import Image
 from vankit.errors import MissingFileError, ReadError, UserError, WriteError
 from vankit.files import (
     append,
+    check_file,
+    check_folder,
+    check_free,
     check_picture,
     held,
     open_file,
@@ -27,6 +31,7 @@ from vankit.files import (
     replacing,
     save_figure,
     sha256_of,
+    to_json,
     write_text,
 )
 
@@ -200,6 +205,50 @@ def test_out_of_memory_is_no_damage() -> None:
     assert said(error, Exception) is error
 
 
+def test_json_has_no_nan() -> None:
+    def fail(name: str) -> None:
+        raise AssertionError(name)
+
+    content = {"a": [1.5, float("nan"), (float("inf"), -float("inf"))], "b": {"c": float("nan"), "d": True}, "e": "NaN"}
+    found = json.loads(to_json(content), parse_constant=fail)
+    assert found == {"a": [1.5, None, [None, None]], "b": {"c": None, "d": True}, "e": "NaN"}
+    assert to_json([1, "\u00e9"], indent=None) == '[1, "\\u00e9"]'
+
+
+def test_what_cannot_be_written_to_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file.png").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    for path in (None, tmp_path / "file.png", tmp_path / "new" / "new" / "x.png", "/dev/null"):
+        check_file(path)
+    for path in (None, tmp_path / "folder.png", tmp_path / "new" / "folder"):
+        check_folder(path)
+    for check, path, says in (
+        (check_file, "folder.png", "folder.png is a folder: pass the name of a file"),
+        (check_picture, "folder.png", "folder.png is a folder: pass the name of a file"),
+        (check_file, "file.png/x", "cannot write .*file.png/x: Not a directory"),
+        (check_file, "x" * 300, "File name too long"),
+        (check_folder, "file.png", "file.png is a file: pass a folder"),
+        (check_folder, "file.png/x", "cannot write .*file.png/x: Not a directory"),
+    ):
+        with pytest.raises(UserError, match=says):
+            check(tmp_path / path)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path.resolve())  # root may write everywhere
+    for check, path in ((check_file, "x"), (check_file, "file.png"), (check_folder, "new/x"), (check_picture, "x.png")):
+        with pytest.raises(WriteError, match=f"cannot write into {tmp_path.resolve()}, which this user may not"):
+            check(tmp_path / path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.png", "folder.png"]
+
+
+def test_whether_an_output_is_free(tmp_path: Path) -> None:
+    for name in ("rows.csv", "new/rows.csv"):
+        check_free(tmp_path / name)
+    with held(tmp_path / "rows.csv"), pytest.raises(UserError, match="being written by"):
+        check_free(tmp_path / "rows.csv")
+    with held(tmp_path), pytest.raises(UserError, match="being written by"):
+        check_free(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_output_has_one_writer(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     with held(path):
@@ -248,7 +297,7 @@ def test_one_of_many_at_once_gets_it(tmp_path: Path) -> None:
 
 def test_a_killed_writer_holds_nothing_though_its_children_live(tmp_path: Path) -> None:
     program = "import os, sys, time; from vankit.files import held\nwith held(sys.argv[1]):\n"
-    program += "    print(os.fork(), flush=True)\n    time.sleep(60)"
+    program += "    os.write(1, b'%d\\n' % os.fork())\n    time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", program, tmp_path / "x.csv"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         child = max(int(process.stdout.readline()), int(process.stdout.readline()))

@@ -18,11 +18,11 @@ from .models.weights import load_checkpoint as load_checkpoint
 from .models.weights import read_checkpoint as read_checkpoint
 from .models.weights import save_checkpoint as save_checkpoint
 from .ops import large_kernel_attention as large_kernel_attention
+from .prediction.jobs import predict as predict
 from .prediction.labels import Label as Label
 from .prediction.labels import Prediction as Prediction
 from .prediction.labels import Predictor as Predictor
 from .prediction.labels import inference_model as inference_model
-from .prediction.labels import predict as predict
 from .prediction.scenes import DensePredictor as DensePredictor
 from .study.complexity import complexity as complexity
 from .study.timing import bench as bench

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,20 @@ class NotFiniteError(UserError):
 def few(values: Sequence[object]) -> str:
     """The first of many, for a message of one line."""
     return ", ".join(map(str, values[:5])) + " …" * (len(values) > 5)
+
+
+# what moves a terminal's cursor, ends a line or turns the direction of writing: C0, DEL and C1, Unicode's line ends and
+# bidirectional controls (https://www.unicode.org/reports/tr36/#Bidirectional_Text_Spoofing)
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: names from files and checkpoints may hold control characters, which become escapes.
+
+    Args:
+        text: of one line; a line end is escaped too.
+    """
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def check_output(output: Any) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import socket
 import stat
@@ -254,10 +255,34 @@ if hasattr(os, "register_at_fork"):  # where there is fork
     os.register_at_fork(after_in_child=_close_all)
 
 
+def check_free(path: str | PathLike[str]) -> None:
+    """Refuse, before the work is done, an output that someone else is writing, see `held`.
+
+    Raises:
+        ValueError: someone else holds it.
+    """
+    if Path(path).parent.is_dir():
+        with held(path):
+            pass
+
+
 def write_text(path: str | PathLike[str], text: str) -> None:
     """Write a whole text file in UTF-8, see `replacing`."""
     with replacing(path) as partial, writing(path):
         partial.write_text(text, encoding="utf-8")
+
+
+def to_json(content: Any, indent: int | None = 2) -> str:
+    """JSON that every reader takes: numbers that are NaN or infinite, for which it has no words, become null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
@@ -289,6 +314,54 @@ def append(path: str | PathLike[str], content: bytes) -> None:
             raise
 
 
+def check_file(path: str | PathLike[str] | None) -> None:
+    """Refuse, before the work is done, what no file could be written to.
+
+    Args:
+        path: of the file, which need not exist; None is none.
+
+    Raises:
+        ValueError: it is a folder, or (an OSError too) in one that cannot be written to.
+    """
+    if path is None:
+        return
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path} is a folder: pass the name of a file to write")
+    if not mode or stat.S_ISREG(mode):  # else a device or a pipe
+        _check_writable(Path(path).resolve().parent)
+
+
+def check_folder(path: str | PathLike[str] | None) -> None:
+    """Refuse, before the work is done, what could not be a folder to write into.
+
+    Args:
+        path: of the folder, which need not exist; None is none.
+
+    Raises:
+        ValueError: it is a file, or (an OSError too) it cannot be made or written to.
+    """
+    if path is None:
+        return
+    mode = _mode(path)
+    if mode and not stat.S_ISDIR(mode):
+        raise UserError(f"{path} is a file: pass a folder to write into")
+    _check_writable(Path(path).resolve())
+
+
+def _mode(path: str | PathLike[str]) -> int:
+    """What is there, 0 if nothing."""
+    with writing(path), suppress(FileNotFoundError):
+        return os.stat(path).st_mode
+    return 0
+
+
+def _check_writable(folder: Path) -> None:
+    present = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(present, os.W_OK | os.X_OK):
+        raise WriteError(f"cannot write into {present}, which this user may not: choose another output")
+
+
 def check_picture(path: str | PathLike[str] | None) -> None:
     """Refuse, before the work is done, a name that matplotlib could not write a picture to.
 
@@ -296,7 +369,7 @@ def check_picture(path: str | PathLike[str] | None) -> None:
         path: of the picture; None is none.
 
     Raises:
-        ValueError: the suffix is not that of a picture.
+        ValueError: the suffix is not that of a picture, or see `check_file`.
     """
     if path is None:
         return
@@ -305,6 +378,7 @@ def check_picture(path: str | PathLike[str] | None) -> None:
     known = FigureCanvasBase.filetypes
     if _suffix(path) not in known:
         raise UserError(f"{path} is not the name of a picture: expected one that ends in .{', .'.join(sorted(known))}")
+    check_file(path)
 
 
 def save_figure(figure: Any, path: str | PathLike[str], **options: Any) -> None:

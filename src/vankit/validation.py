@@ -1,6 +1,5 @@
 """Validation: a trained network's measures on a labelled image set, for every task."""
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -22,7 +21,7 @@ from vankit.data.reading import Reader, Reading
 from vankit.data.scenes import open_scenes
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
-from vankit.files import check_picture, save_figure, write_text
+from vankit.files import check_file, check_picture, save_figure, to_json, write_text
 from vankit.heads.build import HEADS
 from vankit.models.description import Weights
 from vankit.pages import Page
@@ -187,6 +186,7 @@ def validate(
         FileNotFoundError, ValueError: data or weights cannot be used, their classes do not match, or the network's
             output is not finite.
     """
+    check_file(output)
     check_picture(picture)
     check_page(report)
     if workers < 0:
@@ -207,7 +207,7 @@ def validate(
         reading = replace(reading, skip_bad=True)
         figures, findings = _validate_classifier(data, predictor, split, batch_size, workers, seed, reading)
     if output is not None:
-        write_text(output, json.dumps(figures.to_dict(), indent=2, allow_nan=False) + "\n")
+        write_text(output, to_json(figures.to_dict()) + "\n")
     if picture is not None:
         figures.plot(picture)
     if report is not None:

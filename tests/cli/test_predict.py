@@ -1,6 +1,8 @@
 """`vankit predict` as a user types it."""
 
+import contextlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vankit.deploy.opening import open_network
+from vankit.files import held
 from vankit.models.weights import write_tensors
 
 Run = Callable[..., int]
@@ -49,14 +52,58 @@ def test_a_killed_run_is_resumed(run: Run, checkpoint: Path, photo: Path, tmp_pa
     assert killed.read_bytes().startswith(before)
 
 
-def test_other_images_are_not_resumed(
-    run: Run, checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_images_by_other_names_are_read_again_with_a_warning(
+    run: Run, checkpoint: Path, photo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    words = ("--checkpoint", checkpoint, *TORCH)
-    assert run("predict", photo, *words, "--output", tmp_path / "out.csv") == 0
+    words = ("--checkpoint", checkpoint, *TORCH, "--output", tmp_path / "out.csv")
+    assert run("predict", photo, *words) == 0
     other = photo.rename(tmp_path / "other.png")
-    assert run("predict", other, *words, "--output", tmp_path / "out.csv", "--resume") == 1
-    assert "its row 1 is of" in capsys.readouterr().err
+    assert run("predict", other, *words, "--resume") == 0
+    assert "none of its 1 images is among those given now" in caplog.text
+    rows = (tmp_path / "out.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == [str(photo), str(other)]
+
+
+def test_safe_csv_is_for_a_csv_file(run: Run, checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    words = ("predict", photo, "--checkpoint", checkpoint, *TORCH, "--safe-csv")
+    assert run(*words) == run(*words, "--output", tmp_path / "o.jsonl") == 1
+    for name in ("=1.png", "-2.png"):
+        photo.with_name(name).write_bytes(photo.read_bytes())
+    with contextlib.chdir(tmp_path):
+        output = ("--output", "o.csv", "--checkpoint", checkpoint, *TORCH, "--safe-csv")
+        assert run("predict", "=1.png", *output) == 0
+        assert run("predict", "=1.png", "photo.png", *output, "--resume") == 0
+    rows = (tmp_path / "o.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["'=1.png", "photo.png"]
+
+
+def test_an_output_that_cannot_be_is_refused_before_a_network_is_loaded(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vankit.cli.predict.open_network", None)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "rows.csv").mkdir()
+    for output, says in (("rows.csv", "is a folder"), ("file", "is a file"), ("file/rows.csv", "Not a directory")):
+        assert run("predict", "x.png", "--output", tmp_path / output) == 1
+        assert says in capsys.readouterr().err
+    with held(tmp_path / "free.csv"):
+        assert run("predict", "x.png", "--output", tmp_path / "free.csv") == 1
+    assert f"being written by process {os.getpid()} on" in capsys.readouterr().err
+
+
+def test_names_cannot_steer_the_terminal(
+    run: Run, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = open_network("van_b0.cifar10")
+    names = [f"{i}\x1b[31m\r\u202e[/]" for i in range(10)]
+    description = replace(network.description, classes=names)
+    write_tensors(network.module.state_dict(), tmp_path / "x.safetensors", description.to_metadata())
+    evil = photo.rename(tmp_path / "a\x1b[2J\n.png")
+    assert run("predict", evil, tmp_path / "b\x9b.png", "--checkpoint", tmp_path / "x.safetensors", *TORCH) == 1
+    out, err = capsys.readouterr()
+    assert not set("\x1b\r\x9b\u202e") & set(out + err)
+    assert out.splitlines()[0] == f"{tmp_path}/a\\x1b[2J\\n.png" and len(out.splitlines()) == 6
+    assert "\\x1b[31m\\r\\u202e[/]" in out and "b\\x9b.png" in err
 
 
 def test_predict_segments(

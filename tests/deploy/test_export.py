@@ -28,6 +28,7 @@ from vankit.deploy.folder import Exported, Format, read_exported
 from vankit.engines import convert
 from vankit.engines.convert import UnsupportedNetworkError, to_openvino
 from vankit.errors import UserError
+from vankit.files import held
 from vankit.models.fold import fold
 from vankit.prediction.labels import Predictor
 
@@ -298,6 +299,14 @@ def test_an_exported_folder_is_replaced_and_kept_if_it_fails(
     found = vankit.export(network, out=out, format="pt2", classes=list("wxyz"))
     assert found.description.classes == tuple("wxyz")
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_folder_is_exported_by_one(network: nn.Module, exports: Factory, tmp_path: Path) -> None:
+    shutil.copytree(exports("pt2").folder, tmp_path / "old")
+    for out in (tmp_path / "new", tmp_path / "old"):
+        with held(out), pytest.raises(UserError, match=f"{out} is being written by process"):
+            vankit.export(network, out=out, format="pt2", classes=CLASSES)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_other_peoples_files_are_left_alone(network: nn.Module, exports: Factory, tmp_path: Path) -> None:

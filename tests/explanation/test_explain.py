@@ -333,6 +333,18 @@ def test_mistakes(options: dict[str, Any], says: str, photo: Path) -> None:
         vankit.explain(photo, **{"model": CIFAR, "pretrained": options.get("model") is None, **options})
 
 
+def test_an_output_folder_has_one_writer(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    first = iter_explanations([photo, photo], CIFAR, output=out, method="attention")
+    next(first)
+    with monkeypatch.context() as patch:
+        patch.setattr("vankit.explanation.open_subject", None)
+        with pytest.raises(UserError, match=f"{out} is being written by process"):
+            next(iter_explanations(photo, CIFAR, output=out, method="attention"))
+    first.close()
+    assert not (out / ".lock").exists()
+
+
 def test_more_mistakes(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="method grad-cam looks at images"):
         vankit.explain((), CIFAR)

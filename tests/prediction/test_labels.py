@@ -18,7 +18,8 @@ import vankit
 from vankit.data.images import load_image
 from vankit.deploy.opening import open_network
 from vankit.errors import MissingFileError, UserError
-from vankit.prediction.labels import Predictor, inference_model, iter_predictions, predict
+from vankit.prediction.jobs import iter_predictions, predict
+from vankit.prediction.labels import Predictor, inference_model
 
 CLASSES = ["ant", "bee", "cat"]
 

@@ -20,6 +20,7 @@ from PIL import Image
 import vankit
 from vankit.data.walk import find_images
 from vankit.errors import MissingFileError, UserError
+from vankit.files import held
 from vankit.models.van import create_model
 from vankit.prediction import ray as cluster
 from vankit.prediction.ray import predict_on_ray
@@ -135,6 +136,16 @@ def test_a_killed_worker_costs_no_row_and_a_restart_does_what_is_missing(
         assert {name: (output / name).stat().st_mtime_ns for name in kept} == kept
         expect(predictor, output, names, photos, 8)
 
+        broken = output / "shard-000002.parquet"
+        broken.write_bytes(broken.read_bytes()[:-9])
+        os.replace(output / "shard-000001.parquet", output / "shard-000000.parquet")
+        assert sorted(predict_on_ray(photos, output, shard_size=8, model=MODEL)) == [(8, 0), (8, 0), (8, 1)]
+        expect(predictor, output, names, photos, 8)
+        (output / "shard-000004.parquet").write_bytes(broken.read_bytes())
+        with pytest.raises(UserError, match="holds other files, such as shard-000004.parquet"):
+            list(predict_on_ray(photos, output, shard_size=8, model=MODEL))
+        (output / "shard-000004.parquet").unlink()
+
         for other, difference in (
             ({"inputs": photos[1:]}, r"images \(was 30, is 29\), names_sha256"),
             ({"shard_size": 9}, r"differs in shard_size \(was 8, is 9\):"),
@@ -247,6 +258,60 @@ def test_fetching_stays_a_little_ahead(memory: Any, tmp_path: Path) -> None:
 def worker(output: Path) -> cluster._Worker:
     fs, root = fsspec.url_to_fs(str(output))
     return cluster._Worker(fs, root, os.getcwd(), {"model": MODEL, "engine": "torch"})
+
+
+def test_a_finished_shard_is_one_with_its_images(
+    photos: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    fs, path = fsspec.filesystem("file"), tmp_path / "shard-000000.parquet"
+    names = [os.fsencode(photo) for photo in photos[:4]]
+
+    def holds(names: list[bytes]) -> bool:
+        caplog.clear()
+        return cluster._holds(fs, str(path), pyarrow.scalar(names, pyarrow.list_(pyarrow.binary())))
+
+    assert not holds(names) and "shard-000000.parquet is not what this job wrote" in caplog.text
+    worker(tmp_path)({"shard": 0, "names": names})
+    assert holds(names) and not caplog.text
+    for others in (names[:3], [*names[:3], b"other.png"], names[::-1]):
+        assert not holds(others) and "(it has other rows): it is made anew" in caplog.text
+    whole = path.read_bytes()
+    for content in (b"", whole[:-9], b"PAR1" + whole[4:-60] + b"x" * 60):
+        path.write_bytes(content)
+        assert not holds(names) and "it is made anew" in caplog.text
+    parquet.write_table(pyarrow.table({"image": [os.fsdecode(name) for name in names]}), path)
+    assert not holds(names) and "other rows" in caplog.text
+    worker(tmp_path)({"shard": 0, "names": names})
+    assert path.read_bytes() == whole and holds(names)
+
+
+def test_an_output_is_of_one_job_and_one_driver(
+    photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: Any
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(cluster, "Predictor", None)
+    output = tmp_path / "labels"
+    output.mkdir()
+    with held(output), pytest.raises(UserError, match=f"{output} is being written by process {os.getpid()}"):
+        next(predict_on_ray(photos, output.as_uri(), model=MODEL))
+    (output / "notes.txt").write_text("mine")
+    (output / "more").mkdir()
+    with pytest.raises(UserError, match="holds other files, such as more, which would be read with the predictions"):
+        next(predict_on_ray(photos, output, model=MODEL))
+    memory.pipe_file("/labels/part-0.parquet", b"")
+    with pytest.raises(UserError, match="holds other files, such as part-0.parquet"):
+        next(predict_on_ray(photos, "memory://labels", model=MODEL))
+    with pytest.raises(UserError, match="is a file: pass a folder"):
+        next(predict_on_ray(photos, photos[0], model=MODEL))
+    assert (output / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
+def test_a_damaged_manifest_is_named(content: bytes, memory: Any) -> None:
+    memory.pipe_file("/labels/_manifest.json", content)
+    with pytest.raises(UserError, match="/labels/_manifest.json is damaged: choose another output"):
+        cluster._check(memory, "/labels", {}, False)
 
 
 def test_a_shard_that_kills_its_workers_is_given_up(photos: list[Path], tmp_path: Path) -> None:

@@ -159,6 +159,24 @@ def test_predictors_do_not_change_the_network_they_are_given(segmenter: Path, ph
     assert isinstance(backbone_of(opened.module).stage1, Stage)
 
 
+def test_an_output_folder_has_one_writer(
+    segmenter: Path, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    first = iter_scenes([photograph, photograph], segmenter, out, engine="torch")
+    next(first)
+    with monkeypatch.context() as patch:
+        patch.setattr("vankit.prediction.scenes.DensePredictor", None)
+        with pytest.raises(UserError, match=f"{out} is being written by process"):
+            next(iter_scenes(photograph, segmenter, out))
+        with pytest.raises(UserError, match="writes a folder of pictures: expected one, not rows.csv"):
+            next(iter_scenes(photograph, segmenter, "rows.csv"))
+    first.close()
+    assert json.loads((out / "predictions.json").read_text())
+    assert len(list(iter_scenes(photograph, segmenter, out, engine="torch"))) == 1
+    assert sorted(path.name for path in out.iterdir()) == ["000000000139.png", "predictions.json"]
+
+
 def test_pictures_of_one_name_do_not_overwrite_each_other(segmenter: Path, photograph: Path, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     other = tmp_path / "b" / photograph.name

@@ -10,6 +10,7 @@ from PIL import Image
 
 import vankit.study.ablation
 from vankit.errors import UserError
+from vankit.files import held
 from vankit.models.weights import read_checkpoint
 from vankit.study.ablation import Run, ablate, summary
 from vankit.training.recipes import short
@@ -76,6 +77,11 @@ def test_a_folder_has_one_budget(setting: str, done: tuple[list[Run], Path], dat
     value = getattr(TINY, setting)
     with pytest.raises(UserError, match=f"holds runs with {setting} {value}, not {value + 1}: choose another folder"):
         list(ablate(data, replace(TINY, **{setting: value + 1}), 2, done[1], ROWS))
+
+
+def test_a_folder_has_one_ablation(done: tuple[list[Run], Path], data: Path) -> None:
+    with held(done[1]), pytest.raises(UserError, match="is being written by process"):
+        next(ablate(data, TINY, 2, done[1], ROWS))
 
 
 def test_unknown_row(data: Path, tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ import logging
 import os
 import re
 import sys
-import traceback
 from importlib import import_module
 
 from cyclopts import App, CycloptsError
 
 from vankit.cli.help import PARAMETERS, reflow_commands
+from vankit.cli.terminal import LogFormatter, drop_unwritten, is_unread, say, show_traceback
 from vankit.errors import UserError, out_of_memory
 
 app = App(
@@ -25,6 +25,7 @@ for _name in (
     app.command(import_module(f"vankit.cli.{_name}").command, name=_name)
 reflow_commands(app)
 
+_INTERRUPTED, _UNREAD = 130, 141  # as shells say of programs that SIGINT and SIGPIPE end
 _FORMER_NAMES = {"--out": "--output", "--picture": "--plot"}
 
 
@@ -33,32 +34,41 @@ def main(argv: list[str] | None = None) -> None:
 
     A user's mistake, and an error of the system such as a full disk, ends in one line, with status 2 if the mistake is
     in the command itself, else 1; VANKIT_DEBUG=1 puts the traceback above it. Anything else is a bug of ours and shows
-    its traceback. Ctrl-C ends quietly with status 130.
+    its traceback. Ctrl-C ends quietly with status 130, and the end of a pipe, as of `| head`, with 141.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # some file names are not text
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    log = logging.StreamHandler()
+    log.setFormatter(LogFormatter())
+    logging.basicConfig(handlers=[log], level=logging.WARNING)
     words = _with_present_names(sys.argv[1:] if argv is None else argv)
     try:
         status = app(words, result_action="return_value", exit_on_error=False, print_error=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except Exception as error:
-        line = _answer(error)
-        if line is None:
-            traceback.print_exc()
-            print("vankit: this is a bug in vankit: please report it with the lines above", file=sys.stderr)
-            raise SystemExit(1) from None
-        if os.environ.get("VANKIT_DEBUG") == "1":
-            traceback.print_exc()
-        print(f"vankit: {line}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, CycloptsError) else 1) from None
+        status = _UNREAD if is_unread(error) else _tell(error)
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        status = _INTERRUPTED
     except SystemExit as end:
+        status = end.code
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends with status 1
-            raise SystemExit(130) from None
-        raise
+            status = _INTERRUPTED
+        elif isinstance(end.__context__, BrokenPipeError):  # and so does rich
+            status = _UNREAD
+    drop_unwritten()
     raise SystemExit(status or 0)
+
+
+def _tell(error: Exception) -> int:
+    """Print an error; the exit status."""
+    line = _answer(error)
+    if line is None or os.environ.get("VANKIT_DEBUG") == "1":
+        show_traceback()
+    said = "this is a bug in vankit: please report it with the lines above" if line is None else line
+    say(f"vankit: {said}", file=sys.stderr)
+    return 2 if isinstance(error, CycloptsError) else 1
 
 
 def _with_present_names(words: list[str]) -> list[str]:

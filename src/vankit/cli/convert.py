@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from vankit.cli.terminal import say
 from vankit.models.description import Weights
 
 
@@ -27,4 +28,4 @@ def command(
     from vankit.deploy.convert import convert as run
 
     found = run(source, target, to, weights)
-    print(f"{source} ({found}) → {target} ({to})")
+    say(f"{source} ({found}) → {target} ({to})")

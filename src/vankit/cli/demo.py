@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from vankit.cli.terminal import say
 from vankit.files import save_figure
 
 if TYPE_CHECKING:
@@ -104,6 +105,6 @@ def command(*, output: Path = Path("runs/demo")) -> None:
         output: folder for the run.
     """
     result = demo(output)
-    print(f"top-1 {result.report.top1:.2%} on {result.report.count:,} new images")
-    print(f"pictures: {result.picture}, {result.confusion}")
-    print(f"next: vankit predict photo.jpg --checkpoint {result.checkpoint}")
+    say(f"top-1 {result.report.top1:.2%} on {result.report.count:,} new images")
+    say(f"pictures: {result.picture}, {result.confusion}")
+    say(f"next: vankit predict photo.jpg --checkpoint {result.checkpoint}")

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from vankit.cli.terminal import say
 from vankit.models.description import Weights
 
 
@@ -60,7 +61,7 @@ def command(
     ):  # fmt: skip
         if isinstance(found, Failure):
             failed += 1
-            print(f"{found.source}: {found.error}", file=sys.stderr)
+            say(f"{found.source}: {found.error}", file=sys.stderr)
         else:
-            print(f"{found.source}: {found.summary}: {found.path}")
+            say(f"{found.source}: {found.summary}: {found.path}")
     return int(failed > 0)

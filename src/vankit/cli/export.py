@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from vankit.cli.terminal import say
 from vankit.models.description import Weights
 
 
@@ -51,13 +52,13 @@ def command(
         dynamic=dynamic,
         weights=weights,
     )
-    print(f"{found.precision} {found.format}, logits within {found.facts['largest_difference']:.0e} of PyTorch's")
+    say(f"{found.precision} {found.format}, logits within {found.facts['largest_difference']:.0e} of PyTorch's")
     if int8:
         report = found.facts["int8"]
         left_out = ", ".join(report["left_out"]) or "nothing"
         measure = report["measure"]
-        print(
+        say(
             f"int8 {measure} {report['top1']:.2%}, float32 {measure} {report['float32']:.2%}; not quantised: {left_out}"
         )
     folder = os.path.relpath(found.folder)
-    print(f"next: vankit predict photo.jpg --model {folder}")
+    say(f"next: vankit predict photo.jpg --model {folder}")

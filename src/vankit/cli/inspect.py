@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from vankit.cli.terminal import console
+from vankit.cli.terminal import console, say
 
 if TYPE_CHECKING:
     from vankit.inspection import Inspection
@@ -47,18 +46,19 @@ def command(
 
     show(inspect(data, task, output, workers=workers, max_pixels=max_pixels))
     if output is not None:
-        print(f"\nreport: {output}")
+        say()
+        say(f"report: {output}")
 
 
 def show(inspection: "Inspection") -> None:
     """Print an inspection on one screen."""
     out = console()
-    print(_title(inspection))
+    say(_title(inspection))
     out.print(_splits(inspection))
     if inspection.held_out:
         count, total = inspection.held_out
-        print(f"no val split: training holds {count:,} of the {total:,} training images out (--val-share)")
-    print()
+        say(f"no val split: training holds {count:,} of the {total:,} training images out (--val-share)")
+    say()
     out.print(_classes(inspection.splits))
     for heading, findings in (
         ("In the way, to be mended first:", inspection.in_the_way),
@@ -69,7 +69,9 @@ def show(inspection: "Inspection") -> None:
     ):
         _show_findings(out, heading, findings)
     _show_lines(out, "The same content twice:", [_copies(inspection.data, each) for each in inspection.copies])
-    print(f"\nStart with:\n  {inspection.command}")
+    say()
+    say("Start with:")
+    say(f"  {inspection.command}")
     said = {each.option for each in inspection.findings}
     _show_lines(out, "", [f"{option}: {why}" for option, why in inspection.options if why and option not in said])
 
@@ -108,7 +110,7 @@ def _classes(splits: "Sequence[Split]") -> Table:
             table.add_row(f"… {name:,} more")
             continue
         cells = [getattr(by_name[split.name].get(name), column, 0) for split, column in columns]
-        table.add_row(Text(textwrap.shorten(name, 24, placeholder="…")), *map(_figure, cells))
+        table.add_row(textwrap.shorten(name, 24, placeholder="…"), *map(_figure, cells))
     return table
 
 
@@ -144,10 +146,11 @@ def _show_findings(out: Console, heading: str, findings: "Sequence[Finding]") ->
 
 def _show_lines(out: Console, heading: str, lines: Sequence[str]) -> None:
     if lines and heading:
-        print(f"\n{heading}")
+        say()
+        say(heading)
     for line in lines:
         for part in textwrap.wrap(_cut(line), out.width - 2, initial_indent="  ", subsequent_indent="    "):
-            print(part)
+            say(part)
 
 
 def _cut(line: str) -> str:

@@ -2,15 +2,18 @@
 
 import sys
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
+from vankit.cli.terminal import say, stopped_by_sigterm
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import EngineName, Precision
 from vankit.errors import UserError
 from vankit.models.description import Weights
+from vankit.prediction.tables import reserved
 
 
 def command(
@@ -22,6 +25,7 @@ def command(
     weights: Weights | None = None,
     output: str | None = None,
     resume: bool = False,
+    safe_csv: bool = False,
     top_k: int | None = None,
     engine: EngineName = "auto",
     precision: Precision = "auto",
@@ -50,7 +54,9 @@ def command(
         weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         output: .csv, .jsonl or .parquet file, written row by row; for a detector or segmenter a folder (default:
             predictions); with --workers ray a folder or URL for Parquet files. Labels are printed if it is not given.
-        resume: continue the --output of a run that was stopped.
+        resume: continue the --output of a run that was stopped: images that have a row in it, by name, are not read
+            again, unless the row has an error.
+        safe_csv: in a .csv, put ' before names that a spreadsheet would take for formulas.
         top_k: number of labels per image. Default: 5, or for a multi-label classifier all that it finds.
         engine: what runs the network: torch, openvino, onnxruntime, or auto for the fastest on the device.
         precision: float32, bf16, int8 (for a folder that was exported in int8), or auto: int8 for such a folder, else
@@ -71,28 +77,36 @@ def command(
     options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device, "max_pixels": max_pixels}
     if workers == "ray" and resume:
         raise UserError("--workers ray always continues what is in --output: leave out --resume")
+    if resume and output is None:
+        raise UserError("--resume continues an output: name it with --output")
+    if safe_csv and (output is None or workers == "ray"):
+        raise UserError("--safe-csv is for a .csv file: name one with --output, or leave it out")
     if workers == "ray" and output is None:
         raise UserError("--workers ray writes Parquet files: name a folder or URL with --output")
-    opened = open_network(model, checkpoint, weights=weights)
-    if opened.dense:
-        if resume or reduced or workers == "ray":
-            head = opened.description.head
-            raise UserError(
-                f"{opened.source} is a {head}, which cannot use --resume, --reduced or --workers ray: leave them out"
-            )
-        given = {name: value for name, value in (("score", score), ("test", test)) if value is not None}
-        return _predict_scenes(images, opened, Path(output or "predictions"), {**options, **given})
-    if score is not None or test is not None:
-        raise UserError("--score and --test are only for detectors and segmenters: pass the --checkpoint of one")
-    options |= {"top_k": top_k, "batch_size": batch_size, "reduced": reduced}
-    if workers == "ray" and output is not None:
-        options |= {"weights": weights} if weights is not None else {}
-        return _predict_on_ray(images, output, address, {"model": model, "checkpoint": checkpoint, **options})
-    from vankit.prediction.labels import iter_predictions
+    with stopped_by_sigterm(), reserved(output):
+        opened = open_network(model, checkpoint, weights=weights)
+        if opened.dense:
+            if resume or reduced or safe_csv or workers == "ray":
+                head = opened.description.head
+                raise UserError(
+                    f"{opened.source} is a {head}, which cannot use --resume, --reduced, --safe-csv or --workers ray: "
+                    "leave them out"
+                )
+            given = {name: value for name, value in (("score", score), ("test", test)) if value is not None}
+            return _predict_scenes(images, opened, Path(output or "predictions"), {**options, **given})
+        if score is not None or test is not None:
+            raise UserError("--score and --test are only for detectors and segmenters: pass the --checkpoint of one")
+        options |= {"top_k": top_k, "batch_size": batch_size, "reduced": reduced}
+        if workers == "ray" and output is not None:
+            options |= {"weights": weights} if weights is not None else {}
+            return _predict_on_ray(images, output, address, {"model": model, "checkpoint": checkpoint, **options})
+        from vankit.prediction.jobs import iter_labels
 
-    rows = iter_predictions(images, opened, output=output, resume=resume, **options)
-    if output is None:
-        return _print_labels(rows)
+        with closing(iter_labels(images, opened, output, resume, safe_csv, **options)) as rows:
+            return _print_labels(rows) if output is None else _count_labels(rows, output)
+
+
+def _count_labels(rows: Iterable[Any], output: str) -> int:
     failed = count = 0
     with _progress() as progress:
         task = progress.add_task("predicting", total=None)
@@ -101,8 +115,8 @@ def command(
             failed += row.error is not None
             progress.advance(task)
             if row.error is not None:
-                print(f"{row.source}: {row.error}", file=sys.stderr)
-    print(f"{count} images, {failed} failed: {output}")
+                say(f"{row.source}: {row.error}", file=sys.stderr)
+    say(f"{count} images, {failed} failed: {output}")
     return int(failed > 0)
 
 
@@ -111,13 +125,13 @@ def _print_labels(rows: Iterable[Any]) -> int:
     for row in rows:
         if row.error is not None:
             failed = True
-            print(f"{row.source}: {row.error}", file=sys.stderr)
+            say(f"{row.source}: {row.error}", file=sys.stderr)
             continue
-        print(row.source)
+        say(row.source)
         if not row.labels:
-            print("  no label")
+            say("  no label")
         for label in row.labels:
-            print(f"  {label.score:6.1%}  {label.name}")
+            say(f"  {label.score:6.1%}  {label.name}")
     return int(failed)
 
 
@@ -131,19 +145,20 @@ def _progress() -> Any:
             return Text(f"{task.speed or 0:.1f} images/s")
 
     columns = (SpinnerColumn(), TextColumn("predicting"), MofNCompleteColumn(), Speed(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _predict_on_ray(images: list[str], output: str, address: str | None, options: dict[str, Any]) -> int:
     from vankit.prediction.ray import predict_on_ray
 
     rows = failures = 0
-    with _progress() as progress:
+    with _progress() as progress, closing(predict_on_ray(images, output, address=address, **options)) as shards:
         task = progress.add_task("predicting", total=None)
-        for done, failed in predict_on_ray(images, output, address=address, **options):
+        for done, failed in shards:
             rows, failures = rows + done, failures + failed
             progress.update(task, completed=rows)
-    print(f"{rows} images, {failures} failed: {output}")
+    say(f"{rows} images, {failures} failed: {output}")
     return int(failures > 0)
 
 
@@ -152,11 +167,12 @@ def _predict_scenes(images: list[str], opened: Network, output: Path, options: d
     from vankit.tasks.results import Failure
 
     failed = 0
-    for result in iter_scenes(images, opened, output, **options):
-        if isinstance(result, Failure):
-            failed += 1
-            print(f"{result.source}: {result.error}", file=sys.stderr)
-        else:
-            print(f"{result.source}: {result.summary()}")
-    print(f"pictures and predictions.json: {output}")
+    with closing(iter_scenes(images, opened, output, **options)) as results:
+        for result in results:
+            if isinstance(result, Failure):
+                failed += 1
+                say(f"{result.source}: {result.error}", file=sys.stderr)
+            else:
+                say(f"{result.source}: {result.summary()}")
+    say(f"pictures and predictions.json: {output}")
     return int(failed > 0)

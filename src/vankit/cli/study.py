@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 from rich.table import Table
 
 from vankit.cli.settings import given, settings
-from vankit.cli.terminal import console
+from vankit.cli.terminal import console, say
 from vankit.errors import UserError
 from vankit.files import check_picture
 from vankit.training import recipes
@@ -54,10 +54,10 @@ def decomposition(
         table.add_row(str(row.channels), f"{row.standard:,}", f"{row.mobilenet:,}", f"{row.lka:,}")
     console().print(table)
     near = (f"d={n} {depthwise_params(kernel_size, n)}" for n in range(max(1, d - 2), d + 3))
-    print(f"depth-wise parameters per channel: {', '.join(near)}; fewest at d={best_dilation(kernel_size)}")
+    say(f"depth-wise parameters per channel: {', '.join(near)}; fewest at d={best_dilation(kernel_size)}")
     if plot:
         plot_decomposition(kernel_size, rows, plot)
-        print(f"picture: {plot}")
+        say(f"picture: {plot}")
 
 
 @command.command
@@ -121,7 +121,7 @@ def ablation(
     if train is not None:
         config = recipes.override(recipes.short(model), **given(settings))
         for run in ablate(train, config, seeds, output, rows, model):
-            print(f"{run.row}, seed {run.seed}: top-1 {run.top1:.2%}")
+            say(f"{run.row}, seed {run.seed}: top-1 {run.top1:.2%}")
             runs.append(run)
     found = summary(runs)
     headings = ("", "parameters, M", "GMACs", "published\nparameters, M", "published\nGMACs", "published\ntop-1 %")
@@ -137,7 +137,7 @@ def ablation(
     console().print(table)
     if plot is not None:
         draw(runs, plot, f"{train}, {config.epochs} epochs at {config.img_size} px")
-        print(f"picture: {plot}")
+        say(f"picture: {plot}")
 
 
 @command.command
@@ -162,4 +162,4 @@ def compare(models: list[str] | None = None, /, *, seconds: float = 60, plot: Pa
     console().print(table)
     if plot is not None:
         draw(rows, plot)
-        print(f"picture: {plot}")
+        say(f"picture: {plot}")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from vankit.cli.settings import given, settings
+from vankit.cli.terminal import say
 from vankit.models.description import Weights
 from vankit.training import recipes
 
@@ -82,5 +83,5 @@ def command(
     result = run(data, model, config, output, checkpoint, resume, task=task, head=head, skip_bad=skip_bad,
                  tolerant=tolerant, allow_outside=allow_outside, max_pixels=max_pixels, weights=weights)  # fmt: skip
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"best {result.measure} {result.score:.2%} after {result.seconds:.0f} s: {result.best}")
-        print(f"curves and mistakes: {result.best.parent / 'report.html'}")
+        say(f"best {result.measure} {result.score:.2%} after {result.seconds:.0f} s: {result.best}")
+        say(f"curves and mistakes: {result.best.parent / 'report.html'}")

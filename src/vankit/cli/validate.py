@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from vankit.cli.terminal import console
+from vankit.cli.terminal import console, say
 from vankit.engines.base import EngineName, Precision
 from vankit.models.description import Weights
 
@@ -83,7 +83,7 @@ def command(
         table.add_row(row["class"], str(row["images"]), *shares)
     console().print(table)
     top5 = "" if figures.top5 is None else f"top-5 {figures.top5:.2%}  "
-    print(f"top-1 {figures.top1:.2%}  {top5}images {figures.count}  left out {len(figures.skipped)}")
+    say(f"top-1 {figures.top1:.2%}  {top5}images {figures.count}  left out {len(figures.skipped)}")
 
 
 def _print_measures(data: str, report: Any) -> None:
@@ -97,7 +97,7 @@ def _print_measures(data: str, report: Any) -> None:
         table.add_row(row["class"], *(_figure(row[name]) for name in columns))
     console().print(table)
     figures = "  ".join(f"{name} {_figure(value)}" for name, value in report.measures.items())
-    print(f"{figures}  images {report.count}  left out {len(report.skipped)}")
+    say(f"{figures}  images {report.count}  left out {len(report.skipped)}")
 
 
 def _figure(value: float | int | None) -> str:

@@ -2,7 +2,9 @@
 
 import logging
 from os import PathLike
+from pathlib import Path
 
+from vankit.files import check_file
 from vankit.heads.checkpoints import mmseg_head, network_in_file
 from vankit.models.description import Weights
 from vankit.models.weights import checkpoint_of, read_tensors, write_checkpoint, write_tensors
@@ -30,9 +32,12 @@ def convert(
         What `source` is: vankit, official, mmpretrain, hf or mmseg.
 
     Raises:
-        FileNotFoundError, ValueError: see `vankit.read_checkpoint` and `vankit.models.weights.write_checkpoint`.
+        FileNotFoundError, ValueError: see `vankit.read_checkpoint`, `vankit.models.weights.write_checkpoint` and
+            `vankit.files.check_file`.
         ImportError: a segmenter's head needs transformers.
     """
+    if to != "hf" or not Path(target).is_dir():
+        check_file(target)
     file = read_tensors(source, weights)
     if to == "vankit" and mmseg_head(file):
         network, description = network_in_file(file)

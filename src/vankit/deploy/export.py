@@ -23,6 +23,7 @@ from vankit.engines.base import Array
 from vankit.engines.cache import versions
 from vankit.engines.convert import SMALLEST, to_onnx, to_openvino, to_program
 from vankit.errors import UserError, check_output
+from vankit.files import check_folder, check_free, held
 from vankit.models.description import Weights
 
 TOLERANCE = 1e-4  # on logits in float32
@@ -72,6 +73,8 @@ def export(
         ImportError: a package is missing.
     """
     _check_options(format, int8, calibrate, max_drop)
+    if out is not None:
+        _check_target(Path(out))
     opened = open_network(model, checkpoint, pretrained, classes, weights)
     description = opened.description
     if opened.module is None or opened.dense:
@@ -85,7 +88,7 @@ def export(
 
         pictures = open_pictures(calibrate, description)
     network = copy.deepcopy(opened.module).float().cpu()
-    with _folder_for(target) as folder:
+    with held(target), _folder_for(target) as folder:
         exported = Exported(folder, format, "float32", dynamic, description)
         _write_model(exported, network)
         facts = {
@@ -116,10 +119,10 @@ def _check_options(format: str, int8: bool, calibrate: object, max_drop: float) 
 
 
 def _check_target(target: Path) -> None:
+    check_folder(target)
+    check_free(target)
     if not target.exists():
         return
-    if not target.is_dir():
-        raise UserError(f"{target} is a file: pass a folder to write to (--output)")
     present = {path.name for path in target.iterdir()}
     ours = {*DESCRIPTION, _CARD, *(name for names in FILES.values() for name in names)}
     if present and not {DESCRIPTION[0]} <= present <= ours:

@@ -1,6 +1,5 @@
 """Exported folders: what `vankit export` writes, opened without PyTorch (except its own format, pt2)."""
 
-import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from vankit.engines.base import Engine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine
 from vankit.errors import MissingFileError, UserError
-from vankit.files import read_json, read_text, reading, sha256_of
+from vankit.files import read_json, read_text, reading, sha256_of, to_json
 from vankit.models.description import Description
 from vankit.schema import Count, check_fields, made
 
@@ -91,7 +90,7 @@ class Exported:
         }
         del facts["preprocessing"]
         for path, content in ((preprocessing, asdict(self.preprocessing)), (description, facts)):
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            path.write_text(to_json(content) + "\n", encoding="utf-8")
 
     def engine(
         self, engine: str = "auto", precision: str = "auto", device: str = "auto", cached: bool = True

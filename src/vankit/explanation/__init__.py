@@ -18,7 +18,7 @@ from vankit.errors import UserError, reason_of
 from vankit.explanation import methods
 from vankit.explanation.methods import Explanation
 from vankit.explanation.subjects import open_subject
-from vankit.files import replacing
+from vankit.files import check_folder, check_free, held, replacing, writing
 from vankit.models.description import Weights
 from vankit.tasks.results import Failure
 
@@ -73,7 +73,8 @@ def explain(
 
     Raises:
         FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written.
-        ValueError: an option does not fit the method or the network.
+        ValueError: an option does not fit the method or the network, the output cannot be written, or someone else is
+            writing it.
         ImportError: captum, which grad-cam needs, is not installed.
     """
     return list(iter_explanations(inputs, model, checkpoint, output, **options))
@@ -100,6 +101,9 @@ def iter_explanations(
     given = [inputs] if isinstance(inputs, str | PathLike | Image.Image | np.ndarray) else list(inputs)
     others = [compare] if isinstance(compare, str | nn.Module) else list(compare)
     _check(method, given, target, stage, layer, others)
+    check_folder(output)
+    if output is not None:
+        check_free(output)
     sources = _sources(given, output)
     subjects = [open_subject(model, checkpoint, pretrained, img_size, device, weights=weights)]
     for other in others:
@@ -173,7 +177,13 @@ def _each(sources: Iterable[ImageLike], look: methods.Method, max_pixels: int) -
 
 def _written(found: Iterable[Explanation | Failure], folder: Path, method: str) -> Iterator[Explanation | Failure]:
     """The same, each explanation's picture written under its image's name, or of all images under the method's."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with held(folder):
+        yield from _write(found, folder, method)
+
+
+def _write(found: Iterable[Explanation | Failure], folder: Path, method: str) -> Iterator[Explanation | Failure]:
     names: set[str] = set()
     for place, explanation in enumerate(found, 1):
         if isinstance(explanation, Failure):

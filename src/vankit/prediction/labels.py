@@ -4,11 +4,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vankit.data.images import MAX_PIXELS, ImageLike, open_image, source_name, to_image
-from vankit.data.walk import find_images
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine, check_options
 from vankit.engines.processes import PerProcess, avoid_lost_threads
 from vankit.errors import UserError, check_output, reason_of
 from vankit.models.description import Weights
-from vankit.prediction.tables import open_table
 from vankit.tasks.multilabel import sigmoid
 
 if TYPE_CHECKING:
@@ -314,99 +310,3 @@ def inference_model(
         "pred_score": float(scores[best]),
         "pred_class": predictor.classes[best],
     }
-
-
-def iter_predictions(
-    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
-    model: "str | PathLike[str] | nn.Module | Network | None" = None,
-    checkpoint: str | PathLike[str] | None = None,
-    output: str | PathLike[str] | None = None,
-    resume: bool = False,
-    **options: Any,
-) -> Iterator[Any]:
-    """`predict`, one image at a time: images are read, and results written, as the iterator is consumed."""
-    if resume and output is None:
-        raise UserError("resume continues an output: name it (--output)")
-    given = {name: options.pop(name) for name in ("pretrained", "classes", "weights") if name in options}
-    opened = open_network(model, checkpoint, **given)
-    if opened.dense:
-        from vankit.prediction.scenes import iter_scenes
-
-        if resume:
-            raise UserError(f"{opened.source} is a detector or segmenter: leave out resume")
-        yield from iter_scenes(inputs, opened, output, **options)
-        return
-    predictor = Predictor(opened, **options)
-    _ = predictor.engine  # what is wrong with the options is said before the output is touched
-    paths: Iterator[Path] = find_images(inputs)
-    with open_table(output, predictor.top_k, resume) if output is not None else nullcontext() as table:
-        if table is not None:
-            paths = _rest(paths, table.written(), table.path)
-        for prediction in predictor.stream(paths):
-            if table is not None:
-                table.write(row_of(prediction))
-            yield prediction
-
-
-def _rest(paths: Iterator[Path], written: Iterable[str], output: Path) -> Iterator[Path]:
-    """The images after those that have a row.
-
-    Raises:
-        ValueError: the rows are of other images.
-    """
-    for number, name in enumerate(written, 1):
-        path = next(paths, None)
-        if path is None or _text(str(path)) != name:
-            raise UserError(
-                f"cannot continue {output}: its row {number} is of {name}, where the images given now have "
-                f"{path or 'ended'}; give the same inputs as before, or leave out resume to write it anew"
-            )
-    yield from paths
-
-
-def predict(
-    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
-    model: "str | PathLike[str] | nn.Module | Network | None" = None,
-    checkpoint: str | PathLike[str] | None = None,
-    output: str | PathLike[str] | None = None,
-    resume: bool = False,
-    **options: Any,
-) -> list[Any]:
-    """Label image files, or detect or segment what is in them, as the checkpoint was trained for.
-
-    Args:
-        inputs: files, folders (searched through) and glob patterns.
-        model, checkpoint: see `Predictor`; of a detector or segmenter the checkpoint alone, see `DensePredictor`.
-        output: file that the rows are also written to as they come: .csv, .jsonl or .parquet; of a detector or
-            segmenter a folder, see `vankit.prediction.scenes.iter_scenes`.
-        resume: continue an output that a run with the same inputs and options left unfinished: its rows stay, and only
-            images without a row are read; the inputs are compared with the rows, the options cannot be. Not for
-            detectors and segmenters.
-        options: further arguments of `Predictor` or `DensePredictor`.
-
-    Returns:
-        A `Prediction` per image, in order; one that fails has its error. Of a detector or segmenter `Detections`, a
-        `SemanticMap` or a `PanopticMap`, and a `Failure` for an image that fails. With `resume`, only the new ones.
-
-    Raises:
-        FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written.
-        ValueError: output's suffix is unknown, or it cannot be continued, or see `Predictor` and `DensePredictor`.
-    """
-    return list(iter_predictions(inputs, model, checkpoint, output, resume, **options))
-
-
-def row_of(prediction: Prediction) -> dict[str, Any]:
-    """A prediction as `vankit.prediction.tables.Row`."""
-    labels = prediction.labels
-    return {
-        "image": _text(prediction.source),
-        "labels": [label.name for label in labels],
-        "indices": [label.index for label in labels],
-        "scores": [label.score for label in labels],
-        "error": _text(prediction.error),
-    }
-
-
-def _text(value: Any) -> Any:
-    """File names may hold bytes that are not text."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

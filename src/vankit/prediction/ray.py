@@ -5,10 +5,11 @@ import json
 import logging
 import math
 import os
+import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -22,10 +23,14 @@ from vankit.data.walk import IMAGE_SUFFIXES, find_images, is_image
 from vankit.deploy.folder import is_exported
 from vankit.deploy.opening import is_path
 from vankit.errors import MissingFileError, MissingPackageError, UserError
-from vankit.files import sha256_of
-from vankit.prediction.labels import Prediction, Predictor, row_of
-from vankit.prediction.tables import parquet_schema
+from vankit.files import check_folder, check_free, held, sha256_of, to_json
+from vankit.prediction.jobs import row_of, text_of
+from vankit.prediction.labels import Prediction, Predictor
+from vankit.prediction.parquet import parquet_schema
 
+logger = logging.getLogger(__name__)
+
+_SHARD = re.compile(r"shard-[0-9]{6,}\.parquet")
 _MANIFEST = "_manifest.json"  # readers of Parquet folders pass over names that start with _ or .
 _ATTEMPTS = 4
 _FETCHES = 16
@@ -43,13 +48,13 @@ def predict_on_ray(
     workers: int | None = None,
     shard_size: int = 1024,
     **predictor_options: Any,
-) -> Iterator[tuple[int, int]]:
+) -> Generator[tuple[int, int], None, None]:
     """Label images on a Ray cluster, as the iterator is consumed; call again after a failure to do what is missing.
 
     The images are listed first, then cut into shards. A shard is there whole or not at all, as `shard-000042.parquet`
     with the columns of `vankit.prediction.tables.Row`; rows are in the order of the listing within a shard and over
-    them. A shard whose worker dies is done again by another, four times at most. The output also gets a
-    `_manifest.json` of what the job is.
+    them. One that is there but is broken, or has rows of other images, is made anew. A shard whose worker dies is done
+    again by another, four times at most. The output also gets a `_manifest.json` of what the job is.
 
     Args:
         inputs: what `vankit.predict` takes, or URLs of files and folders that fsspec knows, such as s3://bucket/folder;
@@ -67,7 +72,8 @@ def predict_on_ray(
 
     Raises:
         FileNotFoundError: an input holds no image; nothing is labelled then.
-        ValueError: the output is that of another job, of which the message says what differs; or see `Predictor`.
+        ValueError: the output is that of another job, of which the message says what differs, or holds other files, or
+            another job is writing it (which is only seen in a local folder); or see `Predictor`.
         ShardError: a shard cannot be done.
         ImportError: without ray, fsspec, pyarrow, or what fsspec needs for the kind of URL.
     """
@@ -83,36 +89,94 @@ def predict_on_ray(
     if address is not None and address.startswith("ray://"):
         raise UserError(f"Ray Data does not run over {address}: on a node of the cluster, give auto as the address")
     job = {"shard_size": shard_size, **_describe(predictor_options)}
+    fs, root = url_to_fs(os.fspath(output), use_listings_cache=False)
+    _check_folder(fs, root)
     predictor = Predictor(**predictor_options)  # what is wrong with them is said before a cluster starts
     if predictor_options.get("device", "auto") == "auto":  # a device may be one of the cluster's only
         _ = predictor.engine
-    fs, root = url_to_fs(os.fspath(output), use_listings_cache=False)
     fs.makedirs(root, exist_ok=True)
-    finished = {Path(name).name for name in fs.ls(root, detail=False) if name.endswith(".parquet")}
-
-    connected = ray.is_initialized()
-    if not connected:
-        _connect(ray, address)
-    try:
-        # The object store, which can spill to disk, is the only place that holds all names.
-        schema = pyarrow.schema({"shard": pyarrow.int64(), "names": pyarrow.list_(pyarrow.binary())})
-        missing, images, digest = [], 0, hashlib.sha256()
-        listing = map(os.fsencode, _list(inputs))
-        for shard, names in enumerate(iter(lambda: list(islice(listing, shard_size)), [])):
-            images += len(names)
-            digest.update(b"\0".join([*names, b""]))
-            if _file(shard) not in finished:
-                row = {"shard": shard, "names": names}
-                missing.append(ray.put(pyarrow.Table.from_pylist([row], schema=schema)))
-        _check(fs, root, {"images": images, "names_sha256": digest.hexdigest(), **job}, bool(finished))
-        _remove_unfinished(fs, root)
-        if missing:
-            worker = (fs, root, os.getcwd(), predictor_options)
-            yield from _run(ray.data, missing, worker, *_resources(ray.nodes(), workers, predictor_options))
-            _remove_unfinished(fs, root)
-    finally:
+    with held(root) if _is_local(fs) else nullcontext():
+        connected = ray.is_initialized()
         if not connected:
-            ray.shutdown()
+            _connect(ray, address)
+        try:
+            missing = _missing(ray, pyarrow, fs, root, inputs, job)
+            _remove_unfinished(fs, root)
+            if missing:
+                worker = (fs, root, os.getcwd(), predictor_options)
+                yield from _run(ray.data, missing, worker, *_resources(ray.nodes(), workers, predictor_options))
+                _remove_unfinished(fs, root)
+        finally:
+            if not connected:
+                ray.shutdown()
+
+
+def _is_local(fs: Any) -> bool:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(fs, LocalFileSystem)
+
+
+def _check_folder(fs: Any, root: str) -> None:
+    """Refuse, before the work is done, an output that cannot be written, or which others write or use."""
+    if _is_local(fs):
+        check_folder(root)
+        check_free(root)
+    _check_names(root, [name for name in _visible(fs, root) if not _SHARD.fullmatch(name)])
+
+
+def _visible(fs: Any, root: str) -> set[str]:
+    """What readers of a Parquet folder would read in it."""
+    names = {Path(name).name for name in fs.ls(root, detail=False)} if fs.exists(root) else set()
+    return {name for name in names if not name.startswith(("_", "."))}
+
+
+def _check_names(root: str, others: Collection[str]) -> None:
+    if others:
+        raise UserError(
+            f"{root} holds other files, such as {min(others)}, which would be read with the predictions: choose "
+            "another output"
+        )
+
+
+def _missing(ray: Any, pyarrow: Any, fs: Any, root: str, inputs: Any, job: dict[str, Any]) -> list[Any]:
+    """The shards without a file of theirs, for Ray Data: references to tables of a shard's number and names.
+
+    Ray's object store, which can spill to disk, is the only place that holds all names.
+    """
+    schema = pyarrow.schema({"shard": pyarrow.int64(), "names": pyarrow.list_(pyarrow.binary())})
+    shards, images, digest = [], 0, hashlib.sha256()
+    listing = map(os.fsencode, _list(inputs))
+    for shard, names in enumerate(iter(lambda: list(islice(listing, job["shard_size"])), [])):
+        images += len(names)
+        digest.update(b"\0".join([*names, b""]))
+        shards.append(ray.put(pyarrow.Table.from_pylist([{"shard": shard, "names": names}], schema=schema)))
+    finished = _visible(fs, root)
+    _check(fs, root, {"images": images, "names_sha256": digest.hexdigest(), **job}, bool(finished))
+    _check_names(root, finished - {_file(shard) for shard in range(len(shards))})
+
+    def is_done(shard: int) -> bool:
+        return _file(shard) in finished and _holds(fs, f"{root}/{_file(shard)}", ray.get(shards[shard])["names"][0])
+
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        return [shards[shard] for shard, done in enumerate(pool.map(is_done, range(len(shards)))) if not done]
+
+
+def _holds(fs: Any, path: str, names: Any) -> bool:
+    """Whether a file has the rows of these images, rather than that it is there."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with fs.open(path, "rb") as file, ParquetFile(file) as rows:
+            expected = [text_of(os.fsdecode(name)) for name in names.as_py()]
+            same = rows.schema_arrow.equals(parquet_schema()) and rows.metadata.num_rows == len(expected)
+            why = "" if same and rows.read(["image"])["image"].to_pylist() == expected else "it has other rows"
+    except (ArrowException, OSError) as error:
+        why = str(error)
+    if why:
+        logger.warning("%s is not what this job wrote (%s): it is made anew", path, why)
+    return not why
 
 
 def _describe(options: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +199,7 @@ def _describe(options: dict[str, Any]) -> dict[str, Any]:
 def _check(fs: Any, root: str, job: dict[str, Any], begun: bool) -> None:
     path = f"{root}/{_MANIFEST}"
     if fs.exists(path):
-        before = json.loads(fs.cat_file(path))
+        before = _read_manifest(fs, path)
         changed = [key for key in job | before if before.get(key) != job.get(key)]
         if changed:
             changes = ", ".join(f"{key} (was {before.get(key)}, is {job.get(key)})" for key in changed)
@@ -143,8 +207,15 @@ def _check(fs: Any, root: str, job: dict[str, Any], begun: bool) -> None:
     elif begun:
         raise UserError(f"{root} holds Parquet files but no {_MANIFEST} of their job: choose another output")
     else:
-        fs.pipe_file(f"{root}/.{_MANIFEST}", json.dumps(job, indent=1).encode())
+        fs.pipe_file(f"{root}/.{_MANIFEST}", to_json(job).encode())
         fs.mv(f"{root}/.{_MANIFEST}", path)
+
+
+def _read_manifest(fs: Any, path: str) -> dict[str, Any]:
+    with suppress(ValueError, RecursionError):
+        if isinstance(job := json.loads(fs.cat_file(path)), dict):
+            return job
+    raise UserError(f"{path} is damaged: choose another output")
 
 
 def _connect(ray: Any, address: str | None) -> None:

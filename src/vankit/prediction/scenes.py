@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -23,8 +23,9 @@ from vankit.engines.choose import device_for, engine_for
 from vankit.engines.processes import PerProcess, avoid_lost_threads
 from vankit.engines.torch import TorchEngine
 from vankit.errors import UserError, check_output, reason_of
-from vankit.files import replacing
+from vankit.files import check_folder, check_free, held, replacing, writing
 from vankit.models.portable import Portable
+from vankit.prediction.tables import is_table
 from vankit.tasks.dense import EVALUATORS, infer
 from vankit.tasks.results import Detections, Failure, PanopticMap, SemanticMap
 from vankit.tasks.segment import Test
@@ -208,7 +209,7 @@ def iter_scenes(
     checkpoint: str | PathLike[str] | Network,
     output: str | PathLike[str] | None = None,
     **options: Any,
-) -> Iterator[Result | Failure]:
+) -> Generator[Result | Failure, None, None]:
     """Detect or segment what is in image files, one at a time.
 
     Pictures are read, and results written, as the iterator is consumed.
@@ -227,15 +228,24 @@ def iter_scenes(
 
     Raises:
         FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written.
-        ValueError: an input lies in the output folder, or see `DensePredictor`.
+        ValueError: an input lies in the output folder, the output cannot be written, someone else is writing it, or see
+            `DensePredictor`.
     """
+    if output is not None:
+        if is_table(output):
+            raise UserError(f"a detector or segmenter writes a folder of pictures: expected one, not {output}")
+        check_folder(output)
+        check_free(output)
     predictor = DensePredictor(checkpoint, **options)
     given = [inputs] if isinstance(inputs, str | PathLike) else list(inputs)
     sources = find_inputs(given, output)
     if output is None:
         yield from (result for result, _ in predictor.stream(sources))
         return
-    with _Folder(Path(output), predictor) as written:
+    folder = Path(output)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with held(folder), _Folder(folder, predictor) as written:
         for place, (result, image) in enumerate(predictor.stream(sources), 1):
             if image is not None:
                 written.add(result, image, place)
@@ -252,14 +262,16 @@ class _Folder:
         self.separator = ""
 
     def __enter__(self) -> "_Folder":
-        (self.folder / "panoptic" if self.panoptic else self.folder).mkdir(parents=True, exist_ok=True)
-        self.file = (self.folder / "predictions.json").open("w", encoding="utf-8")
+        path = self.folder / "predictions.json"
+        with writing(path):
+            (self.folder / "panoptic" if self.panoptic else self.folder).mkdir(exist_ok=True)
+            self.file = path.open("w", encoding="utf-8")
         self.file.write('{"annotations": [' if self.panoptic else "[")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.write("\n]}\n" if self.panoptic else "\n]\n")
-        self.file.close()
+        with writing(self.file.name), self.file:
+            self.file.write("\n]}\n" if self.panoptic else "\n]\n")
 
     def add(self, result: Any, image: Image.Image, place: int) -> None:
         stem = Path(result.source).stem
@@ -275,9 +287,10 @@ class _Folder:
         else:
             file_name = Path(result.source).name.encode("utf-8", "backslashreplace").decode()
             rows = [{**row, "file_name": file_name} for row in result.to_coco(image_id, self.category_ids)]
-        for row in rows:
-            self.file.write(f"{self.separator}\n{json.dumps(row, allow_nan=False)}")
-            self.separator = ","
+        with writing(self.file.name):
+            for row in rows:
+                self.file.write(f"{self.separator}\n{json.dumps(row, allow_nan=False)}")
+                self.separator = ","
 
 
 def _save(image: Image.Image, path: Path) -> None:

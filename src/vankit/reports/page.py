@@ -10,6 +10,7 @@ from typing import Any
 
 from vankit.engines.cache import versions
 from vankit.errors import UserError
+from vankit.files import check_file
 from vankit.pages import Page
 
 _PACKAGES = ("vankit", "torch", "torchvision", "timm", "lightning", "transformers", "openvino", "numpy", "pillow")
@@ -23,10 +24,11 @@ def check_page(path: str | PathLike[str] | None) -> None:
         path: of the report; None is none.
 
     Raises:
-        ValueError: it does not end in .html.
+        ValueError: it does not end in .html, or see `vankit.files.check_file`.
     """
     if path is not None and Path(path).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{path} is not the name of a page: expected one that ends in .html")
+    check_file(path)
 
 
 def write_measures(page: Page, heading: str, measures: Mapping[str, float]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from vankit.data.multilabel import is_multilabel
 from vankit.errors import UserError
-from vankit.files import read_json, save_figure, write_text
+from vankit.files import check_folder, held, read_json, save_figure, to_json, write_text, writing
 from vankit.models.lka_settings import LkaSettings
 from vankit.models.van import ALIASES, VARIANTS, architecture
 from vankit.models.weights import read_metadata
@@ -106,6 +106,16 @@ def ablate(
     if is_multilabel(Path(data)):
         raise UserError(f"{data} is multi-label, and the rows are compared by top-1: pass images of one class each")
     chosen, config, out = _chosen(rows), config or short(model), Path(out)
+    check_folder(out)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        yield from _train(chosen, config, seeds, out, data, model)
+
+
+def _train(
+    chosen: Sequence[Ablation], config: TrainConfig, seeds: int, out: Path, data: str | PathLike[str], model: str
+) -> Iterator[Run]:
     _check_budget(out / "budget.json", {"model": model, "data": str(data), **dataclasses.asdict(config)})
     table = out / "ablation.csv"
     done = _read(table)
@@ -142,7 +152,7 @@ def _check_budget(path: Path, budget: dict[str, Any]) -> None:
         del budget[free]
     budget = json.loads(json.dumps(budget))
     if not path.exists():
-        write_text(path, json.dumps(budget, indent=2) + "\n")
+        write_text(path, to_json(budget) + "\n")
     before = read_json(path)
     for name, value in budget.items():
         if before.get(name, value) != value:  # what an earlier version wrote may lack a setting

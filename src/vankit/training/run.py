@@ -23,7 +23,7 @@ from vankit.data.images import MAX_PIXELS
 from vankit.data.own import Data, name_of
 from vankit.data.reading import STRICT, Reading
 from vankit.errors import MissingFileError, NotFiniteError, UserError, WriteError
-from vankit.files import read_json, write_text, writing
+from vankit.files import read_json, to_json, write_text, writing
 from vankit.models.description import Description, Weights
 from vankit.models.van import VARIANTS, check_name
 from vankit.models.weights import read_metadata, sizes_of
@@ -279,7 +279,7 @@ def _check_division(out: Path, before: dict[str, Any] | None, now: dict[str, Any
 
 def _prepare(out: Path, record: dict[str, Any]) -> None:
     """Write down the settings; keep the log of a run that is resumed, as this one begins another."""
-    write_text(out / "config.json", json.dumps(record, indent=2) + "\n")
+    write_text(out / "config.json", to_json(record) + "\n")
     if (log := out / "metrics.csv").exists():
         with writing(log):
             log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")

@@ -1,7 +1,6 @@
 """Class names and preprocessing: what a checkpoint and the JSON files beside it say, and writing those files."""
 
 import ast
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
-from vankit.files import read_json, reading
+from vankit.files import read_json, reading, to_json
 from vankit.models.lka_settings import check_lka
 from vankit.models.weights.formats import sizes_of
 from vankit.models.weights.pickles import entries
@@ -377,4 +376,4 @@ def transformers_config(path: Path, tensors: Mapping[str, Tensor], metadata: Map
         "image_std": settings["std"],
     }
     contents = {target: config, path.with_name("preprocessor_config.json"): processor}
-    return {file: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for file, content in contents.items()}
+    return {file: to_json(content) + "\n" for file, content in contents.items()}

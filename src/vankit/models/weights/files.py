@@ -15,7 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from vankit.errors import MissingFileError, UserError
-from vankit.files import open_file, read_json, reading, replacing, writing
+from vankit.files import open_file, read_json, reading, replacing, to_json, writing
 from vankit.models.description import Description, Weights, check_metadata
 from vankit.models.weights.beside import stated
 from vankit.models.weights.candidates import find_van
@@ -206,7 +206,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | PathLike[str], meta
         path: output file.
         metadata: JSON-able values by name.
     """
-    header = {key: json.dumps(value) for key, value in metadata.items()}
+    header = {key: to_json(value, indent=None) for key, value in metadata.items()}
     with replacing(path) as partial, writing(path):
         partial.write_bytes(safetensors.torch.save(stored(tensors), {**header, "format": "pt"}))
 
