@@ -53,7 +53,7 @@ _PNG_REMARKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks that say nothing o
 _JPEG_END = b"\xff\xd9"
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a segment or the end, among a scan's data
 
-# A pixel takes up to some 20 bytes while it is decoded and converted (WebP with alpha, JPEG 2000), of a JPEG 8.
+# A pixel takes up to 25 bytes while it is decoded and converted (JPEG 2000, WebP with alpha), of a JPEG up to 10.
 _DECODING = Budget()
 _JPEG_SHARE = 0.4
 _PIXEL_BYTES = 8  # of 16-bit RGBA; a larger file has something else in it
