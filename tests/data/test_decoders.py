@@ -140,16 +140,17 @@ def test_an_image_that_fails_gives_its_share_back() -> None:
 
 
 PEAK = """
-import resource, sys, threading
+import sys, threading
 from pathlib import Path
 from vankit.data.images import load_image
+def most():  # not of getrusage, which begins with the parent's
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 files = [Path(name).read_bytes() for name in sys.argv[1:]]
-load_image(files[0], max_pixels=10**9, min_side=1) if files[0][:2] == b"\\xff\\xd8" else None
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = most()
 threads = [threading.Thread(target=load_image, args=(data,)) for data in files]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((most() - before) // 1024)
 """
 
 
@@ -162,14 +163,14 @@ def peak(paths: list[Path]) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss in KiB")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of /proc")
 @pytest.mark.parametrize(("kind", "files"), [("WEBP", 3), ("JPEG2000", 2), ("JPEG", 6)])
 def test_memory_of_many_threads_is_that_of_one_image(kind: str, files: int, tmp_path: Path) -> None:
-    """Small files that unfold to 49 million pixels, each in a thread: some twenty bytes per pixel that is allowed."""
+    """Small files that unfold to 49 million pixels, each in a thread: 25 bytes per pixel that is allowed."""
     options = {"WEBP": {"lossless": True, "method": 0, "quality": 0}, "JPEG2000": {"quality_layers": [1000]}}
     mode, side = ("RGBA" if kind == "WEBP" else "RGB"), 7000
     data = encoded(Image.new(mode, (side, side), (10, 20, 30, 40)[: len(mode)]), kind, **options.get(kind, {}))
     paths = [tmp_path / str(i) for i in range(files)]
     for path in paths:
         path.write_bytes(data)
-    assert peak(paths) < 21 * decoders.MAX_PIXELS / 2**20 + side**2 * 4 / 2**20  # and a result on its way out
+    assert peak(paths) < 25 * decoders.MAX_PIXELS / 2**20 + side**2 * 4 / 2**20  # and a result on its way out

@@ -53,10 +53,11 @@ _PNG_REMARKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks that say nothing o
 _JPEG_END = b"\xff\xd9"
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a segment or the end, among a scan's data
 
-# A pixel takes up to some 20 bytes while it is decoded and converted (WebP with alpha, JPEG 2000), of a JPEG 8.
+# A pixel takes up to 25 bytes while it is decoded and converted (JPEG 2000, WebP with alpha), of a JPEG up to 10.
 _DECODING = Budget()
 _JPEG_SHARE = 0.4
 _PIXEL_BYTES = 8  # of 16-bit RGBA; a larger file has something else in it
+_ANY_BYTES = 2**24  # a small picture may have much said of it, in texts and profiles
 _SLOW = frozenset({"ppm_plain", "ppm", "bmp_rle"})  # Pillow's decoders that are written in Python
 _PLAIN = (b"P1", b"P2", b"P3")
 _SLOW_BYTES, _SLOW_PIXELS = 2**25, 2**24  # which take them seconds
@@ -127,7 +128,8 @@ def load_pixels(
     """
     pixels = _check_size(_header_size(head), name, max_pixels)
     if decoder is not TiffImagePlugin.TiffImageFile:  # whose further pages are not read
-        _check_bytes(file, name, _PIXEL_BYTES * max_pixels, f"{max_pixels:,} pixels have (--max-pixels)")
+        most = max(_PIXEL_BYTES * max_pixels, _ANY_BYTES)
+        _check_bytes(file, name, most, f"an image of {max_pixels:,} pixels may have (--max-pixels)")
     if head[:2] in _PLAIN:
         file = _without_comments(file, name)
     with _pillow_limit(pixels):
