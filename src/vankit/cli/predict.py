@@ -11,6 +11,7 @@ from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import EngineName, Precision
 from vankit.errors import UserError
 from vankit.models.description import Weights
+from vankit.prediction.request import check_request
 
 
 def command(
@@ -69,16 +70,22 @@ def command(
     if workers == "local" and address is not None:
         raise UserError("--address names a Ray cluster: add --workers ray")
     options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device, "max_pixels": max_pixels}
+    here = options if workers == "local" else {**options, "device": "auto"}  # a cluster may have other devices
+    check_request(model, batch_size=batch_size, top_k=top_k, score=score or 0.0, **here)
     if workers == "ray" and resume:
         raise UserError("--workers ray always continues what is in --output: leave out --resume")
     if workers == "ray" and output is None:
         raise UserError("--workers ray writes Parquet files: name a folder or URL with --output")
     opened = open_network(model, checkpoint, weights=weights)
     if opened.dense:
-        if resume or reduced or workers == "ray":
-            head = opened.description.head
+        if resume or reduced or workers == "ray" or top_k is not None:
             raise UserError(
-                f"{opened.source} is a {head}, which cannot use --resume, --reduced or --workers ray: leave them out"
+                f"{opened.source} is a {opened.description.head}, which cannot use --resume, --reduced, --top-k or "
+                "--workers ray: leave them out"
+            )
+        if score is not None and opened.description.task != "detect":
+            raise UserError(
+                f"--score is only for detectors, and {opened.source} is a {opened.description.head}: leave it out"
             )
         given = {name: value for name, value in (("score", score), ("test", test)) if value is not None}
         return _predict_scenes(images, opened, Path(output or "predictions"), {**options, **given})

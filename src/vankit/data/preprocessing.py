@@ -53,6 +53,11 @@ class Preprocessing:
             raise UserError(f"std is {self.std}: expected three numbers above 0, in units of 0 to 1")
         if not 0 < self.crop_pct <= min(size[1:]):  # else the resized short side would have no pixel
             raise UserError(f"crop_pct is {self.crop_pct}: expected above 0, such as 0.9, and at most {min(size[1:])}")
+        if math.prod(self.cover()) > MAX_PIXELS:
+            raise UserError(
+                f"crop_pct is {self.crop_pct} with sides of {size[1]} and {size[2]} pixels: expected at most "
+                f"{MAX_PIXELS:,} pixels in what is cropped"
+            )
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(f"interpolation is {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
 
@@ -110,3 +115,15 @@ class Preprocessing:
 def _offset(size: int, crop: int) -> int:
     """Where a centred crop starts; below 0 where it is the longer one and Pillow pads with black."""
     return -((crop - size) // 2) if crop > size else round((size - crop) / 2)
+
+
+def check_img_size(img_size: int) -> None:
+    """Refuse a side in pixels that a network's square input cannot have.
+
+    Raises:
+        ValueError: it is too small or too large.
+    """
+    try:
+        Preprocessing((3, img_size, img_size), MEAN_STD, MEAN_STD, 1.0, "bicubic")
+    except UserError as error:
+        raise UserError(f"img_size is {img_size}, which a network cannot take: {error}") from None

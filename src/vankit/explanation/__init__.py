@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from vankit.data.images import MAX_PIXELS, ImageLike, source_name, to_image
+from vankit.data.preprocessing import check_img_size
 from vankit.data.walk import find_inputs
 from vankit.errors import UserError, reason_of
 from vankit.explanation import methods
@@ -20,6 +21,7 @@ from vankit.explanation.methods import Explanation
 from vankit.explanation.subjects import open_subject
 from vankit.files import replacing
 from vankit.models.description import Weights
+from vankit.prediction.request import check_request
 from vankit.tasks.results import Failure
 
 Method = Literal["grad-cam", "attention", "receptive-field", "statistics"]
@@ -100,8 +102,13 @@ def iter_explanations(
     given = [inputs] if isinstance(inputs, str | PathLike | Image.Image | np.ndarray) else list(inputs)
     others = [compare] if isinstance(compare, str | nn.Module) else list(compare)
     _check(method, given, target, stage, layer, others)
+    check_request(device=device, max_pixels=max_pixels)
+    if img_size is not None:
+        check_img_size(img_size)
     sources = _sources(given, output)
     subjects = [open_subject(model, checkpoint, pretrained, img_size, device, weights=weights)]
+    if img_size is not None and given and not subjects[0].fixed_size:
+        raise UserError(f"img_size is for classifiers, and {subjects[0].name} chooses its own sizes: leave it out")
     for other in others:
         name = other if isinstance(other, str) else None
         subjects.append(open_subject(other, None, pretrained, device=device, name=name))
@@ -123,21 +130,24 @@ def iter_explanations(
 
 
 def _check(
-    method: str, inputs: Sequence[Any], target: object, stage: object, layer: object, compare: Sequence[Any]
+    method: str, inputs: Sequence[Any], target: object, stage: int | None, layer: object, compare: Sequence[Any]
 ) -> None:
     if method not in get_args(Method):
         raise UserError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
     if not inputs and method != "receptive-field":
         raise UserError(f"method {method} looks at images: pass files, folders or patterns")
     if target is not None and method != "grad-cam":
-        raise UserError(f"target (--target) is only for method grad-cam: leave it out with {method}")
+        raise UserError(f"target is only for method grad-cam: leave it out with {method}")
+    if stage is not None and not 1 <= stage <= 4:
+        raise UserError(f"stage is {stage}, expected 1 to 4")
     if (layer is not None or compare) and method in ("attention", "statistics"):
-        option = "compare (--compare)" if compare else "layer (--layer)"
-        raise UserError(f"{option} is only for grad-cam and receptive-field: leave it out with {method}")
+        raise UserError(
+            f"{'compare' if compare else 'layer'} is only for grad-cam and receptive-field: leave it out with {method}"
+        )
     if layer is not None and stage is not None:
-        raise UserError("layer and stage both say where to look: leave out one (--layer, --stage)")
+        raise UserError("`layer` and `stage` both say where to look: leave out one")
     if layer is not None and compare:
-        raise UserError("layer names a module of one network: compare by stage (--layer, --compare)")
+        raise UserError("`layer` names a module of one network: to `compare`, pass a `stage`")
 
 
 def _sources(given: Sequence[ImageLike], output: str | PathLike[str] | None) -> Iterator[ImageLike]:

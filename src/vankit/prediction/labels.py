@@ -1,5 +1,6 @@
 """Prediction: images in, labels out. PyTorch is loaded with a network of its own, not for an exported folder."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,14 +19,17 @@ from PIL import Image
 from vankit.data.images import MAX_PIXELS, ImageLike, source_name, to_image
 from vankit.data.walk import find_images
 from vankit.deploy.opening import Network, open_network
-from vankit.engines.base import Engine, check_options
+from vankit.engines.base import Engine
 from vankit.errors import UserError, check_output, reason_of
 from vankit.models.description import Weights
+from vankit.prediction.request import REQUEST, check_request
 from vankit.prediction.tables import open_table
 from vankit.tasks.multilabel import sigmoid
 
 if TYPE_CHECKING:
     from torch import nn
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,9 @@ class Predictor:
         reduced: bool = False,
         weights: Weights | None = None,
     ) -> None:
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}, expected 1 or more")
-        check_options(engine, precision)
+        check_request(
+            engine=engine, precision=precision, top_k=top_k, batch_size=batch_size, max_pixels=max_pixels
+        )  # fmt: skip
         self.network: nn.Module | None = None
         self._open: Callable[[], Engine]
         self._opening = threading.Lock()
@@ -122,6 +125,10 @@ class Predictor:
             assert network is not None
             size, cached = self.preprocessing.input_size, self.description.model is not None
             self._open = lambda: engine_for(network, size, engine, precision, device, batch_size, cached)
+        if top_k is not None and top_k > len(self.classes):
+            logger.warning(
+                "top_k (--top-k) is %d, and the network has %d classes: all are given", top_k, len(self.classes)
+            )
         self.top_k = min(top_k or (len(self.classes) if self.description.multi_label else 5), len(self.classes))
         self.max_pixels = max_pixels
         self._min_side = 2 * self.preprocessing.min_side if reduced else None
@@ -315,6 +322,7 @@ def iter_predictions(
     """`predict`, one image at a time: images are read, and results written, as the iterator is consumed."""
     if resume and output is None:
         raise UserError("resume continues an output: name it (--output)")
+    check_request(model, **{name: options[name] for name in options.keys() & REQUEST})
     given = {name: options.pop(name) for name in ("pretrained", "classes", "weights") if name in options}
     opened = open_network(model, checkpoint, **given)
     if opened.dense:
