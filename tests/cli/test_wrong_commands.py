@@ -101,7 +101,7 @@ TYPED: dict[str, tuple[int, str]] = {
     "train data --auto-augment junk": (1, "--auto-augment is 'junk', expected a policy that timm has, such as rand-m9"),
     "train data --auto-augment rand-m9-zzz": (1, "--auto-augment is 'rand-m9-zzz', expected a policy"),
     "train data --auto-augment rand-m99999": (1, "--auto-augment is 'rand-m99999', expected a policy"),
-    "train data --auto-augment rand-tnope": (1, "--auto-augment is 'rand-tnope', which timm cannot use"),
+    "train data --auto-augment rand-tnope": (1, "--auto-augment is 'rand-tnope', expected a policy"),
     "train data --color-jitter -1": (1, "--color-jitter is -1.0, expected 0 or more"),
     "train data --random-erasing 2": (1, "--random-erasing is 2.0, expected 0 to 1"),
     "train data --mixup -1": (1, "--mixup is -1.0, expected 0 or more"),

@@ -206,12 +206,14 @@ def test_unknown_recipe() -> None:
         ("original-mstd0.5", True),
         ("v0r", True),
         ("3a", True),
+        ("rand-t3aw-inc0", True),
         ("none", True),
         ("", True),
         ("junk", False),
         ("rand-m9-zzz", False),  # timm passes over this part
         ("rand-m99999", False),  # which timm takes for m10
         ("rand-m9-p7", False),
+        ("rand-tnope", False),  # which timm takes for its usual transforms
         ("3a-x", False),
         ("original-m9", False),
         ("augmix-x3", False),

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 
@@ -30,11 +29,10 @@ def with_options(message: str, app: App, words: Sequence[str]) -> str:
 def _options(app: App, words: Sequence[str]) -> dict[str, str]:
     """The options of the command that was typed, by parameter."""
     found = {}
-    with suppress(CycloptsError):
-        *_, command = app.parse_commands(words)[1]
-        for argument in command.assemble_argument_collection():
-            if argument.name.startswith("--"):
-                found[argument.name.removeprefix("--").rpartition(".")[2].replace("-", "_")] = argument.name
+    command = app.parse_commands(words)[1][-1]
+    for argument in command.assemble_argument_collection() if command.default_command else ():
+        if argument.name.startswith("--"):
+            found[argument.name.removeprefix("--").rpartition(".")[2].replace("-", "_")] = argument.name
     return found | {name: option for name, option in _OTHER_NAMES.items() if option in found.values()}
 
 

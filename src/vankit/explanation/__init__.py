@@ -53,7 +53,7 @@ def explain(
         inputs: files, folders (searched through), glob patterns, PIL images, uint8 arrays (H, W, 3) in RGB order or
             (H, W) grey; one or several.
         model, checkpoint: see `vankit.Predictor`; any timm model for grad-cam and receptive-field. The checkpoint alone
-            of a detector or segmenter, whose VAN is looked at.
+            of a detector or segmenter, whose VAN is looked at. Of a VAN without a head for all but grad-cam.
         output: folder for a PNG per image, or one named after the method with a CSV of its rows. What the folder holds
             is not an input.
         method: see above.
@@ -106,12 +106,13 @@ def iter_explanations(
     if img_size is not None:
         check_img_size(img_size)
     sources = _sources(given, output)
-    subjects = [open_subject(model, checkpoint, pretrained, img_size, device, weights=weights)]
+    options: dict[str, Any] = {"device": device, "needs_classes": method == "grad-cam"}
+    subjects = [open_subject(model, checkpoint, pretrained, img_size, weights=weights, **options)]
     if img_size is not None and given and not subjects[0].fixed_size:
         raise UserError(f"img_size is for classifiers, and {subjects[0].name} chooses its own sizes: leave it out")
     for other in others:
         name = other if isinstance(other, str) else None
-        subjects.append(open_subject(other, None, pretrained, device=device, name=name))
+        subjects.append(open_subject(other, None, pretrained, name=name, **options))
     for place, subject in enumerate(subjects, 1):
         if subject.name in [before.name for before in subjects[: place - 1]]:
             subject.name += f" ({place})"
