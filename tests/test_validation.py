@@ -191,7 +191,7 @@ def test_kinds_of_labels_and_networks_go_together(
         validate(table, checkpoint=checkpoint, **QUICK)
     with pytest.raises(UserError, match="has one class per image, and the network gives any number of labels"):
         validate(data, checkpoint=network, **QUICK)
-    with pytest.raises(UserError, match="has no confusion matrix: leave out picture"):
+    with pytest.raises(UserError, match="has no confusion matrix: leave out `picture`"):
         validate(table, checkpoint=network, picture=tmp_path / "c.png", **QUICK)
 
 

@@ -26,6 +26,7 @@ from vankit.heads.build import HEADS
 from vankit.models.description import Weights
 from vankit.pages import Page
 from vankit.prediction.labels import Predictor
+from vankit.prediction.request import check_request
 from vankit.prediction.scenes import DensePredictor
 from vankit.reports.classes import ClassFindings, class_rows, draw_confusion
 from vankit.reports.findings import Findings, write_classes
@@ -191,10 +192,14 @@ def validate(
     check_page(report)
     if workers < 0:
         raise UserError(f"workers is {workers}, expected 0 or more")
+    HeldOut(seed=seed)  # which checks it
+    check_request(model, engine=engine, precision=precision, device=device, batch_size=batch_size)
     reading = Reading(skip_bad, tolerant, allow_outside, max_pixels)
     opened = open_network(model, checkpoint, weights=weights)
     if picture is not None and (opened.dense or opened.description.multi_label):
-        raise UserError(f"{opened.source} has no confusion matrix: leave out picture (--plot)")
+        raise UserError(f"{opened.source} has no confusion matrix: leave out `picture`")
+    if opened.description.task == "segment" and allow_outside:
+        raise UserError("allow_outside is only for detectors and panoptic networks: leave it out")
     figures: Any
     findings: Findings | None
     if opened.dense:
@@ -202,7 +207,9 @@ def validate(
         figures, findings = _measure_scenes(data, dense, split, workers, seed, reading)
     else:
         if test != "single" or allow_outside:
-            raise UserError("test and allow_outside are only for detectors and segmenters: pass the checkpoint of one")
+            raise UserError(
+                "`test` and `allow_outside` are only for detectors and segmenters: pass the `checkpoint` of one"
+            )
         predictor = Predictor(opened, engine=engine, precision=precision, batch_size=batch_size, device=device)
         reading = replace(reading, skip_bad=True)
         figures, findings = _validate_classifier(data, predictor, split, batch_size, workers, seed, reading)

@@ -58,7 +58,7 @@ def test_a_run_that_diverges_ends_in_one_line(run: Run, tmp_path: Path, capsys: 
     ]
     assert not list((tmp_path / "run").glob("*.safetensors"))
     assert run("train", tmp_path, *options, "--lr", "inf", "--output", tmp_path / "run") == 1
-    assert capsys.readouterr().err == "vankit: lr is inf, expected a finite number\n"
+    assert capsys.readouterr().err == "vankit: --lr is inf, expected a finite number\n"
 
 
 def test_a_full_disk_ends_in_one_line(

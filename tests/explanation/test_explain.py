@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,30 @@ def test_attention_of_every_block(photo: Path) -> None:
     assert row["max"] == pytest.approx(gate[0].abs().mean(0).max().item(), rel=1e-5)
     (one,) = vankit.explain(photo, CIFAR, method="attention", stage=3)
     assert list(one.maps) == [f"stage 3 block {b}" for b in range(1, 6)]
+
+
+@pytest.mark.parametrize("method", ["attention", "statistics", "receptive-field"])
+def test_a_van_without_a_head(method: str, photo: Path, tmp_path: Path) -> None:
+    """It is looked at as the same one with a head is, by what asks for no class."""
+    subject: Any = open_subject(CIFAR)
+    whole = subject.network
+    bare = vankit.VAN(num_classes=0)
+    bare.load_state_dict(whole.state_dict(), strict=False)
+    vankit.save_checkpoint(
+        bare, tmp_path / "bare.safetensors", metadata={"preprocessing": asdict(subject.preprocessing)}
+    )
+    vankit.save_checkpoint(whole, tmp_path / "whole.safetensors")
+    found, expected = (
+        vankit.explain(photo, None, tmp_path / name, method=method, stage=1, img_size=32)[0]
+        for name in ("bare.safetensors", "whole.safetensors")
+    )
+    assert len(found.rows) == len(expected.rows) > 0
+    for ours, other in zip(found.maps.values(), expected.maps.values(), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-7)
+    if method == "attention":
+        assert "no head" in found.summary
+    with pytest.raises(UserError, match="holds no classification head"):
+        vankit.explain(photo, None, tmp_path / "bare.safetensors")
 
 
 def test_of_many_blocks_six_are_drawn(photo: Path) -> None:
@@ -320,11 +345,12 @@ def test_one_of_several_names() -> None:
         ({"method": "statistics", "layer": "stage1"}, "layer .* leave it out with statistics"),
         ({"method": "attention", "compare": ["van_b1"]}, "compare .* leave it out with attention"),
         ({"layer": "stage1", "stage": 1}, "leave out one"),
-        ({"layer": "stage1", "compare": ["van_b1"]}, "compare by stage"),
+        ({"layer": "stage1", "compare": ["van_b1"]}, "`compare`, pass a `stage`"),
         ({"method": "attention", "model": "resnet10t"}, "ResNet has no large kernel attention"),
         ({"stage": 0}, "stage is 0"),
         ({"target": "kitten"}, "knows no class 'kitten'"),
-        ({"img_size": 0}, "input_size"),
+        ({"img_size": 0}, "img_size is 0, which a network cannot take"),
+        ({"max_pixels": 0}, "max_pixels is 0, expected 1 or more"),
         ({"compare": ["van_b7"]}, "unknown model 'van_b7'"),
     ],
 )

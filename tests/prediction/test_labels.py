@@ -215,10 +215,11 @@ def test_reduced_decoding_is_on_request(tmp_path: Path) -> None:
     assert 0 < np.abs(exact - reduced).mean() < 0.1
 
 
-def test_a_network_object_and_other_timm_models() -> None:
+def test_a_network_object_and_other_timm_models(caplog: pytest.LogCaptureFixture) -> None:
     network = timm.create_model("resnet18", num_classes=4)
     answer = Predictor(network, classes=list("abcd"), top_k=9, engine="torch")(np.zeros((30, 30, 3), np.uint8))
     assert sorted(label.name for label in answer.labels) == list("abcd")
+    assert "is 9, and the network has 4 classes: all are given" in caplog.text
 
 
 def test_random_weights_and_imagenet_names() -> None:
@@ -238,7 +239,7 @@ def test_a_checkpoint_that_does_not_name_its_model(tmp_path: Path) -> None:
     assert Predictor(checkpoint=tmp_path / "own.pth", engine="torch").description.model is None
 
 
-@pytest.mark.parametrize("option", ["top_k", "batch_size"])
+@pytest.mark.parametrize("option", ["top_k", "batch_size", "max_pixels"])
 def test_bad_options(option: str) -> None:
     with pytest.raises(UserError, match="expected 1 or more"):
         Predictor("van_b0", pretrained=False, **{option: 0})

@@ -210,7 +210,7 @@ def test_any_picture_size(segmenter: Path, detector: Path, size: tuple[int, int]
             assert result.labels.shape == size
         elif len(result.boxes):
             assert result.boxes.min() >= 0
-            assert (result.boxes.max(0) <= [size[1], size[0]] * 2).all()
+            assert (result.boxes.max(0) <= np.array([size[1], size[0]] * 2) + 1e-4).all()
 
 
 def test_score_is_a_threshold(dense_checkpoint: Checkpoint, photograph: Path) -> None:
@@ -221,6 +221,19 @@ def test_score_is_a_threshold(dense_checkpoint: Checkpoint, photograph: Path) ->
     assert len(some.scores) == (everything.scores >= middle).sum() < len(everything.scores)
     with pytest.raises(UserError, match=r"score is 1\.5, expected 0 to 1"):
         vankit.DensePredictor(checkpoint, score=1.5)
+
+
+@pytest.mark.parametrize("head", ["retinanet", "faster_rcnn"])
+def test_a_score_below_torchvisions_own_floor_is_obeyed(
+    head: str, dense_checkpoint: Checkpoint, photograph: Path
+) -> None:
+    checkpoint = dense_checkpoint(head, "detect")
+    low, middle = (vankit.DensePredictor(checkpoint, score=score, engine="torch") for score in (0.0, 0.3))
+    if head == "retinanet":  # an untrained faster_rcnn finds a tenth of each of its eleven classes everywhere
+        assert 0 < low(photograph).scores.min() < 0.05
+    for predictor, floor in ((low, 0.0), (middle, 0.05)):
+        found = [each.score_thresh for each in predictor.network.modules() if hasattr(each, "score_thresh")]
+        assert max(found) == floor  # that of the proposals is 0
 
 
 @pytest.mark.parametrize("test", ["multiscale", "slide"])

@@ -104,7 +104,7 @@ def test_best_dilation(kernel_size: int, dilation: int) -> None:
 
 def test_decomposition_wants_positive_numbers() -> None:
     for arguments in ((0,), (21, 0), (21, 3, [0])):
-        with pytest.raises(UserError, match="expected 1 or more"):
+        with pytest.raises(UserError, match="is 0, expected 1 to 1,000,000"):
             decomposition(*arguments)
 
 

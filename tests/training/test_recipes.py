@@ -1,14 +1,25 @@
 """The recipes hold the published settings, and nonsense is refused by name."""
 
 import math
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from timm.data import create_transform
 
 from vankit.errors import UserError
-from vankit.training.recipes import RECIPES, DenseConfig, TrainConfig, default_recipe, override, recipe
+from vankit.heads.build import HEADS
+from vankit.training.recipes import (
+    RECIPES,
+    DenseConfig,
+    TrainConfig,
+    check_settings,
+    default_recipe,
+    override,
+    recipe,
+)
 from vankit.training.run import _length
 
 
@@ -64,6 +75,8 @@ def test_coco_panoptic_is_the_papers() -> None:
         ("queries", 0, "1 or more"),
         ("flip", 2.0, "0 to 1"),
         ("short_sides", (), "at least one length"),
+        ("long_side", 799, "no less than the largest of `short_sides`, 800"),
+        ("steps", (0, 3), "epochs from 1 on"),
         ("scale_range", (2.0, 1.0), "0 < low <= high"),
         ("schedule", "exp", "one of step, poly, cosine"),
         ("batch_norm", "none", "one of train, frozen, sync"),
@@ -76,10 +89,10 @@ def test_bad_dense_settings_are_named(field: str, value: Any, says: str) -> None
 
 @pytest.mark.parametrize(("epochs", "iterations"), [(12, 40_000), (0, 0)])
 def test_a_run_is_as_long_as_epochs_or_iterations_say(epochs: int, iterations: int) -> None:
-    says = f"epochs is {epochs} and iterations {iterations}: .*one of them, and set the other to 0"
+    says = f"epochs is {epochs} and `iterations` {iterations}: .*one of them, and set the other to 0"
     with pytest.raises(UserError, match=says):
         DenseConfig(epochs=epochs, iterations=iterations)
-    with pytest.raises(UserError, match="epochs is 12 and iterations 160000"):
+    with pytest.raises(UserError, match="epochs is 12 and `iterations` 160000"):
         replace(recipe("ade20k_upernet", "van_b0", "segment"), epochs=12)
 
 
@@ -101,8 +114,12 @@ def test_the_length_that_is_given_holds(
 
 
 def test_override_refuses_what_is_not_a_setting() -> None:
-    with pytest.raises(UserError, match=r"crop_pct \(--crop-pct\) is not a setting of this task"):
+    with pytest.raises(UserError, match="^crop_pct is only for task classify: leave it out$"):
         override(DenseConfig(), crop_pct=0.5)
+    with pytest.raises(UserError, match="^flip is only for the tasks detect, segment and panoptic: leave it out$"):
+        override(TrainConfig(), flip=0.5)
+    with pytest.raises(UserError, match="^crop_size is not a setting: leave it out$"):
+        override(TrainConfig(), crop_size=7)
     assert override(recipe("short", "van_b0"), epochs=3).epochs == 3
 
 
@@ -147,7 +164,14 @@ def test_unknown_task() -> None:
         ("patience", -1, "0 or more"),
         ("balance", "classes", "one of none, weights, sampling"),
         ("logger", "comet", "one of tensorboard, wandb, mlflow"),
-        ("warmup_epochs", 300, "fewer than epochs"),
+        ("warmup_epochs", 300, "fewer than `epochs`"),
+        ("workers", 100_000, "0 to 1024"),
+        ("layer_decay", 0.0, "more than 0, to 1"),
+        ("min_scale", 0.0, "more than 0, to 1"),
+        ("crop_pct", 0.0, "more than 0, to 1"),
+        ("crop_pct", 1e-9, "at most 100,000,000 pixels"),
+        ("img_size", 0, "which a network cannot take"),
+        ("img_size", 10**9, "which a network cannot take"),
         ("batch_size", 7, "must be even"),
     ],
 )
@@ -169,5 +193,75 @@ def test_settings_of_several_numbers_are_finite() -> None:
 
 
 def test_unknown_recipe() -> None:
-    with pytest.raises(UserError, match="unknown recipe 'in22k' for classify: expected one of in1k, finetune, short"):
+    with pytest.raises(UserError, match="recipe is 'in22k', expected one of in1k, finetune, short for classify"):
         recipe("in22k", "van_b0")
+
+
+@pytest.mark.parametrize(
+    ("policy", "known"),
+    [
+        ("rand-m9-mstd0.5-inc1", True),
+        ("rand-m15-n2-p0.5-mmax20-tweights", True),
+        ("augmix-m5-w4-d2-b1-a0.7", True),
+        ("original-mstd0.5", True),
+        ("v0r", True),
+        ("3a", True),
+        ("rand-t3aw-inc0", True),
+        ("none", True),
+        ("", True),
+        ("junk", False),
+        ("rand-m9-zzz", False),  # timm passes over this part
+        ("rand-m99999", False),  # which timm takes for m10
+        ("rand-m9-p7", False),
+        ("rand-tnope", False),  # which timm takes for its usual transforms
+        ("3a-x", False),
+        ("original-m9", False),
+        ("augmix-x3", False),
+        ("RAND-m9", False),
+    ],
+)
+def test_policies_are_those_that_timm_obeys(policy: str, known: bool) -> None:
+    if known:
+        assert TrainConfig(auto_augment=policy).auto_augment == policy
+        if policy not in ("", "none"):
+            create_transform(32, is_training=True, auto_augment=policy)  # timm takes it too
+    else:
+        with pytest.raises(UserError, match=f"^auto_augment is '{policy}', expected a policy that timm has"):
+            TrainConfig(auto_augment=policy)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "head", "says"),
+    [
+        ("map_labels", "detect", None, "map_labels is only for task segment, not for detect"),
+        ("ignore_label", "panoptic", None, "ignore_label is only for task segment, not for panoptic"),
+        ("queries", "detect", None, "queries is only for heads that have them .*, not for mask_rcnn"),
+        ("queries", "segment", "upernet", "queries is only for heads that have them .*, not for upernet"),
+        ("queries", "detect", "sparse_rcnn", None),
+        ("queries", "panoptic", None, None),
+        ("map_labels", "segment", None, None),
+        ("mixup", "classify", None, None),
+    ],
+)
+def test_settings_that_a_head_would_not_use(name: str, task: str, head: str | None, says: str | None) -> None:
+    with pytest.raises(UserError, match=says) if says else nullcontext():
+        check_settings([name], task, head)
+
+
+def test_heads_that_have_queries() -> None:
+    """Those that `queries` is taken for are those whose building reads it."""
+    for name, head in HEADS.items():
+        read: list[str] = []
+
+        class Description:
+            model, task, things = "van_b0", head.tasks[0], ()
+
+            def __getattr__(self, name: str, read: list[str] = read) -> Any:
+                read.append(name)
+                return 7
+
+        with suppress(Exception):  # there is no network to build on
+            head.build(None, 2, Description())
+        for task in head.tasks:
+            with nullcontext() if "queries" in read else pytest.raises(UserError, match="heads that have them"):
+                check_settings(["queries"], task, name)

@@ -10,6 +10,7 @@ from importlib import import_module
 from cyclopts import App, CycloptsError
 
 from vankit.cli.help import PARAMETERS, reflow_commands
+from vankit.cli.messages import mistake, with_options
 from vankit.cli.terminal import LogFormatter, drop_unwritten, is_unread, say, show_traceback
 from vankit.errors import UserError, out_of_memory
 
@@ -32,9 +33,11 @@ _FORMER_NAMES = {"--out": "--output", "--picture": "--plot"}
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
-    A user's mistake, and an error of the system such as a full disk, ends in one line, with status 2 if the mistake is
-    in the command itself, else 1; VANKIT_DEBUG=1 puts the traceback above it. Anything else is a bug of ours and shows
-    its traceback. Ctrl-C ends quietly with status 130, and the end of a pipe, as of `| head`, with 141.
+    A user's mistake, and an error of the system such as a full disk, ends in one line; VANKIT_DEBUG=1 puts the
+    traceback above it. Its status is 2 where the command cannot be read (an unknown command or option, a missing or
+    surplus word, a value that is no number or none of the choices), and 1 where it can be read and not be done.
+    Anything else is a bug of ours and shows its traceback. Ctrl-C ends quietly with status 130, and the end of a pipe,
+    as of `| head`, with 141.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -48,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except Exception as error:
-        status = _UNREAD if is_unread(error) else _tell(error)
+        status = _UNREAD if is_unread(error) else _tell(error, words)
     except KeyboardInterrupt:
         status = _INTERRUPTED
     except SystemExit as end:
@@ -61,9 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     raise SystemExit(status or 0)
 
 
-def _tell(error: Exception) -> int:
+def _tell(error: Exception, words: list[str]) -> int:
     """Print an error; the exit status."""
-    line = _answer(error)
+    line = _answer(error, words)
     if line is None or os.environ.get("VANKIT_DEBUG") == "1":
         show_traceback()
     said = "this is a bug in vankit: please report it with the lines above" if line is None else line
@@ -78,11 +81,13 @@ def _with_present_names(words: list[str]) -> list[str]:
     return ["".join((_FORMER_NAMES.get(name, name), *value)) for name, *value in parts] + words[end:]
 
 
-def _answer(error: Exception) -> str | None:
+def _answer(error: Exception, words: list[str]) -> str | None:
     """The line that an error ends in; None for a bug."""
+    if isinstance(error, CycloptsError):
+        return one_line(mistake(error))
     message = one_line(str(error))
-    if isinstance(error, CycloptsError | UserError | OSError):
-        return message
+    if isinstance(error, UserError | OSError):
+        return with_options(message, app, words)
     if out_of_memory(error):
         return "out of memory: use a smaller --batch-size, smaller images or a smaller model"
     if re.match(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)", message):

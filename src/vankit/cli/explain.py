@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from vankit.cli.terminal import say
+from vankit.errors import UserError
 from vankit.models.description import Weights
 
 
@@ -53,7 +54,9 @@ def command(
     from vankit.explanation import iter_explanations
     from vankit.tasks.results import Failure
 
-    others = [name.strip() for name in compare.split(",")] if compare else []
+    others = [name.strip() for name in compare.split(",")] if compare is not None else []
+    if "" in others:
+        raise UserError(f"--compare is {compare!r}, expected models or checkpoints, separated by commas")
     failed = 0
     for found in iter_explanations(
         images or [], model, checkpoint, output, method=method, target=target, stage=stage, layer=layer,

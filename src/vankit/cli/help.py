@@ -6,8 +6,12 @@ from typing import Any
 
 from cyclopts import App, Parameter
 
+from vankit.cli.values import read_value
+
 # flags have no --no- form: those of settings that a recipe may switch on ask for one, see settings.py
-PARAMETERS = Parameter(negative_iterable=(), negative_bool=(), show_default=lambda value: _default(value))
+PARAMETERS = Parameter(
+    negative_iterable=(), negative_bool=(), show_default=lambda value: _default(value), converter=read_value
+)
 
 
 def _default(value: Any) -> str | None:

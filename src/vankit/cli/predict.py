@@ -13,6 +13,7 @@ from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import EngineName, Precision
 from vankit.errors import UserError
 from vankit.models.description import Weights
+from vankit.prediction.request import check_request
 from vankit.prediction.tables import reserved
 
 
@@ -75,6 +76,8 @@ def command(
     if workers == "local" and address is not None:
         raise UserError("--address names a Ray cluster: add --workers ray")
     options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device, "max_pixels": max_pixels}
+    here = options if workers == "local" else {**options, "device": "auto"}  # a cluster may have other devices
+    check_request(model, batch_size=batch_size, top_k=top_k, score=score or 0.0, **here)
     if workers == "ray" and resume:
         raise UserError("--workers ray always continues what is in --output: leave out --resume")
     if resume and output is None:
@@ -86,12 +89,14 @@ def command(
     with stopped_by_sigterm(), reserved(output):
         opened = open_network(model, checkpoint, weights=weights)
         if opened.dense:
-            if resume or reduced or safe_csv or workers == "ray":
-                head = opened.description.head
+            head = opened.description.head
+            if resume or reduced or safe_csv or workers == "ray" or top_k is not None:
                 raise UserError(
-                    f"{opened.source} is a {head}, which cannot use --resume, --reduced, --safe-csv or --workers ray: "
-                    "leave them out"
+                    f"{opened.source} is a {head}, which cannot use --resume, --reduced, --safe-csv, --top-k or "
+                    "--workers ray: leave them out"
                 )
+            if score is not None and opened.description.task != "detect":
+                raise UserError(f"--score is only for detectors, and {opened.source} is a {head}: leave it out")
             given = {name: value for name, value in (("score", score), ("test", test)) if value is not None}
             return _predict_scenes(images, opened, Path(output or "predictions"), {**options, **given})
         if score is not None or test is not None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 
 from vankit.cli.help import reflow
+from vankit.cli.values import read_value
 from vankit.training import recipes
 
 
@@ -25,7 +26,9 @@ def settings(headings: dict[str, type[recipes.Config]], without: Collection[str]
             if field.name not in fields and field.name not in without:
                 negative = "no-" if _may_be_on(field.name) else ()
                 text = texts.get(field.name)
-                option = Parameter(group=group, help=text, consume_multiple=True, negative_bool=negative)
+                option = Parameter(
+                    group=group, help=text, consume_multiple=1, negative_bool=negative, converter=read_value
+                )
                 fields[field.name] = Annotated[field.type | None, option]  # type: ignore[operator]
     return dataclasses.make_dataclass(
         "Settings",

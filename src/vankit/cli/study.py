@@ -32,7 +32,7 @@ def decomposition(
     *,
     kernel_size: int = 21,
     dilation: int | None = None,
-    channels: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (32, 64, 128, 256, 512),
+    channels: Annotated[tuple[int, ...], Parameter(consume_multiple=1)] = (32, 64, 128, 256, 512),
     plot: Path | None = None,
 ) -> None:
     """Parameters of a large convolution: standard, decomposed as in MobileNet, and as in LKA (paper table 1).
@@ -91,10 +91,10 @@ def _cost(cost: Any) -> tuple[str, str, str]:
 def ablation(
     *,
     train: str | None = None,
-    seeds: int = 3,
-    rows: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    seeds: int | None = None,
+    rows: Annotated[tuple[str, ...], Parameter(consume_multiple=1)] = (),
     model: str = "van_b0",
-    output: Path = Path("runs/ablation"),
+    output: Path | None = None,
     plot: Path | None = None,
     settings: Annotated[_Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
 ) -> None:
@@ -103,10 +103,10 @@ def ablation(
     Args:
         train: labelled images to train every row on, as for vankit train. Runs that are already in --output are not
             repeated.
-        seeds: number of runs per row, each with its own seed.
+        seeds: number of runs per row, each with its own seed. Default: 3.
         rows: names of the rows to train, as in the table. Default: all.
         model: van_b0 to van_b6.
-        output: folder for ablation.csv and the runs.
+        output: folder for ablation.csv and the runs. Default: runs/ablation.
         plot: image file for a picture of the trained rows.
         settings: they override the recipe short.
     """
@@ -114,13 +114,16 @@ def ablation(
     from vankit.study.ablation import plot as draw
     from vankit.study.complexity import complexity
 
-    if train is None and (given(settings) or rows or plot):
-        raise UserError("--rows, --plot and training settings need --train: add --train DATA")
+    if train is None and (given(settings) or rows or (plot, seeds, output) != (None, None, None)):
+        raise UserError(
+            "--rows, --seeds, --output, --plot and training settings are for trained rows: add --train DATA"
+        )
     check_picture(plot)
     runs = []
     if train is not None:
         config = recipes.override(recipes.short(model), **given(settings))
-        for run in ablate(train, config, seeds, output, rows, model):
+        seeds = 3 if seeds is None else seeds
+        for run in ablate(train, config, seeds, output or "runs/ablation", rows, model):
             say(f"{run.row}, seed {run.seed}: top-1 {run.top1:.2%}")
             runs.append(run)
     found = summary(runs)

@@ -76,10 +76,12 @@ def command(
         max_pixels: an image with more pixels than this is not decoded.
         settings: they override the recipe.
     """
-    from vankit.training.run import train as run
+    name, changes = recipe or recipes.default_recipe(data, task, head), given(settings)
+    recipes.check_settings(changes, task, head)
+    config = recipes.override(recipes.recipe(name, model, task, head), **changes)
 
-    name = recipe or recipes.default_recipe(data, task, head)
-    config = recipes.override(recipes.recipe(name, model, task, head), **given(settings))
+    from vankit.training.run import train as run  # PyTorch, once all settings are known to be right
+
     result = run(data, model, config, output, checkpoint, resume, task=task, head=head, skip_bad=skip_bad,
                  tolerant=tolerant, allow_outside=allow_outside, max_pixels=max_pixels, weights=weights)  # fmt: skip
     if int(os.environ.get("RANK", 0)) == 0:

@@ -129,3 +129,15 @@ class Preprocessing:
 def _offset(size: int, crop: int) -> int:
     """Where a centred crop starts; below 0 where it is the longer one and Pillow pads with black."""
     return -((crop - size) // 2) if crop > size else round((size - crop) / 2)
+
+
+def check_img_size(img_size: int) -> None:
+    """Refuse a side in pixels that a network's square input cannot have.
+
+    Raises:
+        ValueError: it is too small or too large.
+    """
+    try:
+        Preprocessing((3, img_size, img_size), MEAN_STD, MEAN_STD, 1.0, "bicubic")
+    except UserError as error:
+        raise UserError(f"img_size is {img_size}, which a network cannot take: {error}") from None

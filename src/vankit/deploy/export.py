@@ -74,7 +74,7 @@ def export(
     """
     _check_options(format, int8, calibrate, max_drop)
     if out is not None:
-        _check_target(Path(out))
+        _check_target(Path(out).absolute())
     opened = open_network(model, checkpoint, pretrained, classes, weights)
     description = opened.description
     if opened.module is None or opened.dense:
@@ -113,7 +113,7 @@ def _check_options(format: str, int8: bool, calibrate: object, max_drop: float) 
     if int8 and format == "pt2":
         raise UserError("pt2 has no int8: use format openvino or onnx")
     if int8 != (calibrate is not None):
-        raise UserError("int8 and calibrate go together: pass both (--int8 --calibrate DATA), or neither")
+        raise UserError("`int8` and `calibrate` go together: pass both, or neither")
     if not 0 <= max_drop <= 1:
         raise UserError(f"max_drop is {max_drop}: expected 0 to 1, such as 0.01 for one point of top-1")
 

@@ -76,11 +76,15 @@ def device_for(engine: str, device: str) -> str:
     if device == "auto":
         return "cuda" if engine in ("auto", "torch") and torch.cuda.is_available() else "cpu"
     try:
+        torch.device(device)
+    except RuntimeError:  # which lists all devices that PyTorch was ever made for
+        raise UserError(f"device is {device!r}, expected auto, cpu, or cuda with a GPU") from None
+    try:
         torch.zeros(1, device=device).cpu()
     except Exception as error:  # each kind of device refuses in its own way
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"device {device!r} cannot be used ({reason}): expected auto, cpu, or cuda with a GPU"
+            f"device is {device!r}, which cannot be used ({reason}): expected auto, cpu, or cuda with a GPU"
         ) from None
     return device
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from vankit.data.images import MAX_PIXELS, ImageLike, source_name, to_image
+from vankit.data.preprocessing import check_img_size
 from vankit.data.walk import find_inputs
 from vankit.errors import UserError, reason_of
 from vankit.explanation import methods
@@ -20,6 +21,7 @@ from vankit.explanation.methods import Explanation
 from vankit.explanation.subjects import open_subject
 from vankit.files import check_folder, check_free, held, replacing, writing
 from vankit.models.description import Weights
+from vankit.prediction.request import check_request
 from vankit.tasks.results import Failure
 
 Method = Literal["grad-cam", "attention", "receptive-field", "statistics"]
@@ -51,7 +53,7 @@ def explain(
         inputs: files, folders (searched through), glob patterns, PIL images, uint8 arrays (H, W, 3) in RGB order or
             (H, W) grey; one or several.
         model, checkpoint: see `vankit.Predictor`; any timm model for grad-cam and receptive-field. The checkpoint alone
-            of a detector or segmenter, whose VAN is looked at.
+            of a detector or segmenter, whose VAN is looked at. Of a VAN without a head for all but grad-cam.
         output: folder for a PNG per image, or one named after the method with a CSV of its rows. What the folder holds
             is not an input.
         method: see above.
@@ -104,11 +106,17 @@ def iter_explanations(
     check_folder(output)
     if output is not None:
         check_free(output)
+    check_request(device=device, max_pixels=max_pixels)
+    if img_size is not None:
+        check_img_size(img_size)
     sources = _sources(given, output)
-    subjects = [open_subject(model, checkpoint, pretrained, img_size, device, weights=weights)]
+    options: dict[str, Any] = {"device": device, "needs_classes": method == "grad-cam"}
+    subjects = [open_subject(model, checkpoint, pretrained, img_size, weights=weights, **options)]
+    if img_size is not None and given and not subjects[0].fixed_size:
+        raise UserError(f"img_size is for classifiers, and {subjects[0].name} chooses its own sizes: leave it out")
     for other in others:
         name = other if isinstance(other, str) else None
-        subjects.append(open_subject(other, None, pretrained, device=device, name=name))
+        subjects.append(open_subject(other, None, pretrained, name=name, **options))
     for place, subject in enumerate(subjects, 1):
         if subject.name in [before.name for before in subjects[: place - 1]]:
             subject.name += f" ({place})"
@@ -127,21 +135,24 @@ def iter_explanations(
 
 
 def _check(
-    method: str, inputs: Sequence[Any], target: object, stage: object, layer: object, compare: Sequence[Any]
+    method: str, inputs: Sequence[Any], target: object, stage: int | None, layer: object, compare: Sequence[Any]
 ) -> None:
     if method not in get_args(Method):
         raise UserError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
     if not inputs and method != "receptive-field":
         raise UserError(f"method {method} looks at images: pass files, folders or patterns")
     if target is not None and method != "grad-cam":
-        raise UserError(f"target (--target) is only for method grad-cam: leave it out with {method}")
+        raise UserError(f"target is only for method grad-cam: leave it out with {method}")
+    if stage is not None and not 1 <= stage <= 4:
+        raise UserError(f"stage is {stage}, expected 1 to 4")
     if (layer is not None or compare) and method in ("attention", "statistics"):
-        option = "compare (--compare)" if compare else "layer (--layer)"
-        raise UserError(f"{option} is only for grad-cam and receptive-field: leave it out with {method}")
+        raise UserError(
+            f"{'compare' if compare else 'layer'} is only for grad-cam and receptive-field: leave it out with {method}"
+        )
     if layer is not None and stage is not None:
-        raise UserError("layer and stage both say where to look: leave out one (--layer, --stage)")
+        raise UserError("`layer` and `stage` both say where to look: leave out one")
     if layer is not None and compare:
-        raise UserError("layer names a module of one network: compare by stage (--layer, --compare)")
+        raise UserError("`layer` names a module of one network: to `compare`, pass a `stage`")
 
 
 def _sources(given: Sequence[ImageLike], output: str | PathLike[str] | None) -> Iterator[ImageLike]:

@@ -50,7 +50,7 @@ def layers_of(network: nn.Module, stage: int | None = None, layer: str | None = 
     if stage is None:
         return places
     if f"stage {stage}" not in places:
-        raise UserError(f"stage is {stage} (--stage), expected {5 - len(names)} to 4")
+        raise UserError(f"stage is {stage}, expected {5 - len(names)} to 4")
     return {f"stage {stage}": places[f"stage {stage}"]}
 
 
@@ -148,7 +148,7 @@ def blocks_of(network: nn.Module, stage: int | None = None) -> dict[Block, Large
         )
     chosen = {block: lka for block, lka in found.items() if stage in (None, block[0])}
     if not chosen:
-        raise UserError(f"stage is {stage} (--stage), expected 1 to {max(found)[0]}")
+        raise UserError(f"stage is {stage}, expected 1 to {max(found)[0]}")
     return chosen
 
 

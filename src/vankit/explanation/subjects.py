@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from os import PathLike
 from typing import Any
 
@@ -10,14 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from vankit.data.preprocessing import MEAN_STD
+from vankit.data.preprocessing import MEAN_STD, Preprocessing
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.choose import device_for
 from vankit.errors import UserError, check_output
 from vankit.heads.backbone import backbone_of
-from vankit.models.description import Weights
+from vankit.heads.checkpoints import is_dense
+from vankit.models.description import Description, Weights
+from vankit.models.van import create_model, variant_of
+from vankit.models.weights import checkpoint_of, load_checkpoint, read_tensors
 from vankit.prediction.scenes import DensePredictor
 from vankit.tasks.dense import infer
 
@@ -73,6 +77,8 @@ class Subject:
 
     def verdict(self, shown: NDArray[np.float64], index: int | None = None) -> str:
         """`cat 83.1 %`, of a class or of the best one."""
+        if not self.classes:
+            return "no head"
         if index is None and np.isnan(shown).all():
             return "nothing found"
         index = int(np.nanargmax(shown)) if index is None else index
@@ -160,6 +166,22 @@ class _Dense(Subject):
         return best, best.detach().double().cpu().numpy()
 
 
+def _backbone_in(checkpoint: str | PathLike[str], weights: Weights | None) -> Network | None:
+    """A VAN whose checkpoint has no head; None if it has one, or is another network."""
+    file = read_tensors(checkpoint, weights)
+    found = None if is_dense(file) else checkpoint_of(file)
+    variant = variant_of(found.state_dict) if found is not None and not found.num_classes else None
+    if found is None or variant is None:
+        return None
+    network: Any = create_model(variant, num_classes=0, lka=found.metadata.get("lka"))
+    load_checkpoint(network, found)
+    config = resolve_model_data_config(network)
+    own = Preprocessing(**{field.name: config[field.name] for field in fields(Preprocessing)})
+    given = {name: value for name, value in found.metadata.items() if name == "preprocessing"}
+    description = Description.from_metadata(given, Description(model=variant, preprocessing=own))
+    return Network(description, str(checkpoint), network.eval())
+
+
 def open_subject(
     model: "str | PathLike[str] | nn.Module | None" = None,
     checkpoint: str | PathLike[str] | None = None,
@@ -168,6 +190,7 @@ def open_subject(
     device: str = "auto",
     name: str | None = None,
     weights: Weights | None = None,
+    needs_classes: bool = True,
 ) -> Subject:
     """The network to explain.
 
@@ -178,11 +201,13 @@ def open_subject(
             this is of generated input only.
         device: torch's name, or 'auto' for CUDA where there is one.
         name: instead of the model's.
+        needs_classes: whether a class is to be explained; else a VAN without a head will do, too.
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had, or are an exported folder's.
     """
-    opened = open_network(model, checkpoint, pretrained, weights=weights)
+    opened = None if needs_classes or checkpoint is None else _backbone_in(checkpoint, weights)
+    opened = opened or open_network(model, checkpoint, pretrained, weights=weights)
     if opened.exported is not None:
         raise UserError(
             f"{opened.source} is an exported folder, which has no gradients: pass the model or its checkpoint"

@@ -464,6 +464,28 @@ def check_name(name: str) -> None:
         raise UserError(f"unknown model {name!r}: expected one of {', '.join(VARIANTS)}, or another timm model{hint}")
 
 
+def check_van(name: str, lka: Mapping[str, Any]) -> None:
+    """Refuse, before data is read, what is not a VAN, tags that there are not, and settings that do not go together.
+
+    Args:
+        name: timm's, or one of `ALIASES`.
+        lka: settings of the attention, see `vankit.LargeKernelAttention`.
+
+    Raises:
+        ValueError: see above.
+    """
+    check_name(name)
+    variant, _, tag = ALIASES.get(name, name).partition(".")
+    if variant in VARIANTS and tag and tag not in default_cfgs[variant].tags:
+        known = " or ".join([variant, *(f"{variant}.{each}" for each in default_cfgs[variant].tags if each)])
+        raise UserError(f"{name} is not the name of public weights: expected {known}")
+    # the caller may have registered a VAN of another name, and what the hub has is not known yet
+    if ":" not in name and timm.model_entrypoint(variant).__module__.startswith("timm."):
+        raise UserError(f"{name} is not a VAN: expected van_b0 to van_b6")
+    with torch.device("meta"):
+        LargeKernelAttention(VARIANTS["van_b0"]["embed_dims"][0], **_known_settings(lka))
+
+
 def create_model(name: str, **kwargs: Any) -> nn.Module:
     """`timm.create_model`, with an error that helps where the name is wrong, for any model while `lka` is empty.
 

@@ -10,6 +10,7 @@ from vankit.data.walk import find_images
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
 from vankit.prediction.labels import Prediction, Predictor
+from vankit.prediction.request import REQUEST, check_request
 from vankit.prediction.tables import Table, check_table, open_table, reserved
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def iter_predictions(
     """`predict`, one image at a time: images are read, and results written, as the iterator is consumed."""
     if resume and output is None:
         raise UserError("resume continues an output: name it (--output)")
+    check_request(model, **{name: options[name] for name in options.keys() & REQUEST})
     given = {name: options.pop(name) for name in ("pretrained", "classes", "weights") if name in options}
     with reserved(output):
         opened = open_network(model, checkpoint, **given)

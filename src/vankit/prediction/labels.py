@@ -1,5 +1,6 @@
 """Prediction: images in, labels out. PyTorch is loaded with a network of its own, not for an exported folder."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,14 +16,17 @@ from PIL import Image
 
 from vankit.data.images import MAX_PIXELS, ImageLike, open_image, source_name, to_image
 from vankit.deploy.opening import Network, open_network
-from vankit.engines.base import Engine, check_options
+from vankit.engines.base import Engine
 from vankit.engines.processes import PerProcess, avoid_lost_threads
 from vankit.errors import UserError, check_output, reason_of
 from vankit.models.description import Weights
+from vankit.prediction.request import check_request
 from vankit.tasks.multilabel import sigmoid
 
 if TYPE_CHECKING:
     from torch import nn
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,9 @@ class Predictor:
         reduced: bool = False,
         weights: Weights | None = None,
     ) -> None:
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}, expected 1 or more")
-        check_options(engine, precision)
+        check_request(
+            engine=engine, precision=precision, top_k=top_k, batch_size=batch_size, max_pixels=max_pixels
+        )  # fmt: skip
         avoid_lost_threads()
         self._opened = opened = open_network(model, checkpoint, pretrained, classes, weights)
         self._options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device}
@@ -108,6 +111,10 @@ class Predictor:
         self.classes, self.named = list(self.description.classes), self.description.named
         assert self.description.preprocessing is not None
         self.preprocessing = self.description.preprocessing
+        if top_k is not None and top_k > len(self.classes):
+            logger.warning(
+                "top_k (--top-k) is %d, and the network has %d classes: all are given", top_k, len(self.classes)
+            )
         self.top_k = min(top_k or (len(self.classes) if self.description.multi_label else 5), len(self.classes))
         self.max_pixels = max_pixels
         self._min_side = 2 * self.preprocessing.min_side if reduced else None

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from vankit.data.images import MAX_PIXELS, ImageLike, source_name, to_image
 from vankit.data.walk import find_inputs
 from vankit.deploy.opening import Network, open_network
-from vankit.engines.base import Engine, check_options
+from vankit.engines.base import Engine
 from vankit.engines.choose import device_for, engine_for
 from vankit.engines.processes import PerProcess, avoid_lost_threads
 from vankit.engines.torch import TorchEngine
 from vankit.errors import UserError, check_output, reason_of
 from vankit.files import check_folder, check_free, held, replacing, writing
 from vankit.models.portable import Portable
+from vankit.prediction.request import check_request
 from vankit.prediction.tables import is_table
 from vankit.tasks.dense import EVALUATORS, infer
 from vankit.tasks.results import Detections, Failure, PanopticMap, SemanticMap
@@ -71,11 +72,9 @@ class DensePredictor:
         device: str = "auto",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        if not 0 <= score <= 1:
-            raise UserError(f"score is {score}, expected 0 to 1")
+        check_request(engine=engine, precision=precision, device=device, max_pixels=max_pixels, score=score)
         if test not in get_args(Test):
             raise UserError(f"test is {test!r}, expected one of {', '.join(get_args(Test))}")
-        check_options(engine, precision)
         avoid_lost_threads()
         opened = checkpoint if isinstance(checkpoint, Network) else open_network(checkpoint=checkpoint)
         self.description, network = opened.description, copy.deepcopy(opened.module)
@@ -96,6 +95,8 @@ class DensePredictor:
         for module in network.modules():
             if isinstance(module, _Backbone | FeatureListNet):
                 module.register_forward_hook(_check_maps)
+            if hasattr(module, "score_thresh"):
+                _keep_from(module, score)
         self.network = self._placed(network)
         self.task, self.head = self.description.task, self.description.head
         self.classes, self.things = list(self.description.classes), list(self.description.things)
@@ -156,6 +157,11 @@ class DensePredictor:
                 yield Failure(source, reason_of(error, source)), None
                 continue
             yield found, rgb
+
+
+def _keep_from(detector: Any, score: float) -> None:
+    """torchvision's detectors leave out what scores 0.05 or less by themselves."""
+    detector.score_thresh = min(detector.score_thresh, score)
 
 
 class _Backbone(nn.Module):

@@ -1,6 +1,7 @@
 """VAN beside other networks of timm: what they cost, how long they take here, how accurate they are."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vankit.errors import UserError
 from vankit.files import save_figure
-from vankit.models.van import VARIANTS, create_model
+from vankit.models.van import VARIANTS, check_name, create_model
 from vankit.study.complexity import ACCURACY, complexity
 from vankit.study.timing import Contender, compare, eager, input_size, own, pictures, random_network, save_weights
 
@@ -67,8 +68,10 @@ def comparison(models: Sequence[str] = (), seconds: float = 60) -> list[Comparis
     Raises:
         ValueError: timm knows no such model, or the networks take images of different sizes and are timed.
     """
-    if not seconds >= 0:
-        raise UserError(f"seconds is {seconds}, expected 0 or more")
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"seconds is {seconds}, expected 0 or more, and an end")
+    for model in models:
+        check_name(model)
     rows = [cost(name) for name in dict.fromkeys(models or PUBLISHED)]
     if not seconds:
         return rows

@@ -7,6 +7,8 @@ from os import PathLike
 from vankit.errors import UserError
 from vankit.files import save_figure
 
+_LARGEST = 1_000_000
+
 
 @dataclass(frozen=True)
 class Decomposition:
@@ -36,10 +38,15 @@ def decomposition(
         channels: C of each row.
 
     Raises:
-        ValueError: a number is not positive.
+        ValueError: a number is not from 1 to a million.
     """
-    if min(kernel_size, 1 if dilation is None else dilation, *channels) < 1:
-        raise UserError(f"kernel_size {kernel_size}, dilation {dilation}, channels {channels}: expected 1 or more")
+    for name, values in (
+        ("kernel_size", [kernel_size]),
+        ("dilation", [] if dilation is None else [dilation]),
+        ("channels", channels),
+    ):
+        if wrong := [value for value in values if not 1 <= value <= _LARGEST]:
+            raise UserError(f"{name} is {wrong[0]}, expected 1 to {_LARGEST:,}")
     d, area = dilation or best_dilation(kernel_size), kernel_size**2
     return [
         Decomposition(c, area * c * c, area * c + c * c, depthwise_params(kernel_size, d) * c + c * c) for c in channels

@@ -1,6 +1,7 @@
 """How much faster than plain PyTorch is it here? Each contender alone in a process, checked first, timed in turns."""
 
 import logging
+import math
 import os
 import random
 import signal
@@ -108,8 +109,12 @@ def bench(models: Sequence[str] = ("van_b0",), seconds: float = 15) -> Iterator[
     Raises:
         ValueError: timm knows no such model.
     """
-    if not seconds > 0:
-        raise UserError(f"seconds is {seconds}, expected more than 0")
+    if not 0 < seconds < math.inf:
+        raise UserError(f"seconds is {seconds}, expected more than 0, and an end")
+    from vankit.models.van import check_name
+
+    for model in models:
+        check_name(model)
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.25 * (os.cpu_count() or 1):
         logger.warning("the load average is %.1f: other processes disturb these figures", os.getloadavg()[0])
     for model in models:

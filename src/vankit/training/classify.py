@@ -312,19 +312,13 @@ def _datasets(data: Data, config: TrainConfig, reading: Reading) -> tuple[Any, A
 
 
 def _augment(config: TrainConfig, common: dict[str, Any]) -> Any:
-    try:
-        return create_transform(
-            **common,
-            is_training=True,
-            scale=(config.min_scale, 1.0),
-            auto_augment=None if config.auto_augment in ("", "none") else config.auto_augment,
-            color_jitter=config.color_jitter or None,
-            re_prob=config.random_erasing,
-            re_mode="pixel",
-            interpolation=config.interpolation,
-        )
-    except (AssertionError, LookupError, TypeError, ValueError) as error:  # how timm refuses a policy
-        raise UserError(
-            f"auto_augment is {config.auto_augment!r}, which timm cannot use ({type(error).__name__} {error}): "
-            "expected a policy such as rand-m9-mstd0.5-inc1, or none"
-        ) from None
+    return create_transform(
+        **common,
+        is_training=True,
+        scale=(config.min_scale, 1.0),
+        auto_augment=None if config.auto_augment in ("", "none") else config.auto_augment,
+        color_jitter=config.color_jitter or None,
+        re_prob=config.random_erasing,
+        re_mode="pixel",
+        interpolation=config.interpolation,
+    )

@@ -3,15 +3,27 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, overload
 
 from vankit.data.held_out import HeldOut
+from vankit.data.preprocessing import MEAN_STD, Preprocessing, check_img_size
 from vankit.errors import UserError
+from vankit.models.description import Description
 from vankit.models.lka_settings import LkaSettings
 
 ConfigT = TypeVar("ConfigT", bound="Config")
+
+_MOST_WORKERS = 1024  # more than any machine has cores: a slip, which would start as many processes
+
+# timm passes over parts of a policy that it does not understand, and over magnitudes that are too large
+_STD = r"mstd\d+(\.\d+)?"
+_POLICY = re.compile(
+    rf"none||(original|originalr|v0|v0r|3a)(-{_STD})?"
+    rf"|rand(-(m\d\d?|n\d\d?|p(0\.\d+|[01])|{_STD}|mmax\d\d?|inc[01]|tweights|t3aw?))*"
+    rf"|augmix(-(m\d\d?|w\d\d?|d\d\d?|a\d+(\.\d+)?|b[01]|{_STD}))*"
+)
 
 
 @dataclass(frozen=True)
@@ -74,9 +86,11 @@ class Config:
         self._check_finite()
         self._check_range("batch_size", "accumulate", "lr_batch", low=1)
         self._check_range("drop_path_rate", "ema_decay", high=1)
-        self._check_range("workers", "lr", "min_lr", "weight_decay", "clip_grad", "nan_tolerance", "patience")
+        self._check_range("lr", "min_lr", "weight_decay", "clip_grad", "nan_tolerance", "patience")
+        self._check_range("workers", high=_MOST_WORKERS)
         self._check_choice("precision", "logger")
-        HeldOut(self.val_share, self.seed)  # which checks them
+        HeldOut(self.val_share, self.seed)  # which checks them, as the next line does
+        Description(lka=self.lka)
 
     def _check_finite(self) -> None:
         for name, value in vars(self).items():
@@ -89,6 +103,11 @@ class Config:
         for name in names:
             if getattr(self, name) not in known[name]:
                 raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known[name])}")
+
+    def _check_above_0(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}, expected more than 0, to 1")
 
     def _check_range(self, *names: str, low: float = 0, high: float = float("inf")) -> None:
         for name in names:
@@ -145,7 +164,7 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_range("epochs", "img_size", low=1)
+        self._check_range("epochs", low=1)
         self._check_range(
             "crop_pct",
             "min_scale",
@@ -156,21 +175,27 @@ class TrainConfig(Config):
             "layer_decay",
             high=1,
         )
+        self._check_above_0("crop_pct", "min_scale", "layer_decay")
         self._check_range("cooldown_epochs", "warmup_epochs", "warmup_lr", "color_jitter", "mixup", "cutmix")
         self._check_choice("interpolation", "balance")
-        if not self.crop_pct:
-            raise UserError("crop_pct is 0, expected more than 0, to 1")
+        check_img_size(self.img_size)
+        Preprocessing((3, self.img_size, self.img_size), MEAN_STD, MEAN_STD, self.crop_pct, "bicubic")
+        if not _POLICY.fullmatch(self.auto_augment):
+            raise UserError(
+                f"auto_augment is {self.auto_augment!r}, expected a policy that timm has, such as "
+                "rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original or 3a, or none"
+            )
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise UserError(
-                f"warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs: expected fewer than epochs"
+                f"warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs: expected fewer than `epochs`"
             )
         if self.batch_size == 1 and self.img_size <= 32:
             raise UserError(
-                f"batch_size is 1 and img_size {self.img_size}: the last stage has one pixel per image then, and its "
+                f"batch_size is 1 and `img_size` {self.img_size}: the last stage has one pixel per image then, and its "
                 "norms need at least two values: pass a larger one of them"
             )
         if (self.mixup or self.cutmix) and self.batch_size % 2:
-            raise UserError(f"batch_size is {self.batch_size}: mixup and cutmix pair images, so it must be even")
+            raise UserError(f"batch_size is {self.batch_size}: `mixup` and `cutmix` pair images, so it must be even")
 
 
 @dataclass(frozen=True)
@@ -232,13 +257,21 @@ class DenseConfig(Config):
         self._check_range("epochs", "iterations", "warmup_iterations", "crop", "power", "backbone_lr")
         if (self.epochs > 0) == (self.iterations > 0):
             raise UserError(
-                f"epochs is {self.epochs} and iterations {self.iterations}: give the length of the run as one of them, "
-                "and set the other to 0"
+                f"epochs is {self.epochs} and `iterations` {self.iterations}: give the length of the run as one of "
+                "them, and set the other to 0"
             )
         self._check_range("flip", high=1)
         self._check_range("ignore_label", high=255)
         if not self.short_sides or min(self.short_sides) < 1:
             raise UserError(f"short_sides is {self.short_sides}, expected at least one length in pixels")
+        if max(self.short_sides) > self.long_side:
+            raise UserError(
+                f"long_side is {self.long_side}, expected no less than the largest of `short_sides`, "
+                f"{max(self.short_sides)}"
+            )
+        if self.steps and min(self.steps) < 1:
+            raise UserError(f"steps is {self.steps}, expected epochs from 1 on")
+        Description(short_sides=self.short_sides, long_side=self.long_side, crop=self.crop, queries=self.queries)
         low, high = self.scale_range
         if not 0 < low <= high:
             raise UserError(f"scale_range is {self.scale_range}, expected 0 < low <= high")
@@ -391,6 +424,8 @@ def _size(model: str) -> int:
     return int(found[1]) if found else 0
 
 
+DEFAULT_HEADS = {"detect": "mask_rcnn", "segment": "semantic_fpn", "panoptic": "mask2former"}
+
 RECIPES: dict[str, dict[str, Callable[[str], Config]]] = {
     "classify": {"in1k": in1k, "finetune": finetune, "short": short},
     "detect": {"coco_1x": coco_1x, "coco_3x": coco_3x, "short": short_dense},
@@ -423,7 +458,7 @@ def recipe(name: str | None, model: str, task: str = "classify", head: str | Non
         raise UserError(f"unknown task {task!r}: expected one of {', '.join(RECIPES)}")
     known = RECIPES[task]
     if name is not None and name not in known:
-        raise UserError(f"unknown recipe {name!r} for {task}: expected one of {', '.join(known)}")
+        raise UserError(f"recipe is {name!r}, expected one of {', '.join(known)} for {task}")
     return known[name or default_recipe("", task, head)](model)
 
 
@@ -448,6 +483,41 @@ def default_recipe(data: object, task: str = "classify", head: str | None = None
     return own if own in RECIPES[task] else next(iter(RECIPES[task]))
 
 
+_FOR_SEGMENT = ("ignore_label", "map_labels")
+_WITH_QUERIES = ("sparse_rcnn", "rt_detr", "d_fine", "deformable_detr", "mask2former")
+
+
+def check_settings(names: Iterable[str], task: str, head: str | None) -> None:
+    """Refuse settings that a dense task or its head would not use.
+
+    Args:
+        names: of the settings that were given.
+        task: classify, detect, segment or panoptic.
+        head: such as upernet; the task's default if None.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if task == "classify":  # `override` knows those of the dense tasks
+        return
+    for name in names:
+        if name in _FOR_SEGMENT and task != "segment":
+            raise UserError(f"{name} is only for task segment, not for {task}: leave it out")
+        if name == "queries" and (head or DEFAULT_HEADS[task]) not in _WITH_QUERIES:
+            raise UserError(
+                f"queries is only for heads that have them ({', '.join(_WITH_QUERIES)}), not for "
+                f"{head or DEFAULT_HEADS[task]}: leave it out"
+            )
+
+
+def _whose(name: str) -> str:
+    """Of which tasks a setting is."""
+    for config, tasks in ((TrainConfig, "task classify"), (DenseConfig, "the tasks detect, segment and panoptic")):
+        if name in config.__dataclass_fields__:
+            return f"only for {tasks}"
+    return "not a setting"
+
+
 def override(config: ConfigT, **settings: Any) -> ConfigT:
     """A config with other settings. Of `epochs` and `iterations` the one that is given holds, the other becomes 0.
 
@@ -459,7 +529,7 @@ def override(config: ConfigT, **settings: Any) -> ConfigT:
         ValueError: there is no such setting, or a value is out of range.
     """
     if unknown := sorted(settings.keys() - {field.name for field in dataclasses.fields(config)}):
-        raise UserError(f"{unknown[0]} (--{unknown[0].replace('_', '-')}) is not a setting of this task: leave it out")
+        raise UserError(f"{unknown[0]} is {_whose(unknown[0])}: leave it out")
     if isinstance(config, DenseConfig):
         for given, other in (("epochs", "iterations"), ("iterations", "epochs")):
             if settings.get(given):

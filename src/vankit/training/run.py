@@ -25,8 +25,8 @@ from vankit.data.reading import STRICT, Reading
 from vankit.errors import MissingFileError, NotFiniteError, UserError, WriteError
 from vankit.files import read_json, to_json, write_text, writing
 from vankit.models.description import Description, Weights
-from vankit.models.van import VARIANTS, check_name
-from vankit.models.weights import read_metadata, sizes_of
+from vankit.models.van import VARIANTS, check_van
+from vankit.models.weights import file_in, read_metadata, sizes_of
 from vankit.training.balance import BalancedSampler
 from vankit.training.classify import setup_classify
 from vankit.training.dense import setup_dense
@@ -40,7 +40,7 @@ from vankit.training.patience import StopEarly
 from vankit.training.pictures import Pictures
 from vankit.training.progress import Progress, open_view
 from vankit.training.quiet import quiet_lightning
-from vankit.training.recipes import Config, DenseConfig, TrainConfig, default_recipe, recipe
+from vankit.training.recipes import DEFAULT_HEADS, Config, DenseConfig, TrainConfig, default_recipe, recipe
 from vankit.training.report import KeepFindings, write_run_report
 from vankit.training.state import WholeState
 
@@ -120,11 +120,11 @@ def train(
         ValueError: the data is not a labelled image set, the train and val classes differ, task, head and config do not
             go together, or `out` already holds a run.
     """
-    head = head or _DEFAULT_HEADS.get(task)
+    head = head or DEFAULT_HEADS.get(task)
     config = config or recipe(default_recipe(data, task, head), model, task, head)
     reading = Reading(skip_bad, tolerant, allow_outside, max_pixels)
     _check_task(task, head, config, reading)
-    check_name(model)
+    check_van(model, config.lka)
     check_optimizer(config.optimizer)
     check_logger(config.logger)
     if reading != STRICT and not isinstance(data, str | os.PathLike):
@@ -133,6 +133,8 @@ def train(
         )
     if weights is not None and checkpoint is None:
         raise UserError("weights (--weights) chooses among those of a checkpoint to start from: pass one")
+    if checkpoint is not None and not resume:
+        file_in(Path(checkpoint))  # before the data is read
     if config.pretrained and checkpoint is None and not resume:
         _check_public_weights(model)
     out = Path(out) if out is not None else Path("runs") / "-".join(filter(None, (model, head, head and task)))
@@ -163,12 +165,13 @@ def train(
     return _fit(setup, config, out, record, state)
 
 
-_DEFAULT_HEADS = {"detect": "mask_rcnn", "segment": "semantic_fpn", "panoptic": "mask2former"}
-
-
 def _check_task(task: str, head: str | None, config: Config, reading: Reading) -> None:
     if task == "classify" and (head is not None or reading.allow_outside):
         raise UserError("a classifier has no --head and no --allow-outside: pass --task detect, segment or panoptic")
+    if task == "segment" and reading.allow_outside:
+        raise UserError(
+            "allow_outside is only for tasks detect and panoptic, whose files name the images: leave it out"
+        )
     wanted = TrainConfig if task == "classify" else DenseConfig
     if not isinstance(config, wanted):
         raise UserError(f"the config is a {type(config).__name__}, expected a {wanted.__name__} for {task}")

@@ -1,0 +1,44 @@
+"""Messages of the Python API, and of cyclopts, as the command line says them."""
+
+import re
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, UnusedCliTokensError
+
+_OTHER_NAMES = {"out": "--output", "picture": "--plot"}  # parameters that the API calls otherwise
+_PARAMETER = re.compile(r"^(\w+)(?= is )|`(\w+)`")
+
+
+def with_options(message: str, app: App, words: Sequence[str]) -> str:
+    """A message with options in place of parameters, as the user typed them: "--img-size is 0, expected …".
+
+    A message of the API on a value begins with its parameter, as "img_size is 0, expected …", and has others in
+    backquotes. What is not an option of the command stays as it is.
+
+    Args:
+        message: of one line.
+        app: all commands.
+        words: that were typed.
+    """
+    if not _PARAMETER.search(message):
+        return message
+    options = _options(app, words)
+    return _PARAMETER.sub(lambda found: options.get(found[1] or found[2], found[0]), message)
+
+
+def _options(app: App, words: Sequence[str]) -> dict[str, str]:
+    """The options of the command that was typed, by parameter."""
+    found = {}
+    command = app.parse_commands(words)[1][-1]
+    for argument in command.assemble_argument_collection() if command.default_command else ():
+        if argument.name.startswith("--"):
+            found[argument.name.removeprefix("--").rpartition(".")[2].replace("-", "_")] = argument.name
+    return found | {name: option for name, option in _OTHER_NAMES.items() if option in found.values()}
+
+
+def mistake(error: CycloptsError) -> str:
+    """What is wrong with a command that cannot be read, and where to look."""
+    help_page = " ".join(("vankit", *(error.command_chain or ()), "--help"))
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f"{error.unused_tokens[0]!r} is one word too many. See {help_page}"
+    return f"{str(error).strip()} See {help_page}"

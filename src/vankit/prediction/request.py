@@ -1,0 +1,45 @@
+"""What may be asked of a predictor, checked before a network is opened or downloaded."""
+
+from typing import Any
+
+from vankit.deploy.folder import is_exported
+from vankit.engines.base import check_options
+from vankit.errors import UserError
+
+REQUEST = frozenset({"engine", "precision", "device", "top_k", "batch_size", "max_pixels", "score"})
+
+
+def check_request(
+    model: object = None,
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    top_k: int | None = None,
+    batch_size: int = 1,
+    max_pixels: int = 1,
+    score: float = 0.0,
+) -> None:
+    """Refuse options that no network could be run with here.
+
+    Args:
+        model: see `vankit.Predictor`; an exported folder, which runs on CPUs, refuses devices by itself.
+        engine, precision, top_k, batch_size, max_pixels: see `vankit.Predictor`.
+        device: one of this machine; 'auto' where the network will run elsewhere, on a cluster.
+        score: see `vankit.DensePredictor`.
+
+    Raises:
+        ValueError: an option is out of range, or there is no such device.
+    """
+    check_options(engine, precision)
+    counts: dict[str, Any] = {"top_k": top_k, "batch_size": batch_size, "max_pixels": max_pixels}
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}, expected 1 or more")
+    if not 0 <= score <= 1:
+        raise UserError(f"score is {score}, expected 0 to 1")
+    exported = is_exported(model) or getattr(model, "exported", None) is not None
+    if device not in ("auto", "cpu") and not exported:
+        from vankit.engines.choose import device_for  # PyTorch, which alone knows what there is
+
+        device_for(engine, device)
