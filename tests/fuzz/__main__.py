@@ -131,7 +131,7 @@ class _Run:
             if before is not None and before <= len(data):
                 continue
             self.watch.store(finding, self.output)
-            if before is None and finding.key != "memory":
+            if before is None and not finding.key.startswith("memory"):
                 finding = self.watch.smaller(self.target, finding, self.case_folder)
                 self.watch.store(finding, self.output)
             self.seen[finding.key] = len(finding.data)

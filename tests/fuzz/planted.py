@@ -3,14 +3,21 @@
 from pathlib import Path
 from unittest.mock import patch
 
+from vankit.data import label_maps
+
 from . import watch
 from .targets import TARGETS, Target
 
 
 def _unknown_name(folder: Path) -> None:
-    """The palette's reader as if it knew two names, and looked others up without asking."""
-    known = {"void": 0, "road": 128, "sky": 32768}
-    with patch("vankit.data.label_maps._palette_line", lambda line, where: ((n := line.split()[-1]), known[n])):
+    """The palette's reader as if it knew four names, and looked others up without asking."""
+    known, read = ("void", "road", "sky", "sky, blue"), label_maps._palette_line
+
+    def looked_up(line: str, where: str) -> tuple[str, int]:
+        name, colour = read(line, where)
+        return name, dict.fromkeys(known, colour)[name]
+
+    with patch.object(label_maps, "_palette_line", looked_up):
         TARGETS["semantic"].steps[0](folder)
 
 

@@ -170,7 +170,7 @@ def examine(target: Target, data: bytes, folder: Path) -> list[Finding]:
         folder: see `lay_out`.
     """
     case, findings = target.split(data), []
-    for step in target.steps:
+    for number, step in enumerate(target.steps):
         target.write(case, folder)
         before = _memory(reset=True)
         try:
@@ -187,8 +187,8 @@ def examine(target: Target, data: bytes, folder: Path) -> list[Finding]:
         finally:
             _Watch.folder = None
         if (grown := _memory() - before) > MEMORY:
-            what = f"memory: {grown / 2**20:.0f} MB more at its peak"
-            findings.append(Finding(target.name, "memory", what, data))
+            what = f"{grown / 2**20:.0f} MB more at its peak\n"
+            findings.append(Finding(target.name, f"memory in step {number}", what, data))
     return findings
 
 
@@ -208,7 +208,7 @@ def _key(error: BaseException) -> str:
         if Path(frame.filename).is_relative_to(_SOURCE)
     ]
     # a reader that answers wrongly has no frame of its own in it
-    place = frames[-2:] or [traceback.extract_tb(error.__traceback__)[-1].line]
+    place = frames[-2:] or [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.line][-1:]
     return f"{type(error).__name__} in {' → '.join(map(str, place))}"
 
 
