@@ -158,6 +158,21 @@ def in_a_child() -> Callable[[Callable[[], Any]], Any]:
 
 
 @pytest.fixture
+def opened_files() -> Iterator[list[str]]:
+    """What Python opens during the test, by path."""
+    files: list[str] = []
+    watching = True
+
+    def note(event: str, args: tuple[Any, ...]) -> None:
+        if watching and event == "open" and isinstance(args[0], str | Path):
+            files.append(os.fspath(args[0]))
+
+    sys.addaudithook(note)  # which stays, and does nothing any more
+    yield files
+    watching = False
+
+
+@pytest.fixture
 def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """`shapes` with two batches to train on."""
     monkeypatch.setattr("vankit.data.folders._SHAPES_LENGTH", {"train": 256, "val": 32})

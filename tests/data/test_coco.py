@@ -249,6 +249,9 @@ BAD_ANNOTATIONS = {
     "short_box": (annotation(bbox=[2, 1, 4]), "annotation 1: bbox is .* expected four numbers"),
     "nan_box": (annotation(bbox=[2, 1, float("nan"), 4]), "annotation 1: bbox is .* expected four numbers"),
     "text_box": (annotation(bbox=[2, 1, "4", 4]), "annotation 1: bbox is .* expected four numbers"),
+    "far_box": (annotation(bbox=[2, 1e308, 4, 4]), "annotation 1: bbox .* is empty inside the picture"),
+    "long_category": (annotation(category_id=2**63), "has category_id 9223372036854775808, expected a whole number of"),
+    "huge_category": (annotation(category_id=1e308), r"has category_id 1e\+308, expected a whole number of 64 bits"),
     "huge_box": (annotation(bbox=[2, 1, 10**400, 4]), "annotation 1: bbox is .* expected four numbers"),
     "iscrowd": (annotation(iscrowd=2), "annotation 1: has iscrowd 2, expected 0 or 1"),
     "two_points": (annotation(segmentation=[[1, 1, 2, 2]]), "annotation 1: a polygon has 2 points"),
@@ -280,6 +283,7 @@ BAD_MASKS = {
 BAD_PICTURES = {
     "no_name": (picture(6, file_name=None), "has file_name None, expected a name"),
     "text_size": (picture(6, width="wide"), "a.png: has width 'wide', expected a whole number"),
+    "huge_size": (picture(6, width=10**400), "has width 1000.*, expected a whole number of 64 bits"),
     "missing": (picture(6, "b.png"), "b.png: no such image file in .*images"),
     "no_object": (3, "3: has id None"),
 }
@@ -369,6 +373,7 @@ REPAIRS: dict[str, tuple[Content, str]] = {
     "text_crowd": ({"iscrowd": "0"}, "iscrowd flags"),
     "over_the_edge": ({"bbox": [-30, 1, 36, 4], "segmentation": SQUARE}, "boxes clipped to their image"),
     "text_area": ({"area": "big"}, "areas taken from the boxes"),
+    "huge_area": ({"area": 1e300}, "areas taken from the boxes"),
     "nan_area": ({"area": float("nan")}, "areas taken from the boxes"),
     "no_box": ({"bbox": None}, "boxes taken from the polygons"),
     "flat": ({"segmentation": SQUARE[0]}, "segmentations that were one flat list"),

@@ -1,5 +1,7 @@
 """What label PNGs mean: palettes, mapped values, numbers of any kind, against what was written into them."""
 
+import contextlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +62,24 @@ def test_a_table_with_a_number_before_the_name_and_one_without_colours(tmp_path:
         ("1 2 3 a\n1 2 3 b", r"palette\.txt, line 2: the colour of b is given twice"),
         ("1 2 3 a\n1 2 b", r"line 2 is '1 2 b': expected R G B name"),
         ("1 2 256 a", r"line 1 is '1 2 256 a': expected numbers from 0 to 255"),
+        (f"1 2 {'3' * 5000} a", "line 1 is '1 2 3.*a': expected R G B name"),
     ],
 )
 def test_palettes_that_cannot_be_read(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "palette.txt").write_text(text)
     with pytest.raises(UserError, match=reason):
         find_palette(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["a" + " " * 60_000 + "b", "1," * 60_000, "1" * 60_000, "a" + " ," * 60_000])
+def test_no_line_takes_long(tmp_path: Path, line: str) -> None:
+    started = time.process_time()
+    for name in ("palette.txt", "labelmap.txt"):
+        (tmp_path / name).write_text(f"{line}\n")
+        with contextlib.suppress(UserError):
+            find_palette(tmp_path)
+        (tmp_path / name).unlink()
+    assert time.process_time() - started < 2  # it took 20 s and more
 
 
 def test_colours_that_the_palette_does_not_name(tmp_path: Path) -> None:
@@ -89,7 +103,9 @@ def test_pairs_of_values() -> None:
     assert parse_map(["255:1", "0:0", "40000:255"]) == {255: 1, 0: 0, 40000: 255} and parse_map([]) == {}
 
 
-@pytest.mark.parametrize("pair", ["255", "255:", "a:1", "255=1", "-1:1", "1:256", "65536:0", "1:2:3"])
+@pytest.mark.parametrize(
+    "pair", ["255", "255:", "a:1", "255=1", "-1:1", "1:256", "65536:0", "1:2:3", "1:" + "2" * 5000]
+)
 def test_what_is_no_pair(pair: str) -> None:
     with pytest.raises(UserError, match=f"map_labels has '{pair}': expected OLD:NEW, such as 255:1"):
         parse_map([pair])

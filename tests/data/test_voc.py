@@ -168,6 +168,22 @@ def test_entities_do_not_expand_without_end(tmp_path: Path) -> None:
     assert opened(tmp_path, reading=Reading(skip_bad=True)).names == ["a.png"]
 
 
+def test_xml_that_a_list_names_outside_is_opened_on_request_only(tmp_path: Path, opened_files: list[str]) -> None:
+    root, lists = tmp_path / "set", tmp_path / "set" / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    add(root, "JPEGImages/a.jpg", "Annotations/a.xml", thing())
+    add(tmp_path, "b.jpg", "b.xml", thing())
+    (lists / "train.txt").write_text("a\n../../b\n")
+    (root / "classes.txt").write_text("cat\n")
+    opened_files.clear()
+    with pytest.raises(UserError, match=r"b\.jpg' leads out of .*set; expected a name inside it: --allow-outside"):
+        opened(root)
+    data = opened(root, reading=Reading(skip_bad=True))
+    assert data.names == ["a.jpg"] and data.left_out == {"images outside the folder": 1}
+    assert not any(name.endswith("b.xml") for name in opened_files)
+    assert len(opened(root, reading=Reading(allow_outside=True))) == 2
+
+
 corners = st.tuples(st.integers(1, 20), st.integers(1, 10), st.integers(21, WIDTH), st.integers(11, HEIGHT))
 
 

@@ -245,6 +245,41 @@ def test_data_yaml_leads_nowhere_outside(tmp_path: Path) -> None:
         opened(tmp_path / "set")
 
 
+def test_a_listed_image_outside_is_opened_on_request_only(tmp_path: Path, opened_files: list[str]) -> None:
+    add(tmp_path, "elsewhere/images/b.png", CAT)
+    root = yaml(tmp_path / "set", "train: train.txt\nnames: [cat, dog]")
+    add(root, "images/a.png", CAT)
+    for line in ("../elsewhere/images/b.png", str(tmp_path / "elsewhere" / "images" / "b.png")):
+        (root / "train.txt").write_text(f"images/a.png\n{line}\n")
+        opened_files.clear()
+        with pytest.raises(UserError, match=r"b\.png' leads out of .*set; expected a name inside it: --allow-outside"):
+            opened(root)
+        data = opened(root, reading=Reading(skip_bad=True))
+        assert data.names == ["images/a.png"] and data.left_out == {"images outside the folder": 1}
+        assert not any("elsewhere" in name for name in opened_files)
+        assert [len(t["boxes"]) for _, t in opened(root, reading=Reading(allow_outside=True))] == [1, 1]
+
+
+def test_a_name_that_is_too_long_is_not_there(tmp_path: Path) -> None:
+    add(yaml(tmp_path, f"train: {'a' * 5000}\nnames: [cat, dog]"), "images/a.png", CAT)
+    with pytest.raises(UserError, match="says that train is a*, which is not in "):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("train", ["[[images]]", "{images: train}"])
+def test_a_split_that_is_no_name(tmp_path: Path, train: str) -> None:
+    add(yaml(tmp_path, f"train: {train}\nnames: [cat, dog]"), "images/train/a.png", CAT)
+    with pytest.raises(UserError, match=r"data\.yaml has .*images.* for a split: expected a folder, a text file or"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("shape", ["[²,3]", f"[{'1' * 5000},3]", "[17]", "17", "[-1, 3]"])
+def test_numbers_of_keypoints_that_are_none(tmp_path: Path, shape: str) -> None:
+    add(yaml(tmp_path, f"names: [cat, dog]\nkpt_shape: {shape}"), "images/train/a.png", CAT)
+    with pytest.raises(UserError, match="has kpt_shape .*: expected two whole numbers, such as"):
+        opened(tmp_path)
+
+
 numbers = st.floats(0.05, 0.95)
 boxes = st.tuples(st.integers(0, 1), numbers, numbers, st.floats(0.01, 0.1), st.floats(0.01, 0.1))
 polygons = st.tuples(st.integers(0, 1), *[numbers] * 6).filter(lambda p: min(np.ptp(p[1::2]), np.ptp(p[2::2])) > 0.01)

@@ -28,6 +28,7 @@ from vankit.data.coco_entries import (
     box_of,
     categories_of,
     flag,
+    refuse_outside,
     segmentation_of,
     size_of,
     text,
@@ -40,16 +41,15 @@ from vankit.files import read_json
 
 Target = dict[str, Any]
 Transform = Callable[[tv_tensors.Image, Target], tuple[Any, Any]]
+Read = Callable[[Path, Sequence[str], Reading], Content]  # of annotations, a network's classes, and how forgiving to be
 
 logger = logging.getLogger(__name__)
-
-OUTSIDE = "images outside the folder"
 
 _SHOWN = 3
 
 
-def read_coco(path: Path, known: Sequence[str] = ()) -> Content:
-    """The content of a COCO JSON; `known` plays no part.
+def read_coco(path: Path, known: Sequence[str] = (), reading: Reading = STRICT) -> Content:
+    """The content of a COCO JSON; `known` and `reading` play no part.
 
     Raises:
         FileNotFoundError: there is none.
@@ -75,7 +75,7 @@ class Coco(Reader):
         annotations: Path,
         transform: Transform | None,
         reading: Reading,
-        read: Callable[[Path, Sequence[str]], Content],
+        read: Read,
         known: Sequence[str],
         root: Path | None,
     ) -> None:
@@ -89,7 +89,7 @@ class Coco(Reader):
         self.left_out: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.division: Division | None = None
-        content = read(self.annotations, known)
+        content = read(self.annotations, known, reading)
         if not self.images.is_dir():
             raise MissingFileError(f"no image folder {self.images}, expected the pictures of {self.annotations} there")
         categories = content["categories"] = categories_of(content, self.annotations, known, self.repairs)
@@ -188,20 +188,16 @@ class Coco(Reader):
 
     def _locate(self, name: str) -> Path:
         """Where an image is: relative to the folder of the images, or else of the set or the JSON."""
-        outside = False
+        outside: Path | None = None
         for place, path in self._candidates(name):
             if not self.reading.allow_outside and not path.is_relative_to(self._root):
-                outside = True
+                outside = path
             elif path.is_file():
                 if place:
                     self.repairs[place] += 1
                 return path
-        if outside:
-            raise Flaw(
-                OUTSIDE,
-                f"file_name {name!r} leads out of {self._root}; expected a name inside it: --allow-outside "
-                "(allow_outside=True) reads such images too",
-            )
+        if outside is not None:
+            refuse_outside(name, outside, self._root)
         elsewhere = "" if self._root == Path(os.path.abspath(self.images)) else f", nor in {self._root}"
         raise MissingFileError(f"no such image file in {self.images}{elsewhere}")
 
@@ -296,7 +292,7 @@ class CocoInstances(Coco):
         transform: Transform | None = None,
         masks: bool = True,
         reading: Reading = STRICT,
-        read: Callable[[Path, Sequence[str]], Content] = read_coco,
+        read: Read = read_coco,
         known: Sequence[str] = (),
         root: Path | None = None,
     ) -> None:

@@ -1,6 +1,7 @@
 """The entries of a COCO JSON: repaired where that loses nothing, refused where it would."""
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ UPRIGHT = (
     "annotate the upright picture, or, if the boxes fit the picture as it is stored, take its rotation away: exiftool "
     "-Orientation="
 )
+OUTSIDE = "images outside the folder"
+_LARGEST_AREA = 1e18  # square pixels; more is a mistake, and may be beyond what float32 holds
 OVERHANG = 2  # pixels; COCO's own boxes and polygons reach past the edge by rounding
 
 
@@ -37,6 +40,26 @@ class Flaw(UserError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+def refuse_outside(name: str, path: str | Path, root: Path) -> None:
+    """Refuse, before it is opened, a file that is not in the folder of its set.
+
+    Args:
+        name: as the annotations have it.
+        path: where the file is.
+        root: the folder.
+
+    Raises:
+        Flaw: it leads out.
+    """
+    folder = os.path.abspath(root)
+    if not Path(os.path.abspath(path)).is_relative_to(folder):
+        raise Flaw(
+            OUTSIDE,
+            f"file_name {name!r} leads out of {folder}; expected a name inside it: --allow-outside "
+            "(allow_outside=True) reads such images too",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +106,22 @@ class Picture:
 
 
 def whole(entry: Any, key: str, repairs: Repairs) -> int:
-    """A whole number of an entry; also a float such as 3.0, or digits as text.
+    """A whole number of an entry, of at most 64 bits; also a float such as 3.0, or digits as text.
 
     Raises:
         Flaw: it is none.
     """
     value = entry.get(key) if isinstance(entry, dict) else None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
+    number: Any = value
     if (isinstance(value, float) and value.is_integer()) or (
         isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,18}\s*", value)
     ):
+        number = int(value)
+    if not isinstance(number, int) or isinstance(number, bool) or not -(2**63) <= number < 2**63:
+        raise Flaw(f"entries without a usable {key}", f"has {key} {value!r}, expected a whole number of 64 bits")
+    if number is not value:
         repairs[f"{key}s that were not whole numbers"] += 1
-        return int(value)
-    raise Flaw(f"entries without a usable {key}", f"has {key} {value!r}, expected a whole number")
+    return number
 
 
 def text(entry: Mapping[str, Any], key: str) -> str:
@@ -165,7 +190,11 @@ def box_of(entry: Mapping[str, Any], picture: Picture, repairs: Repairs) -> Box:
     x, y, width, height = map(float, value)
     if width <= 0 or height <= 0:
         raise Flaw("empty boxes", f"bbox {value} is empty: width and height must be positive")
-    x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + width, picture.width), min(y + height, picture.height)
+    # both ends are brought into the picture: further out they may be beyond what float32 holds
+    (x1, x2), (y1, y2) = (
+        [min(max(end, 0.0), side) for end in (start, start + length)]
+        for start, length, side in ((x, width, picture.width), (y, height, picture.height))
+    )
     if np.float32(x1) >= np.float32(x2) or np.float32(y1) >= np.float32(y2):
         raise Flaw("boxes outside their image", f"bbox {value} is empty inside the picture of {picture.size} pixels")
     if _reach((x, x + width), (y, y + height), picture) > OVERHANG:
@@ -200,7 +229,7 @@ def _reach(xs: Sequence[float], ys: Sequence[float], picture: Picture) -> float:
 def area_of(entry: Mapping[str, Any], box: Box, repairs: Repairs) -> float:
     """An entry's area in square pixels; its box's where it has none."""
     area = entry.get("area")
-    if isinstance(area, int | float) and not isinstance(area, bool) and finite([area]) and area >= 0:
+    if isinstance(area, int | float) and not isinstance(area, bool) and 0 <= area <= _LARGEST_AREA:
         return area
     if area is not None:
         repairs["areas taken from the boxes"] += 1

@@ -17,8 +17,9 @@ IGNORE = 255  # the label of pixels without one
 PALETTES = ("palette.txt", "label_colors.txt", "labelmap.txt", "class_dict.csv")
 
 _UNLABELLED = frozenset({"void", "ignore", "unlabelled", "unlabeled"})
-_COLOUR_FIRST = re.compile(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(.+)")
-_NAME_FIRST = re.compile(r"(.+?)\s*[:,]\s*(\d+)[\s,]+(\d+)[\s,]+(\d+)(?:[\s,:].*)?")
+# each takes time by the length of a line, whatever is in it
+_COLOUR_FIRST = re.compile(r"(\d{1,9})[\s,]+(\d{1,9})[\s,]+(\d{1,9})[\s,]+(.+)")
+_NAME_FIRST = re.compile(r"(.+?)[:,]\s*(\d{1,9})[\s,]+(\d{1,9})[\s,]+(\d{1,9})(?:[\s,:].*)?")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def find_palette(root: Path) -> Palette | None:
     for number, line in enumerate(lines, 1):
         if not line or line.startswith("#") or (number == 1 and not re.search(r"\d", line)):
             continue
-        if path.name == "labelmap.txt" and not re.search(r"\d+,\s*\d+,\s*\d+", line):
+        if path.name == "labelmap.txt" and not re.search(r"\d{1,9},\s*\d{1,9},\s*\d", line):
             return None  # of another tool, which lists names alone
         row = line.partition(",")[2] if with_number else line
         name, colour = _palette_line(row, f"{path}, line {number}")
@@ -98,7 +99,7 @@ def parse_map(pairs: Iterable[str]) -> dict[int, int]:
     """
     mapping: dict[int, int] = {}
     for pair in pairs:
-        match = re.fullmatch(r"(\d+):(\d+)", pair)
+        match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", pair)
         old, new = map(int, match.groups()) if match else (-1, -1)
         if not (0 <= old < 2**16 and 0 <= new <= IGNORE):
             raise UserError(f"map_labels has {pair!r}: expected OLD:NEW, such as 255:1, NEW from 0 to {IGNORE}")

@@ -1,13 +1,12 @@
 """Where the annotations of a folder are: COCO's JSON, YOLO's text files or Pascal VOC's XML."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vankit.data.coco import read_coco
-from vankit.data.coco_entries import Content
+from vankit.data.coco import Read, read_coco
 from vankit.data.voc import find_voc, read_voc
 from vankit.data.walk import SPLITS, split_folder
 from vankit.data.yolo import find_yolo, read_yolo, whole_yolo
@@ -25,13 +24,13 @@ class Source:
     Attributes:
         images: folder of the pictures.
         annotations: the file or folder that says what is in them.
-        read: from `annotations` and the classes of a network, if any, to COCO's content.
+        read: from `annotations`, the classes of a network, if any, and how forgiving to be, to COCO's content.
         plain: they are the whole set, which has no splits.
     """
 
     images: Path
     annotations: Path
-    read: Callable[[Path, Sequence[str]], Content] = read_coco
+    read: Read = read_coco
     plain: bool = False
 
 
@@ -106,7 +105,7 @@ def _yolo(root: Path, split: str) -> Source | None:
     base = images[0] if len(images) == 1 and images[0].is_dir() else root
     if split == "val" and not plain and images == find_yolo(root, "train"):
         logger.warning("%s: train and val are the same images", root)
-    return Source(base, root, lambda _, known: read_yolo(root, images, base), plain)
+    return Source(base, root, lambda _, known, reading: read_yolo(root, images, base, reading), plain)
 
 
 def _voc(root: Path, split: str) -> Source | None:
@@ -117,7 +116,7 @@ def _voc(root: Path, split: str) -> Source | None:
     images, annotations, listed = found
     train = None if plain else find_voc(root, "train")
     folders = (root, images, annotations, listed, train and train[1])
-    return Source(images, annotations, lambda _, known: read_voc(*folders, known), plain)
+    return Source(images, annotations, lambda _, known, reading: read_voc(*folders, known, reading), plain)
 
 
 def explain_missing(root: Path, split: str, kind: str) -> MissingFileError:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from vankit.data.coco_entries import Content, Flaw, unlisted
+from vankit.data.coco_entries import Content, Flaw, refuse_outside, unlisted
+from vankit.data.reading import STRICT, Reading
 from vankit.data.walk import SPLITS, PassedOver, is_image, split_folder, subfolders, walk_files, walk_images
 from vankit.errors import UserError
 from vankit.files import open_file, read_text
@@ -74,6 +75,7 @@ def read_voc(
     listed: Path | None,
     train: Path | None,
     known: Sequence[str] = (),
+    reading: Reading = STRICT,
 ) -> Content:
     """A split's images and objects as COCO's content, with what cannot be read under `flaws`.
 
@@ -86,6 +88,7 @@ def read_voc(
         images, annotations, listed: see `find_voc`.
         train: folder of the XML files that name the classes.
         known: classes of a network, which are taken instead if all that are found are among them.
+        reading: whether XML files of images that a list names outside the folder are read.
 
     Raises:
         ValueError: the classes are not known.
@@ -102,6 +105,8 @@ def read_voc(
         name = os.path.relpath(path, images)
         xml = annotations / Path(name).with_suffix(".xml")
         try:
+            if not reading.allow_outside:
+                refuse_outside(name, xml, root)
             tree = _parse(xml)
         except Flaw as flaw:
             content["flaws"].append((name, flaw))

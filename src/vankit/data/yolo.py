@@ -1,14 +1,16 @@
 """Boxes and polygons in YOLO's layout, as COCO's content: `images/`, `labels/` with a text file each, data.yaml."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vankit.data.coco_entries import Content, Flaw, finite, unlisted
+from vankit.data.coco_entries import Content, Flaw, finite, refuse_outside, unlisted
 from vankit.data.images import read_size
+from vankit.data.reading import STRICT, Reading
 from vankit.data.walk import SPLITS, PassedOver, is_image, split_folder, walk_images
 from vankit.errors import UserError
 from vankit.files import read_text
@@ -52,7 +54,12 @@ def find_yolo(root: Path, split: str) -> list[Path] | None:
 
 
 def _entries(value: Any) -> list[str]:
-    return [each for each in (value if isinstance(value, list) else [value]) if each not in (None, "", ".", "null")]
+    entries = [each for each in (value if isinstance(value, list) else [value]) if each not in (None, "", ".", "null")]
+    if not all(isinstance(each, str) for each in entries):
+        raise UserError(
+            f"data.yaml has {str(value)[:200]} for a split: expected a folder, a text file or a list of these"
+        )
+    return entries
 
 
 def _by_name(root: Path, split: str) -> Path | None:
@@ -104,10 +111,10 @@ def _named(root: Path, config: dict[str, Any], entry: str) -> Path | None:
     ]  # two parts, of which one names the split
     candidates = (root / (base if isinstance(base, str) else "") / entry, root / entry, *tails)
     lexical = (Path(os.path.abspath(path)) for path in candidates)
-    return next((path for path in lexical if path.is_relative_to(os.path.abspath(root)) and path.exists()), None)
+    return next((path for path in lexical if path.is_relative_to(os.path.abspath(root)) and os.path.exists(path)), None)
 
 
-def read_yolo(root: Path, images: Sequence[Path], base: Path) -> Content:
+def read_yolo(root: Path, images: Sequence[Path], base: Path, reading: Reading = STRICT) -> Content:
     """A split's images and objects as COCO's content, with what cannot be read under `flaws`.
 
     A line is `class x y width height`, the box's centre and size, or `class x y x y x y …`, a polygon, all as parts of
@@ -118,6 +125,7 @@ def read_yolo(root: Path, images: Sequence[Path], base: Path) -> Content:
         root: the folder of the set.
         images: see `find_yolo`.
         base: folder that the names of the images are relative to.
+        reading: whether images that a list names outside the folder are read.
 
     Raises:
         ValueError: the class names cannot be read, or no image has labels.
@@ -132,9 +140,9 @@ def read_yolo(root: Path, images: Sequence[Path], base: Path) -> Content:
     for number, path in enumerate(_listed(root, images, passed_over), 1):
         name = os.path.relpath(path, base)
         try:
-            width, height = read_size(path)
-        except (OSError, ValueError) as error:
-            content["flaws"].append((name, Flaw("images that cannot be read", str(error))))
+            width, height = _size(name, path, root, reading)
+        except Flaw as flaw:
+            content["flaws"].append((name, flaw))
             continue
         content["images"].append({"id": number, "file_name": name, "width": width, "height": height})
         if (labels := label_file(path)).exists():
@@ -153,12 +161,22 @@ def read_yolo(root: Path, images: Sequence[Path], base: Path) -> Content:
     return content
 
 
+def _size(name: str, path: Path, root: Path, reading: Reading) -> tuple[int, int]:
+    """(width, height) of an image, which is opened only where it may be."""
+    if not reading.allow_outside:
+        refuse_outside(name, path, root)
+    try:
+        return read_size(path)
+    except (OSError, ValueError) as error:
+        raise Flaw("images that cannot be read", str(error)) from error
+
+
 def _keypoints(config: dict[str, Any]) -> int:
     """Numbers that follow a box in a set of poses."""
     shape = config.get("kpt_shape")
     if shape is None:
         return 0
-    if not isinstance(shape, list) or len(shape) != 2 or not all(str(n).isdigit() for n in shape):
+    if not isinstance(shape, list) or len(shape) != 2 or not all(re.fullmatch("[0-9]{1,4}", str(n)) for n in shape):
         raise UserError(f"data.yaml has kpt_shape {shape}: expected two whole numbers, such as [17, 3]")
     return int(shape[0]) * int(shape[1])
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from vankit.data.coco import OUTSIDE
+from vankit.data.coco_entries import OUTSIDE
 from vankit.data.held_out import Division, HeldOut
 from vankit.data.reading import Reading
 from vankit.data.walk import UNLISTED, PassedOver
