@@ -193,7 +193,8 @@ def main():
     import joblib, torch
     torch.set_num_threads(2)  # OpenMP's threads, too, are lost to a forked child
     classifiers = [vankit.Predictor("van_b0.cifar10", engine=e) for e in ("torch", "openvino", "onnxruntime")]
-    subprocess.run([sys.executable, "-m", "vankit", "export", "van_b0.cifar10", "--output", "exported"], stdout=subprocess.DEVNULL, check=True)
+    export = [sys.executable, "-m", "vankit", "export", "van_b0.cifar10", "--output", "exported"]
+    subprocess.run(export, stdout=subprocess.DEVNULL, check=True)
     given = [*classifiers, vankit.Predictor("exported")]
     given += [vankit.DensePredictor(sys.argv[1], engine=e) for e in ("torch", "auto")]
     fresh = vankit.Predictor("van_b0.cifar10", engine="torch")
