@@ -20,6 +20,8 @@ import vankit
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import Exported, read_exported
 from vankit.deploy.opening import Network, open_network
+from vankit.engines.openvino import _THREADS
+from vankit.errors import UserError
 from vankit.models.description import Description
 
 PICTURES = [np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8) for i in range(6)]
@@ -57,7 +59,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["openvino", "onnxruntime", "torch", "folder"])
+@pytest.fixture(
+    scope="module", params=["openvino", pytest.param("onnxruntime", marks=pytest.mark.slow), "torch", "folder"]
+)
 def used(request: pytest.FixtureRequest, network: Network, folder: Path) -> vankit.Predictor:
     """A predictor that has answered."""
     name = request.param
@@ -74,12 +78,25 @@ def close(found: list[vankit.Prediction], expected: list[vankit.Prediction]) -> 
         assert [label.score for label in row.labels] == pytest.approx([label.score for label in other.labels], abs=1e-5)
 
 
+def refusal(predictor: vankit.Predictor) -> Exception | None:
+    try:
+        predictor(PICTURES)
+    except UserError as error:
+        return error
+    return None
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child(used: vankit.Predictor, in_a_child: Callable[[Callable[[], Any]], Any]) -> None:
     expected = used(PICTURES)
-    many, one = in_a_child(lambda: (used(PICTURES), used(PICTURES[0])))
-    close(many, expected)
-    close([one], expected[:1])
+    if used.engine.name == "openvino":  # here other tests have freed networks; whole processes are tested below
+        _THREADS.leave()
+        with pytest.raises(UserError, match=r"would hang in this forked process.*get_context\('spawn'\)"):
+            raise in_a_child(lambda: refusal(used))
+    else:
+        many, one = in_a_child(lambda: (used(PICTURES), used(PICTURES[0])))
+        close(many, expected)
+        close([one], expected[:1])
     close(used(PICTURES), expected)  # and the parent goes on
 
 
@@ -148,7 +165,7 @@ def test_a_dense_predictor(
 
 
 SCRIPT = """
-import multiprocessing, os, sys
+import multiprocessing, subprocess, sys
 import numpy as np
 import vankit
 
@@ -176,19 +193,18 @@ def main():
     import joblib, torch
     torch.set_num_threads(2)  # OpenMP's threads, too, are lost to a forked child
     classifiers = [vankit.Predictor("van_b0.cifar10", engine=e) for e in ("torch", "openvino", "onnxruntime")]
-    vankit.export("van_b0.cifar10", out="exported")
+    export = [sys.executable, "-m", "vankit", "export", "van_b0.cifar10", "--output", "exported"]
+    subprocess.run(export, stdout=subprocess.DEVNULL, check=True)
     given = [*classifiers, vankit.Predictor("exported")]
     given += [vankit.DensePredictor(sys.argv[1], engine=e) for e in ("torch", "auto")]
     fresh = vankit.Predictor("van_b0.cifar10", engine="torch")
     expected = answers(given)
-    for method in ("fork", "forkserver", "spawn"):
+    for method in ("fork", "spawn"):
         with multiprocessing.get_context(method).Pool(1, keep, (given,)) as pool:
             assert pool.map_async(in_pool, [0]).get(240) == [expected], method
         print(method, "ok", flush=True)
     with multiprocessing.get_context("fork").Pool(1, keep, ([fresh],)) as pool:
         assert pool.map_async(in_pool, [0]).get(120) == [expected[:4]]
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert len(pool.map_async(classifiers[0], PICTURES).get(120)) == 3  # the predictor itself as the function
     rows = joblib.Parallel(n_jobs=2, timeout=240)(joblib.delayed(given[3])(picture) for picture in PICTURES)
     assert [[label.name for label in row.labels] for row in rows] == answers(given[3:4])[:3]
     print("joblib ok", flush=True)
@@ -212,4 +228,4 @@ def test_pools_of_every_kind(dense_checkpoint: Callable[[str, str], Path], tmp_p
         command, capture_output=True, text=True, env=environment, timeout=600, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split("\n") == ["fork ok", "forkserver ok", "spawn ok", "joblib ok", ""]
+    assert done.stdout.split("\n") == ["fork ok", "spawn ok", "joblib ok", ""]

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -81,6 +82,7 @@ class OpenVinoEngine(Engine):
 
     def _compile(self, streams: int) -> Any:
         core = openvino_core()
+        weakref.finalize(self, _THREADS.leave)
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self._hint, "NUM_STREAMS": streams}
         if streams > 1 or self.workers < (os.cpu_count() or 1):  # else OpenVINO takes one thread per physical core
             config["INFERENCE_NUM_THREADS"] = self.workers
@@ -117,7 +119,36 @@ def _one_by_one(request: Any, x: Array) -> Array:
 _CORE: PerProcess[Any] = PerProcess()
 
 
+class _Threads:
+    """OpenVINO keeps the threads of a model that has been freed for the next one of its kind, which in a forked child
+    would wait for them for ever."""
+
+    left = lost = False
+
+    def leave(self) -> None:
+        self.left = True
+
+    def lose(self) -> None:
+        self.lost = self.left
+
+
+_THREADS = _Threads()
+if hasattr(os, "register_at_fork"):  # where there is fork
+    os.register_at_fork(after_in_child=_THREADS.lose)
+
+
 def openvino_core() -> Any:
+    """OpenVINO of this process.
+
+    Raises:
+        ImportError: openvino is missing.
+        ValueError: this process was forked from one in which it had freed a model.
+    """
+    if _THREADS.lost:
+        raise UserError(
+            "OpenVINO would hang in this forked process, for its parent had used a network before and freed it: start "
+            "processes with multiprocessing.get_context('spawn'), or use engine='torch'"
+        )
     return _CORE.get(_start_core)
 
 
