@@ -327,8 +327,8 @@ def test_other_peoples_files_are_left_alone(network: nn.Module, exports: Factory
     [
         ({"format": "tflite"}, "format is 'tflite': expected one of openvino, onnx, pt2"),
         ({"format": "pt2", "int8": True, "calibrate": "photos"}, "pt2 has no int8"),
-        ({"int8": True}, "int8 and calibrate go together"),
-        ({"calibrate": "photos"}, "int8 and calibrate go together"),
+        ({"int8": True}, "`int8` and `calibrate` go together"),
+        ({"calibrate": "photos"}, "`int8` and `calibrate` go together"),
         ({"max_drop": 1.5}, "max_drop is 1.5: expected 0 to 1"),
         ({"classes": ["a"]}, "4 outputs and there are 1 class names"),
     ],
