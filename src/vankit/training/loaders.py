@@ -96,10 +96,10 @@ def loaders(
 def _train_loader(
     dataset: Any, config: Config, processes: Processes, collate: Callable[..., Any] | None
 ) -> DataLoader[Any]:
-    if isinstance(dataset, IterableDataset):  # which decides on its order itself
-        return _loader(dataset, config, collate, drop_last=True)
     if isinstance(config, TrainConfig) and config.balance == "sampling":
         order = partial(balanced_order, labels_of(dataset), config.seed)
+    elif isinstance(dataset, IterableDataset):  # which decides on its order itself
+        return _loader(dataset, config, collate, drop_last=True)
     else:
         order = partial(shuffled, len(dataset), config.seed)
     sampler = Draws(len(dataset), order, processes.rank, processes.world)

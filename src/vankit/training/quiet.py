@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# what the config has decided, or the version that began the run; to gather figures that are of all processes already; to
-# have a loader that begins within an epoch, as ours does; and a deprecation in its own code
+# what the config has decided, or the version that began the run; to gather figures that are of all processes already;
+# a loader that begins within an epoch, as ours does; and a deprecation in its own code
 _ADVICE = (
     ".*does not have many workers",
     ".*callbacks used to create the checkpoint need to be provided",

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,8 @@ class Begun:
             checkpoint: to start from, or None.
 
         Raises:
-            ValueError: it is another network, has another optimiser or other data, or goes on within an epoch that
-                would have other batches.
+            ValueError: it is another network, has another optimiser, other data or another start, or goes on within an
+                epoch whose batches would be others.
         """
         _check_network(self.out, self.record, description, record["model"])
         _check_optimiser(self.out, self.record, record)
@@ -68,32 +68,23 @@ class Begun:
                 f"the run in {self.out} was begun from {start or 'no checkpoint'}: leave out --checkpoint, or choose "
                 "another folder (--output)"
             )
-        changed = self._changed(record)
-        of_order = {name: text for name, text in changed.items() if name in _OF_THE_ORDER}
-        if of_order and within_epoch(self.state):
+        changed = _changed({**self.record, **self.state.get("place", {})}, record, _OF_THE_ORDER)
+        if changed and within_epoch(self.state):
             raise UserError(
                 f"the run in {self.out} was stopped within epoch {place_of(self.state)[0] + 1}, whose batches would be "
-                f"others with {', '.join(of_order.values())}: use the same until the epoch is done"
+                f"others with {', '.join(changed)}: use the same until that epoch is done"
             )
 
-    def warn(self, record: Mapping[str, Any]) -> None:
-        """Say which settings are not those that the run was begun with."""
-        if changed := self._changed(record):
-            logger.warning(
-                "the run in %s goes on with other settings than before: %s", self.out, ", ".join(changed.values())
-            )
+    def continued(self, record: Mapping[str, Any], say: bool) -> dict[str, Any]:
+        """Settings from here on, with what the run keeps of its beginning.
 
-    def _changed(self, record: Mapping[str, Any]) -> dict[str, str]:
-        before, now = {**self.record, **self.state.get("place", {})}, _plain(record)
-        compared = [name for name in now if name in before and name not in (*_FREE, *_OF_THE_START)]
-        return {
-            name: f"{_option(name)} {now[name]} (before {before[name]})"
-            for name in compared
-            if before[name] != now[name]
-        }
-
-    def continued(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """A record of settings with what the run has kept since it was begun."""
+        Args:
+            record: settings that are asked for.
+            say: log which are others than before.
+        """
+        compared = [name for name in record if name not in (*_FREE, *_OF_THE_START)]
+        if say and (changed := _changed(self.record, record, compared)):
+            logger.warning("the run in %s goes on with other settings than before: %s", self.out, ", ".join(changed))
         kept = {name: self.record[name] for name in ("checkpoint", "weights") if name in self.record}
         if self.record.get("logger") == record["logger"] and "logger_run" in self.record:
             kept["logger_run"] = self.record["logger_run"]
@@ -179,6 +170,13 @@ def _readable(path: Path) -> bool:
         return "epoch" in read_metadata(path)
     except UserError:
         return False
+
+
+def _changed(before: Mapping[str, Any], record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Those of some settings that have changed, as a user writes them; what is said on one side alone has not."""
+    now = _plain(record)
+    both = [name for name in names if name in before and name in now and before[name] != now[name]]
+    return [f"{_option(name)} {now[name]} (before {before[name]})" for name in both]
 
 
 def _plain(values: Any) -> Any:

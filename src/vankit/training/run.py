@@ -135,22 +135,13 @@ def train(
         begun = read_run(out) if resume else None
         seed_everything(config.seed, verbose=False)
         setup = _set_up(data, model, config, processes, checkpoint, task, head, reading, weights, begun)
-        record = {"data": name_of(data), **setup.description.to_metadata(), "model": model}
-        record |= {**dataclasses.asdict(config), **dataclasses.asdict(reading)}
-        record |= {"checkpoint": checkpoint and str(checkpoint), "weights": weights}
-        if setup.description.model is None:  # no name says what it is
-            record["sizes"] = sizes_of(cast(nn.Module, setup.task.model).state_dict())
+        record = _record(setup, data, model, config, reading, checkpoint, weights)
         if begun is not None:
-            images = len(setup.train_loader.dataset)  # type: ignore[arg-type]
-            now = {**record, "images": images, "processes": processes.world}
-            begun.check(now, setup.description, checkpoint)
-            begun.check_fit(setup.task)
+            _check_same_run(begun, setup, record, checkpoint, processes)
             begun.restore_weights(write=processes.rank == 0)
             if (result := _finished(begun, config, len(setup.train_loader))) is not None:
                 return result
-            if processes.rank == 0:
-                begun.warn(now)
-            record = begun.continued(record)
+            record = begun.continued(record, say=processes.rank == 0)
         return _fit(setup, config, out, record, begun)
 
 
@@ -192,21 +183,45 @@ def _set_up(
     return setup_classify(data, model, config, processes, checkpoint, weights, record.get("sizes"), reading)
 
 
+def _record(
+    setup: Setup,
+    data: Data,
+    model: str,
+    config: Config,
+    reading: Reading,
+    checkpoint: str | Path | None,
+    weights: Weights | None,
+) -> dict[str, Any]:
+    """All settings of a run, for config.json."""
+    record = {"data": name_of(data), **setup.description.to_metadata(), "model": model}
+    record |= {**dataclasses.asdict(config), **dataclasses.asdict(reading)}
+    record |= {"checkpoint": None if checkpoint is None else str(checkpoint), "weights": weights}
+    if setup.description.model is None:  # no name says what it is
+        record["sizes"] = sizes_of(cast(nn.Module, setup.task.model).state_dict())
+    return record
+
+
+def _check_same_run(
+    begun: Begun, setup: Setup, record: Mapping[str, Any], checkpoint: str | Path | None, processes: Processes
+) -> None:
+    images = len(setup.train_loader.dataset)  # type: ignore[arg-type]
+    begun.check({**record, "images": images, "processes": processes.world}, setup.description, checkpoint)
+    begun.check_fit(setup.task)
+
+
 def _finished(begun: Begun, config: Config, batches: int) -> TrainResult | None:
-    """What a run left that has nothing more to do."""
-    epochs, out = place_of(begun.state)[0], begun.out
+    """What a run left that has nothing more to do; None if it has."""
+    out, epochs, longest = begun.out, place_of(begun.state)[0], _length(config, batches)["max_epochs"]
     waited = begun.state["callbacks"].get("StopEarly", {}).get("waited", 0)
-    if epochs >= _length(config, batches)["max_epochs"]:
-        further = "more --epochs"
-    elif 0 < config.patience <= waited:
-        further = "more --patience"
-    else:
-        return None
-    if not (out / NAME).is_file():  # it was killed before its report was written
+    stopped = 0 < config.patience <= waited
+    written = (out / NAME).is_file()  # at the very end
+    if epochs <= longest and not (written and (stopped or epochs == longest)):
         return None
     if int(os.environ.get("RANK", 0)) == 0:
+        further = "--patience" if epochs < longest else "--epochs"
         print(
-            f"the run in {out} is finished, after {epochs} epochs: nothing to do; it goes on with {further}", flush=True
+            f"nothing to do: the run in {out} is finished, after {epochs} epochs; more {further} continue it",
+            flush=True,
         )
     kept = begun.state["callbacks"]["KeepWeights"]
     return TrainResult(kept["best"], kept["measure"], out / "best.safetensors", out / "last.safetensors", 0.0)
