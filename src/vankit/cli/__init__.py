@@ -54,10 +54,6 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2 if isinstance(error, CycloptsError) else 1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends with status 1
-            raise SystemExit(130) from None
-        raise
     raise SystemExit(status or 0)
 
 
@@ -75,6 +71,8 @@ def _answer(error: Exception) -> str | None:
         return message
     if out_of_memory(error):
         return "out of memory: use a smaller --batch-size, smaller images or a smaller model"
+    if re.match(r"DataLoader worker \(pid.*\) is killed by signal: Terminated", message):
+        return "a process that loads images was ended by SIGTERM"
     if re.match(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)", message):
         return "a process that loads images died, probably for lack of memory or shared memory: use fewer --workers"
     return None

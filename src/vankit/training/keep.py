@@ -13,6 +13,7 @@ from vankit.models.description import Description
 from vankit.models.weights import read_metadata
 from vankit.training.classify import MultiLabelClassifier
 from vankit.training.dense import DenseTask
+from vankit.training.loaders import share_buffers
 from vankit.training.logs import Log
 from vankit.training.progress import last_loss
 from vankit.training.state import STATE, State, place_of
@@ -54,6 +55,9 @@ class KeepWeights(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.loss = last_loss(trainer, self.loss)  # the state's own, where a resumed run only has to validate
         self._save(trainer, trainer.current_epoch, trainer.fit_loop.batch_idx + 1)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        share_buffers(pl_module)  # what is kept is what is measured
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         measures: dict[str, float] = pl_module.measures()  # on every process: it gathers

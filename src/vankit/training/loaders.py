@@ -36,6 +36,16 @@ def gathered(state: Any) -> list[Any]:
     return states
 
 
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers of the first one, whose running statistics are kept; every process has to call it.
+
+    While training PyTorch does so before a step, so that a process has its own after the last one.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
 @dataclass(frozen=True)
 class Setup:
     """A run ready to start.
