@@ -21,6 +21,8 @@ from vankit.errors import MissingFileError, ReadError, UserError, WriteError, ou
 
 logger = logging.getLogger(__name__)
 
+_PARTIAL = ".partial"
+
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -155,13 +157,19 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     path = path.resolve()  # a link stays, and what it points to is replaced
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid4().hex}.partial")  # without the old name, which may be as long as names can be
+    partial = path.with_name(f".{uuid4().hex}{_PARTIAL}")  # without the old name, which may be as long as names can be
     try:
         yield partial
         with writing(path):
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def clear_partials(folder: str | PathLike[str]) -> None:
+    """Remove what `replacing` has left in a folder where its process was killed; no other may be writing there."""
+    for path in Path(folder).glob(f".*{_PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

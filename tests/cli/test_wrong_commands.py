@@ -143,7 +143,7 @@ TYPED: dict[str, tuple[int, str]] = {
     "train data --checkpoint nowhere.pth": (1, "no checkpoint at nowhere.pth"),
     "train data --weights ema": (1, "(--weights) chooses among those of a checkpoint"),
     "train data --resume": (1, "nothing to resume in runs/van_b0"),
-    "train data --output a-file": (1, "a-file is not a folder that can be written to: choose another one (--output)"),
+    "train data --output a-file": (1, "a-file is a file: pass a folder to write into"),
     "train nowhere": (1, "no dataset at nowhere"),
     "train data/train/dark/0.png": (1, "no dataset at data/train/dark/0.png: expected a directory"),
     "train one-class --batch-size 2": (1, "one-class has one class, dark: expected at least two"),

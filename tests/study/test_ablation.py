@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vankit.study.ablation
@@ -14,6 +15,7 @@ from vankit.files import held
 from vankit.models.weights import read_checkpoint
 from vankit.study.ablation import Run, ablate, summary
 from vankit.training.recipes import short
+from vankit.training.state import StateFile
 
 TINY = replace(short("van_b0"), epochs=1, warmup_epochs=0, batch_size=4, img_size=32, workers=0)
 ROWS = ["without DW", "K 7, d 2"]
@@ -70,6 +72,34 @@ def test_what_is_done_is_not_done_again(
     with pytest.raises(KeyboardInterrupt):
         list(ablate(data, TINY, 3, out, ROWS))
     assert trained == [("without-dw-2", True)]
+
+
+def test_a_row_that_was_killed_gives_the_figure_of_an_unbroken_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, epochs=2, drop_path_rate=0.2)
+    unbroken = list(ablate(data, config, 1, tmp_path / "unbroken", ROWS[:1]))
+    count = 0
+
+    def save(self: StateFile, *given: object, **options: object) -> None:
+        nonlocal count
+        count += 1
+        if count == 4:  # the last state, whose weights are validated
+            raise KeyboardInterrupt
+        plain(self, *given, **options)
+
+    plain = StateFile.save_checkpoint
+    with monkeypatch.context() as patch:
+        patch.setattr(StateFile, "save_checkpoint", save)
+        with pytest.raises(KeyboardInterrupt):
+            list(ablate(data, config, 1, tmp_path / "killed", ROWS[:1]))
+    assert list(ablate(data, config, 1, tmp_path / "killed", ROWS[:1])) == unbroken
+    states = [
+        read_checkpoint(tmp_path / name / "without-dw-0" / "last.safetensors").state_dict
+        for name in ("unbroken", "killed")
+    ]
+    torch.testing.assert_close(dict(states[1]), dict(states[0]), rtol=0, atol=0)
+    assert (tmp_path / "killed" / "ablation.csv").read_bytes() == (tmp_path / "unbroken" / "ablation.csv").read_bytes()
 
 
 @pytest.mark.parametrize("setting", ["epochs", "lr_batch", "weight_decay"])

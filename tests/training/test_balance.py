@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from vankit.data.folders import open_dataset
 from vankit.data.held_out import HeldOut
 from vankit.data.shapes import Shapes
 from vankit.errors import UserError
-from vankit.training.balance import BalancedSampler, balanced_weights, labels_of, weighted_targets
+from vankit.training.balance import balanced_order, balanced_weights, labels_of, weighted_targets
 from vankit.training.classify import Classifier
 from vankit.training.recipes import TrainConfig, short
 from vankit.training.run import train
@@ -105,14 +106,13 @@ def test_weights_are_no_part_of_the_checkpoint() -> None:
     assert classifier(WEIGHTS).state_dict().keys() == classifier(None).state_dict().keys()
 
 
-def drawn(sampler: BalancedSampler, epoch: int = 0) -> list[int]:
-    sampler.set_epoch(epoch)
-    return list(sampler)
+def drawn(labels: NDArray[np.int64], seed: int, epoch: int = 0) -> list[int]:
+    return balanced_order(labels, seed, epoch).tolist()
 
 
-@given(st.lists(st.integers(0, 9), min_size=1), st.integers(0, 3), st.integers(1, 4))
-def test_classes_are_drawn_equally_often(labels: list[int], epoch: int, world: int) -> None:
-    found = drawn(BalancedSampler(np.array(labels), 5), epoch)
+@given(st.lists(st.integers(0, 9), min_size=1), st.integers(0, 3))
+def test_classes_are_drawn_equally_often(labels: list[int], epoch: int) -> None:
+    found = drawn(np.array(labels), 5, epoch)
     assert len(found) == len(labels)
     classes = Counter(labels[i] for i in found)
     each = len(labels) / len(set(labels))
@@ -121,16 +121,13 @@ def test_classes_are_drawn_equally_often(labels: list[int], epoch: int, world: i
     for label in set(labels):
         times = [images[i] for i in range(len(labels)) if labels[i] == label]
         assert max(times) - min(times) <= 1
-    shares = [drawn(BalancedSampler(np.array(labels), 5, rank, world), epoch) for rank in range(world)]
-    assert {len(share) for share in shares} == {len(labels) // world}
-    assert sum((Counter(share) for share in shares), Counter()) == Counter(found[: len(labels) // world * world])
 
 
 def test_seed_and_epoch_decide_on_the_draw() -> None:
     labels = np.arange(100) % 7
-    first = drawn(BalancedSampler(labels, 0))
-    assert drawn(BalancedSampler(labels, 0)) == first != sorted(first)
-    others = [drawn(BalancedSampler(labels, seed), epoch) for seed, epoch in ((0, 1), (1, 0), (1, 1))]
+    first = drawn(labels, 0)
+    assert drawn(labels, 0) == first != sorted(first)
+    others = [drawn(labels, seed, epoch) for seed, epoch in ((0, 1), (1, 0), (1, 1))]
     assert len({tuple(order) for order in (first, *others)}) == 4
 
 
@@ -214,22 +211,3 @@ def test_a_run_weights_the_classes(uneven: Path, tmp_path: Path, monkeypatch: py
     seen, weights = trained_on(uneven, config, tmp_path / "run", monkeypatch)
     assert Counter(seen) == {0: 13, 1: 3}
     torch.testing.assert_close(weights, torch.tensor([16 / 26, 16 / 6]))
-
-
-@pytest.mark.slow
-def test_a_resumed_run_draws_as_if_it_had_not_stopped(
-    uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also with workers, which begin to load before Lightning says which epoch it is."""
-    config = replace(TINY, balance="sampling", workers=1)
-    train(uneven, "van_b0", config, tmp_path / "run")
-    epochs: list[int] = []
-    draw = BalancedSampler.__iter__
-
-    def watch(self: BalancedSampler) -> Any:
-        epochs.append(self.epoch)
-        return draw(self)
-
-    monkeypatch.setattr(BalancedSampler, "__iter__", watch)
-    train(uneven, "van_b0", replace(config, epochs=2), tmp_path / "run", resume=True)
-    assert epochs == [1]

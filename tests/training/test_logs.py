@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vankit.errors import WriteError
+from vankit.errors import UserError, WriteError
 from vankit.training.logs import Log
 
 
@@ -69,6 +69,25 @@ def test_a_second_log_of_a_run_follows_the_first(tmp_path: Path) -> None:
     Log(tmp_path).log_metrics({"loss": 1.0}, step=1)
     assert scalars(tmp_path) == {"loss": [(0, 2.0), (1, 1.0)]}
     assert rows(tmp_path) == [{"loss": "1.0", "step": "1"}]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 9])
+def test_a_table_goes_on_after_the_rows_of_a_state(kept: int, tmp_path: Path) -> None:
+    first = Log(tmp_path)
+    for step in range(3):
+        first.log_metrics({"loss": float(step), **({"lr": 0.5} if step == 2 else {})}, step=step)
+    log = Log(tmp_path)
+    log.go_on(kept)
+    log.log_metrics({"lr": 0.25}, step=7)
+    found = rows(tmp_path)
+    assert [row["step"] for row in found] == [*map(str, range(min(kept, 3))), "7"]
+    assert log.rows == len(found) and found[-1]["lr"] == "0.25"
+
+
+def test_a_table_that_is_damaged_is_answered(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_bytes(b"loss,step\n1,2,3\n")
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged: move it away"):
+        Log(tmp_path).go_on(1)
 
 
 @pytest.mark.parametrize("metrics", [{"loss": 1.0}, {"loss": 1.0, "further": 1.0}])

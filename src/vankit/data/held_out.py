@@ -117,7 +117,7 @@ def announce(dataset: Any, data: object, training: bool = False, log: bool = Tru
     logger.warning(
         "%s has no val split: %d of its %d training images are held out to validate%s",
         *(data, division.count, total),
-        f" (--val-share {held_out.share:g}, --seed {held_out.seed}); with a split val, that is used" * training,
+        f" (--val-share {held_out.share:g}, --seed {held_out.seed}); a val split would be used instead" * training,
     )
     if division.before not in (0, total):
         logger.warning(

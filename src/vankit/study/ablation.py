@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import re
 import statistics
@@ -130,7 +131,7 @@ def _train(
                 result = train(str(data), model, settings, folder, resume=state.is_file())
                 run = Run(row.name, seed, read_metadata(result.last)["measures"]["top-1"])
                 _append(table, run)
-                state.unlink(missing_ok=True)  # three times the weights, and the run is over
+                state.unlink()  # three times the weights, and the run is over
                 yield run
 
 
@@ -170,12 +171,11 @@ def _read(table: Path) -> list[Run]:
 
 
 def _append(table: Path, run: Run) -> None:
-    new = not table.exists()
-    with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Run)])
-        if new:
-            writer.writeheader()
-        writer.writerow(dataclasses.asdict(run))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Run)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(each) for each in [*_read(table), run])
+    write_text(table, text.getvalue())
 
 
 def summary(runs: Sequence[Run]) -> dict[str, tuple[float, float | None, int]]:

@@ -1,6 +1,5 @@
 """Classes of unequal size: how much an image of each counts, or how often it is drawn."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from vankit.errors import UserError
 
@@ -71,35 +69,22 @@ def weighted_targets(labels: Tensor, weights: Tensor, smoothing: float) -> Tenso
     return (1 - smoothing) * weighted + smoothing / len(weights) * weighted.sum(1, keepdim=True)
 
 
-class BalancedSampler(Sampler[int]):
-    """Draws every class equally often, to within one image; an epoch is as long as the data.
+def balanced_order(labels: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """An epoch that has every class equally often, to within one image, and is as long as the data.
 
-    In an epoch, all images of a class are drawn before one is drawn again. Seed and epoch decide on the draw; each
-    process takes its own share of it.
+    All images of a class are drawn before one is drawn again.
 
     Args:
         labels: (N,) class of every image; a class without images is never drawn.
-        seed: of the draw.
-        rank, world: this process among all.
+        seed, epoch: decide on the draw.
+
+    Returns:
+        (N,) indices in their order.
     """
-
-    def __init__(self, labels: NDArray[np.int64], seed: int, rank: int = 0, world: int = 1) -> None:
-        self.labels = labels
-        self.members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        self.seed, self.rank, self.world = seed, rank, world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.labels) // self.world
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        each, left = divmod(len(self.labels), len(self.members))
-        counts = each + (rng.permutation(len(self.members)) < left)
-        # a small class goes round and round, the same number of times for all its images or once more
-        drawn = [np.resize(rng.permutation(m), count) for m, count in zip(self.members, counts, strict=True)]
-        order = rng.permutation(np.concatenate(drawn))
-        return iter(order[self.rank : len(self) * self.world : self.world].tolist())
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    rng = np.random.default_rng((seed, epoch))
+    each, left = divmod(len(labels), len(members))
+    counts = each + (rng.permutation(len(members)) < left)
+    # a small class goes round and round, the same number of times for all its images or once more
+    drawn = [np.resize(rng.permutation(m), count) for m, count in zip(members, counts, strict=True)]
+    return rng.permutation(np.concatenate(drawn))

@@ -89,7 +89,7 @@ class Classifier(LightningModule):
         if self.class_weights is not None:
             labels, smoothing = weighted_targets(labels, self.class_weights, self.config.smoothing), 0.0
         loss = F.cross_entropy(self(images).float(), labels, label_smoothing=smoothing)
-        self.log("train_loss", loss, on_step=True, on_epoch=True, sync_dist=True)
+        self.log("train_loss_step", loss, sync_dist=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> dict[str, Any] | None:
@@ -158,7 +158,7 @@ class MultiLabelClassifier(Classifier):
             with torch.autocast(images.device.type, enabled=False):
                 labels = shares[:, : len(images)] @ labels
         loss = F.binary_cross_entropy_with_logits(self(images).float(), labels)
-        self.log("train_loss", loss, on_step=True, on_epoch=True, sync_dist=True)
+        self.log("train_loss_step", loss, sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:

@@ -71,8 +71,8 @@ class DenseTask(LightningModule):
                 norm.eval()
         return self
 
-    def on_train_epoch_start(self) -> None:
-        self.train()  # Lightning itself leaves the modes as they are
+    def on_train_start(self) -> None:
+        self.train()  # Lightning itself leaves the modes as they are, and restores them after a validation
 
     def training_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> Tensor | None:
         images, targets = batch

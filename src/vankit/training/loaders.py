@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed
 from lightning import LightningModule
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from vankit.errors import UserError
 from vankit.models.description import Description
-from vankit.training.balance import BalancedSampler, labels_of
+from vankit.training.balance import balanced_order, labels_of
+from vankit.training.draws import Draws, Seeded, shuffled
+from vankit.training.interruption import leave_signals
 from vankit.training.recipes import Config, TrainConfig
 
 
@@ -31,6 +34,16 @@ def gathered(state: Any) -> list[Any]:
     states: list[Any] = [None] * world
     torch.distributed.all_gather_object(states, state)
     return states
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers of the first one, whose running statistics are kept; every process has to call it.
+
+    While training PyTorch does so before a step, so that a process has its own after the last one.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 @dataclass(frozen=True)
@@ -78,44 +91,63 @@ def loaders(
             f"there is no image to validate with, and {len(train_set)} to train on are too few to hold any out: add "
             "images, or a val split"
         )
-    train_loader = _loader(train_set, config, True, processes, collate)
+    if processes.world > 1 and any(isinstance(dataset, IterableDataset) for dataset in (train_set, val_set)):
+        raise UserError("shards are read by one process only: use a folder of images under torchrun")
+    train_loader = _train_loader(train_set, config, processes, collate)
     if not len(train_loader) or len(val_set) < processes.world:
         raise UserError(
             f"there are {len(train_set)} images to train on and {len(val_set)} to validate: expected at least a batch "
             f"of {config.batch_size} and one image for each of {processes.world} processes; try a smaller --batch-size"
         )
     val_config = config if val_batch is None else replace(config, batch_size=val_batch)
-    return train_loader, _loader(val_set, val_config, False, processes, collate)
+    return train_loader, _val_loader(val_set, val_config, processes, collate)
 
 
-def _loader(
-    dataset: Any, config: Config, shuffle: bool, processes: Processes, collate: Callable[..., Any] | None
+def _train_loader(
+    dataset: Any, config: Config, processes: Processes, collate: Callable[..., Any] | None
 ) -> DataLoader[Any]:
-    stream = isinstance(dataset, IterableDataset)
-    rank, world = processes.rank, processes.world
-    if stream and world > 1:
-        raise UserError("shards are read by one process only: use a folder of images under torchrun")
-    if stream:
-        dataset.set_loader_cfg(num_workers=config.workers)
-    sampler: Sampler[Any] | None = None
-    if shuffle and isinstance(config, TrainConfig) and config.balance == "sampling":
-        sampler = BalancedSampler(labels_of(dataset), config.seed, rank, world)
-    elif world > 1 and not stream:
-        if shuffle:
-            sampler = DistributedSampler(dataset, world, rank, seed=config.seed, drop_last=True)
-        else:
-            dataset = Subset(dataset, range(rank, len(dataset), world))
+    if isinstance(config, TrainConfig) and config.balance == "sampling":
+        order = partial(balanced_order, labels_of(dataset), config.seed)
+    elif isinstance(dataset, IterableDataset):  # which decides on its order itself
+        return _loader(dataset, config, collate, drop_last=True)
+    else:
+        order = partial(shuffled, len(dataset), config.seed)
+    sampler = Draws(len(dataset), order, processes.rank, processes.world)
+    return _loader(Seeded(dataset, config.seed), config, collate, sampler=sampler, drop_last=True)
+
+
+def _val_loader(
+    dataset: Any, config: Config, processes: Processes, collate: Callable[..., Any] | None
+) -> DataLoader[Any]:
+    if processes.world > 1:
+        dataset = Subset(dataset, range(processes.rank, len(dataset), processes.world))
+    return _loader(dataset, config, collate)
+
+
+def _loader(dataset: Any, config: Config, collate: Callable[..., Any] | None, **options: Any) -> DataLoader[Any]:
+    if isinstance(dataset, IterableDataset):
+        dataset.set_loader_cfg(num_workers=config.workers)  # type: ignore[attr-defined]
     return DataLoader(
         dataset,
         batch_size=config.batch_size,
-        sampler=sampler,
-        shuffle=shuffle and sampler is None and not stream,
-        drop_last=shuffle,
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
+        worker_init_fn=leave_signals,
         pin_memory=torch.cuda.is_available(),
         collate_fn=collate,
+        **options,
     )
+
+
+def start_at(loader: DataLoader[Any], epoch: int, batch: int) -> None:
+    """Have a training loader begin with a batch of an epoch; one of a stream begins with the epoch.
+
+    Lightning says which epoch it is once workers have begun to load.
+    """
+    if isinstance(loader.sampler, Draws):
+        loader.sampler.start_at(epoch, batch * (loader.batch_size or 1))
+    elif hasattr(loader.dataset, "set_epoch"):
+        loader.dataset.set_epoch(epoch)
 
 
 def to_channels_last(network: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
+from torch import Tensor
 from torch.optim import Optimizer
 
+from vankit.errors import UserError
 from vankit.files import append, replacing, write_text, writing
+from vankit.training.loaders import gathered
 
 _EVERY = 20  # updates
 _QUALITY = 90  # of JPEG: a PNG of a photograph takes several times as much, and there is one per validation
@@ -28,8 +32,11 @@ class Log(Logger):
     whose error comes late and with a traceback, and empty metrics.csv before they write it anew for a further column.
 
     Args:
-        out: the run's folder; metrics.csv is made anew, and an event file added.
+        out: the run's folder; metrics.csv is made anew, unless `go_on` is called, and an event file added.
         events: whether to write them.
+
+    Attributes:
+        rows: number of those in the table.
 
     Raises:
         OSError: a file cannot be written, or is gone; from all methods.
@@ -39,6 +46,8 @@ class Log(Logger):
         super().__init__()
         self.table = out / "metrics.csv"
         self.columns: list[str] = []
+        self.rows = 0
+        self._has_events = False
         # TensorBoard takes the files of a folder one after the other, by name
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self.events = out / "tensorboard" / name if events else None
@@ -78,14 +87,38 @@ class Log(Logger):
     def _add_event(self, step: int | None, values: list[dict[str, Any]]) -> None:
         if self.events is None:
             return
-        if not self.events.exists() and not self.columns:
+        if not self._has_events:
             with writing(self.events):
                 self.events.parent.mkdir(exist_ok=True)  # in the run's folder, which is there
             with replacing(self.events) as partial, writing(self.events):
                 partial.write_bytes(_record(file_version="brain.Event:2"))
+            self._has_events = True
         append(self.events, _record(step=step, summary={"value": values}))
 
+    @rank_zero_only
+    def go_on(self, rows: int) -> None:
+        """Keep the first rows of the table that there is: those of the state that is resumed, which logs what follows.
+
+        Raises:
+            ValueError: the table is damaged.
+        """
+        if not self.table.is_file():
+            return
+        try:
+            with self.table.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                self.columns = list(reader.fieldnames or ())
+                kept = list(islice(reader, rows))
+            self.rows, text = len(kept), self._text(kept)
+        except (csv.Error, ValueError):
+            raise UserError(f"{self.table} is damaged: move it away, and the run begins another") from None
+        write_text(self.table, ",".join(self.columns) + "\n" * bool(self.columns) + text)
+
     def _add_row(self, row: dict[str, Any]) -> None:
+        self._write_row(row)
+        self.rows += 1
+
+    def _write_row(self, row: dict[str, Any]) -> None:
         if row.keys() <= set(self.columns):
             append(self.table, self._text([row]).encode())
             return
@@ -118,3 +151,34 @@ class LogRate(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         pl_module.log("lr", max(group["lr"] for group in optimizer.param_groups))
         trainer.log_every_n_steps = _EVERY if trainer.global_step else 1  # type: ignore[attr-defined]
+
+
+class LogEpochLoss(Callback):
+    """Logs the mean loss of an epoch's training, over the images of all processes, when the epoch ends. What an epoch
+    has summed up is part of the state to resume."""
+
+    def __init__(self) -> None:
+        self.sum: Tensor | float = 0.0
+        self.images = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning's is the batch's share of an update
+        self.sum = self.sum + outputs["loss"] * trainer.accumulate_grad_batches * len(batch[0])
+        self.images += len(batch[0])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        sums, images = zip(*self.state_dict()["shares"], strict=True)
+        if any(images):  # not if a resumed run of an early version only had to validate
+            figures = {"epoch": trainer.current_epoch, "train_loss_epoch": sum(sums) / sum(images)}
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, trainer.global_step - 1)  # Lightning counts from 0
+        self.sum, self.images = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every process has to call it: it gathers."""
+        return {"shares": gathered((float(self.sum), self.images))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.sum, self.images = dict(enumerate(state_dict["shares"])).get(int(os.environ.get("RANK", 0)), (0.0, 0))

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # what the config has decided, or the version that began the run; to gather figures that are of all processes already;
-# and a deprecation in its own code
+# a loader that begins within an epoch, as ours does; and a deprecation in its own code
 _ADVICE = (
     ".*does not have many workers",
     ".*callbacks used to create the checkpoint need to be provided",
     ".*recommended to use `self.log.*sync_dist=True",
+    "You're resuming from a checkpoint that ended before the epoch ended",
     ".*LeafSpec.*is deprecated",
 )
 

@@ -1,12 +1,12 @@
 """Training: config, model and data go in; weights, logs and the state to resume come out."""
 
 import dataclasses
-import json
 import math
 import os
+import signal
 import time
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,37 +17,33 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import Logger
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
-from torch.utils.data import DistributedSampler
 
 from vankit.data.images import MAX_PIXELS
 from vankit.data.own import Data, name_of
 from vankit.data.reading import STRICT, Reading
-from vankit.errors import MissingFileError, NotFiniteError, UserError, WriteError
-from vankit.files import read_json, to_json, write_text, writing
-from vankit.models.description import Description, Weights
+from vankit.errors import NotFiniteError, UserError, WriteError
+from vankit.files import check_folder, clear_partials, held, to_json, write_text, writing
+from vankit.models.description import Weights
 from vankit.models.van import VARIANTS, check_van
-from vankit.models.weights import file_in, read_metadata, sizes_of
-from vankit.training.balance import BalancedSampler
+from vankit.models.weights import file_in, sizes_of
 from vankit.training.classify import setup_classify
 from vankit.training.dense import setup_dense
+from vankit.training.draws import SeedSteps
 from vankit.training.finite import ADVICE, KeepFinite
+from vankit.training.interruption import StopOnSignal, Stopped
 from vankit.training.keep import KeepWeights
-from vankit.training.loaders import Processes, Setup
+from vankit.training.loaders import Processes, Setup, start_at
 from vankit.training.loggers import check_logger, further_logger
-from vankit.training.logs import Log, LogRate
+from vankit.training.logs import Log, LogEpochLoss, LogRate
 from vankit.training.optimizers import check_optimizer
 from vankit.training.patience import StopEarly
 from vankit.training.pictures import Pictures
 from vankit.training.progress import Progress, open_view
 from vankit.training.quiet import quiet_lightning
 from vankit.training.recipes import DEFAULT_HEADS, Config, DenseConfig, TrainConfig, default_recipe, recipe
-from vankit.training.report import KeepFindings, write_run_report
-from vankit.training.state import WholeState
-
-# which say what the network is, and its outputs mean
-_OF_THE_NETWORK = ("model", "classes", "task", "head", "queries", "lka", "map_labels", "ignore_label")
-# which decide the optimiser and its groups of parameters; a resumed one keeps those it has
-_OF_THE_OPTIMISER = ("optimizer", "weight_decay", "layer_decay", "decay_norms")
+from vankit.training.report import NAME, KeepFindings, write_run_report
+from vankit.training.resume import Begun, read_run
+from vankit.training.state import PREVIOUS, STATE, StateFile, place_of
 
 
 @dataclass(frozen=True)
@@ -138,31 +134,103 @@ def train(
     if config.pretrained and checkpoint is None and not resume:
         _check_public_weights(model)
     out = Path(out) if out is not None else Path("runs") / "-".join(filter(None, (model, head, head and task)))
-    state = _resume_state(out, resume)
+    if not resume and any((out / name).is_file() for name in (STATE, PREVIOUS)):
+        raise UserError(f"{out} already holds a run: choose another folder (--output), or continue it with --resume")
     processes = Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    if processes.rank == 0:
-        _check_folder(out)
-    seed_everything(config.seed, verbose=False)
-    start_config = dataclasses.replace(config, pretrained=config.pretrained and not resume)
-    start = None if resume else checkpoint
-    begun = read_json(out / "config.json") if resume and (out / "config.json").is_file() else {}
-    if isinstance(start_config, DenseConfig):
-        known = begun.get("classes", ())
-        setup = setup_dense(data, task, head or "", model, start_config, processes, start, reading, weights, known)
-    else:
-        assert isinstance(start_config, TrainConfig)
-        setup = setup_classify(data, model, start_config, processes, start, weights, begun.get("sizes"), reading)
-    start_epoch = _check_same_run(out, model, setup.description, config) if resume else 0
-    if isinstance(sampler := setup.train_loader.sampler, BalancedSampler | DistributedSampler):
-        sampler.set_epoch(start_epoch)  # Lightning does so once workers have begun to load
-    # every process and every resumption draws its own order, augmentation and drop path
-    seed_everything(config.seed + processes.rank + processes.world * start_epoch, workers=True, verbose=False)
-    record = {"data": name_of(data), **setup.description.to_metadata(), "model": model, **dataclasses.asdict(config)}
-    if begun.get("logger") == config.logger and "logger_run" in begun:
-        record["logger_run"] = begun["logger_run"]
+    with nullcontext() if processes.rank else _only_run(out):
+        begun = read_run(out) if resume else None
+        seed_everything(config.seed, verbose=False)
+        setup = _set_up(data, model, config, processes, checkpoint, task, head, reading, weights, begun)
+        record = _record(setup, data, model, config, reading, checkpoint, weights)
+        if begun is not None:
+            _check_same_run(begun, setup, record, checkpoint, processes)
+            begun.restore_weights(write=processes.rank == 0)
+            if (result := _finished(begun, config, len(setup.train_loader))) is not None:
+                return result
+            record = begun.continued(record, say=processes.rank == 0)
+        return _fit(setup, config, out, record, begun)
+
+
+@contextmanager
+def _only_run(out: Path) -> Iterator[None]:
+    """Keep other runs out of the folder; it is taken away if nothing was written to it."""
+    check_folder(out)
+    new = not out.exists()
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        with held(out):
+            yield
+    finally:
+        if new:
+            with suppress(OSError):  # it is not empty
+                out.rmdir()
+
+
+def _set_up(
+    data: Data,
+    model: str,
+    config: Config,
+    processes: Processes,
+    checkpoint: str | Path | None,
+    task: str,
+    head: str | None,
+    reading: Reading,
+    weights: Weights | None,
+    begun: Begun | None,
+) -> Setup:
+    record: Mapping[str, Any] = {}
+    if begun is not None:  # it has its weights
+        config, checkpoint, record = dataclasses.replace(config, pretrained=False), None, begun.record
+    if isinstance(config, DenseConfig):
+        known = record.get("classes", ())
+        return setup_dense(data, task, head or "", model, config, processes, checkpoint, reading, weights, known)
+    assert isinstance(config, TrainConfig)
+    return setup_classify(data, model, config, processes, checkpoint, weights, record.get("sizes"), reading)
+
+
+def _record(
+    setup: Setup,
+    data: Data,
+    model: str,
+    config: Config,
+    reading: Reading,
+    checkpoint: str | Path | None,
+    weights: Weights | None,
+) -> dict[str, Any]:
+    """All settings of a run, for config.json."""
+    record = {"data": name_of(data), **setup.description.to_metadata(), "model": model}
+    record |= {**dataclasses.asdict(config), **dataclasses.asdict(reading)}
+    record |= {"checkpoint": None if checkpoint is None else str(checkpoint), "weights": weights}
     if setup.description.model is None:  # no name says what it is
         record["sizes"] = sizes_of(cast(nn.Module, setup.task.model).state_dict())
-    return _fit(setup, config, out, record, state)
+    return record
+
+
+def _check_same_run(
+    begun: Begun, setup: Setup, record: Mapping[str, Any], checkpoint: str | Path | None, processes: Processes
+) -> None:
+    images = len(setup.train_loader.dataset)  # type: ignore[arg-type]
+    begun.check({**record, "images": images, "processes": processes.world}, setup.description, checkpoint)
+    begun.check_fit(setup.task)
+
+
+def _finished(begun: Begun, config: Config, batches: int) -> TrainResult | None:
+    """What a run left that has nothing more to do; None if it has."""
+    out, epochs, longest = begun.out, place_of(begun.state)[0], _length(config, batches)["max_epochs"]
+    waited = begun.state["callbacks"].get("StopEarly", {}).get("waited", 0)
+    stopped = 0 < config.patience <= waited
+    written = (out / NAME).is_file()  # at the very end
+    if epochs <= longest and not (written and (stopped or epochs == longest)):
+        return None
+    if int(os.environ.get("RANK", 0)) == 0:
+        further = "--patience" if epochs < longest else "--epochs"
+        print(
+            f"nothing to do: the run in {out} is finished, after {epochs} epochs; more {further} continue it",
+            flush=True,
+        )
+    kept = begun.state["callbacks"]["KeepWeights"]
+    return TrainResult(kept["best"], kept["measure"], out / "best.safetensors", out / "last.safetensors", 0.0)
 
 
 def _check_task(task: str, head: str | None, config: Config, reading: Reading) -> None:
@@ -186,25 +254,38 @@ def _check_public_weights(model: str) -> None:
         )
 
 
-def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state: Path | None) -> TrainResult:
-    keep = KeepWeights(out, setup.description, resumed=state is not None)
-    findings = KeepFindings(setup.description, keep)
+def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], begun: Begun | None) -> TrainResult:
+    log = Log(out, events=config.logger == "tensorboard")
+    keep = KeepWeights(out, setup.description, log, resumed=begun is not None)
+    findings, stop = KeepFindings(setup.description, keep), StopOnSignal(keep)
     start = time.perf_counter()
-    with quiet_lightning(), further_logger(config.logger, out, record) as further:
-        trainer = _trainer(config, out, keep, findings, further, len(setup.train_loader))
-        if trainer.is_global_zero:
-            _prepare(out, record)
-        try:
-            trainer.fit(setup.task, setup.train_loader, setup.val_loader, ckpt_path=state, weights_only=True)
-        except WriteError as error:
-            raise WriteError(keep.what_to_do(error)) from None
-        except NotFiniteError:
-            best = out / "best.safetensors"
-            kept = f"; the best weights so far are in {best}" if best.is_file() else ""
-            raise UserError(
-                f"in the validation after epoch {trainer.current_epoch + 1} the network's output is NaN or infinite: "
-                f"the run has diverged{kept}; start another (--output), and {ADVICE}"
-            ) from None
+    if begun is not None:
+        start_at(setup.train_loader, *place_of(begun.state))
+    try:
+        with stop.listening(), quiet_lightning(), further_logger(config.logger, out, record) as further:
+            plugin = StateFile(begun.state, begun.whole) if begun else StateFile()
+            trainer = _trainer(config, keep, findings, stop, [log, *further], plugin, len(setup.train_loader))
+            if trainer.is_global_zero:
+                _prepare(out, record, log, begun)
+            path = out / STATE if begun else None
+            trainer.fit(setup.task, setup.train_loader, setup.val_loader, ckpt_path=path, weights_only=True)
+    except Stopped as stopped:
+        if stopped.signum == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + stopped.signum) from None
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes this of it
+            raise KeyboardInterrupt from None
+        raise
+    except WriteError as error:
+        raise WriteError(keep.what_to_do(error)) from None
+    except NotFiniteError:
+        best = out / "best.safetensors"
+        kept = f"; the best weights so far are in {best}" if best.is_file() else ""
+        raise UserError(
+            f"in the validation after epoch {trainer.current_epoch + 1} the network's output is NaN or infinite: "
+            f"the run has diverged{kept}; start another (--output), and {ADVICE}"
+        ) from None
     if keep.best < 0:
         raise UserError(
             f"{record['data']} is too small for a whole epoch: use more images or shards, fewer --workers than "
@@ -212,99 +293,51 @@ def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], state:
         )
     seconds = time.perf_counter() - start
     if trainer.is_global_zero:
+        (out / PREVIOUS).unlink(missing_ok=True)
         write_run_report(out, record, findings, seconds)
     return TrainResult(keep.best, keep.measure, out / "best.safetensors", out / "last.safetensors", seconds)
 
 
-def _check_folder(out: Path) -> None:
-    """Before the data is read, which may take long."""
-    present = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not present.is_dir() or not os.access(present, os.W_OK | os.X_OK):
-        raise WriteError(f"{present} is not a folder that can be written to: choose another one (--output)")
-
-
-def _resume_state(out: Path, resume: bool) -> Path | None:
-    state = out / "resume.ckpt"
-    if resume and not state.is_file():
-        raise MissingFileError(f"nothing to resume in {out}: expected {state}; leave out --resume to start a run")
-    if not resume and state.is_file():
-        raise UserError(f"{out} already holds a run: choose another folder (--output), or continue it with --resume")
-    if resume and not zipfile.is_zipfile(state):
-        raise UserError(f"{state} is damaged: choose another folder (--output) to start anew")
-    return state if resume else None
-
-
-def _check_same_run(out: Path, model: str, description: Description, config: Config) -> int:
-    """Finished epochs of the run in `out`, which must be of this model, these classes and this head."""
-    # which early runs do not say
-    before: dict[str, Any] = {"lka": {}, "task": "classify", "optimizer": "adamw", "map_labels": []}
-    before |= read_json(out / "config.json")
-    now = {"held_out": None, **json.loads(json.dumps({**description.to_metadata(), "model": model}))}
-    for name, value in now.items():
-        if name in _OF_THE_NETWORK and before.get(name) != value:
-            same = f"pass the same settings (--{name.replace('_', '-')}), or " if name in _OF_THE_NETWORK[-3:] else ""
-            raise UserError(
-                f"{out} holds a run with {name} {before.get(name)}, not {value}: {same}choose another folder (--output)"
-            )
-    if bool(before.get("thresholds")) != description.multi_label:
-        was = "not " * description.multi_label
-        raise UserError(f"{out} holds a run on data that is {was}multi-label: choose another folder (--output)")
-    for name in _OF_THE_OPTIMISER:
-        value = getattr(config, name, None)
-        if before.get(name, value) != value:
-            raise UserError(
-                f"the run in {out} was begun with --{name.replace('_', '-')} {before[name]}, and its optimiser keeps "
-                "that: pass the same settings, or choose another folder (--output)"
-            )
-    _check_division(out, before.get("held_out"), now["held_out"])
-    last = out / "last.safetensors"
-    epoch = read_metadata(last).get("epoch")
-    if epoch is None:
-        raise UserError(f"{last} is missing or damaged: choose another folder (--output) to start anew")
-    return int(epoch)
-
-
-def _check_division(out: Path, before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
-    """Were other images held out, some that the run was trained on would be validated."""
-    if before == now:
-        return
-    if before is None or now is None:
-        kinds = ("a val split", "images held out of train")
-        was, is_now = (kinds[division is not None] for division in (before, now))
-        change, same = f"validated with {was}, and this data has {is_now}", "use the same data"
-    elif before["total"] != now["total"]:
-        change, same = f"begun with {before['total']} images, and there are {now['total']} now", "use the same data"
-    else:
-        change = f"begun with --val-share {before['share']} and --seed {before['seed']}"
-        same = "pass the same settings"
-    raise UserError(f"the run in {out} was {change}: {same}, or choose another folder (--output)")
-
-
-def _prepare(out: Path, record: dict[str, Any]) -> None:
-    """Write down the settings; keep the log of a run that is resumed, as this one begins another."""
+def _prepare(out: Path, record: dict[str, Any], log: Log, begun: Begun | None) -> None:
+    """Clear up after a run that was killed, write down the settings, and have the log go on, or begin."""
+    clear_partials(out)
+    clear_partials(out / "tensorboard")
     write_text(out / "config.json", to_json(record) + "\n")
-    if (log := out / "metrics.csv").exists():
-        with writing(log):
-            log.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
+    rows = begun.state["callbacks"]["KeepWeights"].get("rows") if begun else None
+    if rows is not None:
+        log.go_on(rows)
+    elif log.table.exists():  # of an early version, or of a run that wrote no state
+        with writing(log.table):
+            log.table.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
 
 
 def _trainer(
-    config: Config, out: Path, keep: KeepWeights, findings: KeepFindings, further: list[Logger], batches: int
+    config: Config,
+    keep: KeepWeights,
+    findings: KeepFindings,
+    stop: StopOnSignal,
+    loggers: list[Logger],
+    plugin: StateFile,
+    batches: int,
 ) -> Trainer:
     """One Lightning Trainer: on the processes torchrun started if any, else on one accelerator or the CPU."""
-    callbacks: list[Callback] = []
+    callbacks: list[Callback] = [SeedSteps(config.seed)]
     if config.ema_decay:
         callbacks.append(WeightAveraging(avg_fn=_moving_average(config.ema_decay)))
-    # in this order: they see a state to save once the averaged weights are in it, and write it once it is checked
+    if isinstance(config, TrainConfig):
+        callbacks.append(LogEpochLoss())
+    # in this order: they see a state to save once the averaged weights are in it, and write it once it is checked and
+    # what it is of is logged
     callbacks += [KeepFinite(config.nan_tolerance, keep.last_good), keep, findings, LogRate()]
     if config.patience:
         callbacks.append(StopEarly(config.patience, keep))
+    callbacks.append(stop)
     if int(os.environ.get("RANK", 0)) == 0:
         callbacks += [Pictures(keep.description), Progress(open_view())]
     dense = config if isinstance(config, DenseConfig) else None
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     world = int(os.environ.get("WORLD_SIZE", 1))
-    return Trainer(
+    trainer = Trainer(
         **_length(config, batches),
         devices=local,
         num_nodes=world // local,
@@ -315,8 +348,8 @@ def _trainer(
         precision=config.precision,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_grad or None,
-        logger=[Log(out, events=config.logger == "tensorboard"), *further],
-        plugins=[WholeState()],
+        logger=loggers,
+        plugins=[plugin],
         callbacks=callbacks,
         enable_checkpointing=False,  # `keep` does it
         enable_progress_bar=False,
@@ -325,6 +358,9 @@ def _trainer(
         use_distributed_sampler=False,
         log_every_n_steps=1,  # until `LogRate` has seen the first update
     )
+    # Lightning's handlers wait for other processes, end with status 0, and on Slurm requeue the job: `stop` does it
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _length(config: Config, batches: int) -> dict[str, Any]:

@@ -18,7 +18,14 @@ from vankit.models.weights.checkpoints import (
     save_checkpoint,
     write_checkpoint,
 )
-from vankit.models.weights.files import TensorFile, file_in, read_metadata, read_tensors, write_tensors
+from vankit.models.weights.files import (
+    TensorFile,
+    file_in,
+    read_metadata,
+    read_tensors,
+    tensor_bytes,
+    write_tensors,
+)
 from vankit.models.weights.formats import (
     FORMATS,
     Place,
@@ -52,6 +59,7 @@ __all__ = [
     "rename",
     "save_checkpoint",
     "sizes_of",
+    "tensor_bytes",
     "van_at",
     "write_checkpoint",
     "write_tensors",

@@ -206,9 +206,14 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | PathLike[str], meta
         path: output file.
         metadata: JSON-able values by name.
     """
-    header = {key: to_json(value, indent=None) for key, value in metadata.items()}
     with replacing(path) as partial, writing(path):
-        partial.write_bytes(safetensors.torch.save(stored(tensors), {**header, "format": "pt"}))
+        partial.write_bytes(tensor_bytes(tensors, metadata))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
+    """The content of a vankit file, see `write_tensors`."""
+    header = {key: to_json(value, indent=None) for key, value in metadata.items()}
+    return safetensors.torch.save(stored(tensors), {**header, "format": "pt"})
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: str | PathLike[str]) -> None:
