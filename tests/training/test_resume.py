@@ -9,8 +9,11 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -107,9 +107,9 @@ class Log(Logger):
         try:
             with self.table.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
+                self.columns = list(reader.fieldnames or ())
                 kept = list(islice(reader, rows))
-            self.columns, self.rows = list(reader.fieldnames or ()), len(kept)
-            text = self._text(kept)
+            self.rows, text = len(kept), self._text(kept)
         except (csv.Error, ValueError):
             raise UserError(f"{self.table} is damaged: move it away, and the run begins another") from None
         write_text(self.table, ",".join(self.columns) + "\n" * bool(self.columns) + text)
