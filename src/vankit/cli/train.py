@@ -69,7 +69,7 @@ def command(
         output: folder for the run. Default: runs/MODEL or runs/MODEL-HEAD-TASK.
         checkpoint: weights to start from, in any public format, or a folder with them.
         weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
-        resume: continue the run in --output.
+        resume: continue the run in --output, with the settings that it was begun with.
         skip_bad: leave out images and annotations that cannot be used, with a warning.
         tolerant: read JPEGs that lack their end, with grey for what is missing.
         allow_outside: read images that a COCO file names outside the folder of the data.

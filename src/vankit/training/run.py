@@ -94,7 +94,8 @@ def train(
             the logger leaves, tensorboard/; `runs/MODEL`, or `runs/MODEL-HEAD-TASK`, if None.
         checkpoint: weights of any public format to start from, rather than the model's public ones; for the other tasks
             also of a whole network.
-        resume: continue the run in `out` after its last trained epoch, which is validated first if it was not.
+        resume: continue the run in `out` where its state is: within an epoch if a signal has stopped it, else after its
+            last trained epoch, which is validated first if it was not. A finished run is left as it is.
         task: classify, detect, segment or panoptic.
         head: see `vankit.heads.build.HEADS`; mask_rcnn, semantic_fpn or mask2former if None.
         skip_bad, tolerant, allow_outside: what to do about images and annotations that cannot be used as they are, see
@@ -108,13 +109,19 @@ def train(
     `boxes` (N, 4) x1, y1, x2, y2 in pixels, `labels` (N,), `masks` (N, H, W) for heads with masks, optional `iscrowd`,
     `area` (N,). segment: `semantic` (H, W), 255 unlabelled. panoptic: `labels`, `masks` apart, optional `iscrowd`.
 
+    SIGTERM and SIGINT stop a run at its next update, with its state written, in the main thread. The handlers of these
+    signals are put back.
+
     Returns:
         Best figure and the files.
 
     Raises:
+        KeyboardInterrupt: it was stopped by SIGINT.
+        SystemExit: it was stopped by SIGTERM; the status is 143.
         FileNotFoundError: data, checkpoint, or with `resume` the run is missing.
         ValueError: the data is not a labelled image set, the train and val classes differ, task, head and config do not
-            go together, or `out` already holds a run.
+            go together, `out` already holds a run, another process is writing to it, or what is to be resumed is
+            damaged or another run.
     """
     head = head or DEFAULT_HEADS.get(task)
     config = config or recipe(default_recipe(data, task, head), model, task, head)
