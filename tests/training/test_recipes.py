@@ -169,7 +169,7 @@ def test_unknown_task() -> None:
         ("layer_decay", 0.0, "more than 0, to 1"),
         ("min_scale", 0.0, "more than 0, to 1"),
         ("crop_pct", 0.0, "more than 0, to 1"),
-        ("crop_pct", 1e-9, "at most 100,000,000 pixels"),
+        ("crop_pct", 1e-9, "at most 67,108,864 pixels"),
         ("img_size", 0, "which a network cannot take"),
         ("img_size", 10**9, "which a network cannot take"),
         ("batch_size", 7, "must be even"),
