@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, TiffImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile
 
 from vankit.data.decoders import MAX_PIXELS, PNG_START, ImageError, load_pixels, with_decoder
@@ -116,8 +116,26 @@ def _why_not_listed(folder: str | os.PathLike[str]) -> str:
 
 def _from_file(path: str | os.PathLike[str], look: Callable[[ImageFile], T]) -> T:
     """What is seen of an image file before its pixels are decoded."""
+
+    def finish(decoder: type[ImageFile], data: BinaryIO, _: bytes) -> T:
+        image = decoder(data, "")
+        if decoder is PngImagePlugin.PngImageFile:
+            _read_late_exif(image, data)
+        return look(image)
+
     with _open(path) as file:
-        return with_decoder(file, os.fspath(path), lambda decoder, data, _: look(decoder(data, "")))
+        return with_decoder(file, os.fspath(path), finish)
+
+
+def _read_late_exif(image: ImageFile, file: BinaryIO) -> None:
+    """EXIF that comes after the pixels of a PNG; Pillow would decode all of them in search of it."""
+    file.seek(len(PNG_START))
+    while len(header := file.read(8)) == 8:
+        length = int.from_bytes(header[:4], "big")
+        if header[4:] == b"eXIf":
+            image.info.setdefault("exif", b"Exif\0\0" + file.read(length))
+            return
+        file.seek(length + 4, os.SEEK_CUR)
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -216,7 +234,8 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
+        # not the method of PNGs, which decodes them
+        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG)
     # Damaged metadata is no reason to refuse a sound picture.
     except (OSError, ValueError, TypeError, KeyError, SyntaxError, struct.error):
         return 1

@@ -441,7 +441,7 @@ def _result(function: Any, args: Any) -> Any:
 
 def _stored(storage: Storage, offset: Any, size: Any, stride: Any, dtype: torch.dtype) -> StoredTensor:
     numbers = (offset, *size, *stride)
-    if not len(size) == len(stride) <= 8 or not all(isinstance(n, int) and 0 <= n < 2**48 for n in numbers):
+    if not len(size) == len(stride) <= 8 or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
         raise Unreadable("a tensor whose shape and strides are not a few whole numbers")
     return StoredTensor(storage, offset, tuple(size), tuple(stride), dtype)
 
