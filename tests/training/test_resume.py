@@ -11,10 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import vankit
 from vankit.data.scenes import ShapeScenes
 from vankit.errors import MissingFileError, UserError
 from vankit.files import held
-from vankit.models.weights import read_metadata
+from vankit.models.weights import read_checkpoint, read_metadata
 from vankit.training.classify import Classifier
 from vankit.training.draws import SeedSteps
 from vankit.training.interruption import StopOnSignal
@@ -37,6 +38,7 @@ from vankit.training.recipes import Config, short, short_dense
 from vankit.training.run import TrainResult, train
 from vankit.training.state import StateFile
 
+SLOW = pytest.mark.slow
 TINY = replace(
     short("van_b0"), epochs=3, warmup_epochs=0, batch_size=4, lr_batch=4, lr=1e-3, img_size=32, workers=0,
 )  # fmt: skip
@@ -45,6 +47,14 @@ RANDOM = replace(
     TINY, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5, mixup=0.8, cutmix=1.0, drop_path_rate=0.2,
     drop_rate=0.1, ema_decay=0.9, accumulate=2,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """Jobs in the background are started with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +140,7 @@ def stopped_after(step: int, signum: int = signal.SIGINT) -> Any:
     return Sent
 
 
-@pytest.mark.parametrize("step", [2, 5, 6])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=SLOW), pytest.param(5, marks=SLOW), 6])
 def test_a_run_that_is_stopped_within_an_epoch_goes_on_there(
     step: int, data: Path, small: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -148,7 +158,7 @@ def test_a_run_that_is_stopped_within_an_epoch_goes_on_there(
     assert_same_run(tmp_path, unbroken)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM])
 def test_a_run_that_is_stopped_in_a_validation_stops_at_once(
     signum: int, data: Path, small: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -221,7 +231,13 @@ def test_a_signal_that_is_ignored_stays_ignored_and_threads_have_none(data: Path
     assert (tmp_path / "report.html").is_file() and signal.getsignal(signal.SIGINT) == before
 
 
-@pytest.mark.parametrize(("write", "written"), [(1, False), (2, False), (2, True), (5, True), (6, False), (6, True)])
+@pytest.mark.parametrize(
+    ("write", "written"),
+    [
+        (4, True),
+        *(pytest.param(*case, marks=SLOW) for case in ((1, False), (2, False), (5, True), (6, False), (6, True))),
+    ],
+)
 def test_a_kill_beside_the_writing_of_a_state_loses_and_repeats_nothing(
     write: int, written: bool, data: Path, small: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,7 +372,9 @@ def test_a_state_of_another_network_is_refused(data: Path, small: Path, finished
         train(data, "van_b0", RANDOM, finished, small, resume=True)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "tampered"])
+@pytest.mark.parametrize(
+    "damage", [pytest.param("missing", marks=SLOW), "truncated", pytest.param("tampered", marks=SLOW)]
+)
 def test_a_damaged_state_falls_back_to_the_one_before(
     damage: str, data: Path, small: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -471,10 +489,42 @@ def test_runs_of_earlier_versions_go_on(data: Path, small: Path, finished: Path)
         assert [row["epoch"] for row in csv.DictReader(file) if row["val_top1"]] == ["0", "1", "2"]
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_that_load_images_changes_nothing(data: Path, small: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         train(data, "van_b0", replace(RANDOM, epochs=1, workers=workers), tmp_path / str(workers), small)
     assert_same_run(tmp_path / "2", tmp_path / "0")
+
+
+@pytest.mark.slow
+def test_an_epoch_of_shards_gets_the_rest_of_its_steps(
+    data: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another draw: their order is timm's."""
+    pytest.importorskip("webdataset")
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    splits = {}
+    for split in ("train", "val"):
+        pictures = sorted((data / split).glob("*/*.png"))
+        with tarfile.open(shards / f"{split}.tar", "w") as tar:
+            for number, path in enumerate(pictures):
+                for suffix, content in (("png", path.read_bytes()), ("cls", b"%d" % (path.parent.name == "dark"))):
+                    info = tarfile.TarInfo(f"{number}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        count = {"num_samples": len(pictures), "shard_lengths": [len(pictures)]}
+        splits[split] = {"name": split, "filenames": [f"{split}.tar"], **count}
+    (shards / "_info.json").write_text(json.dumps({"splits": splits}))
+    (shards / "classes.txt").write_text("bright\ndark")
+    given = (f"wds/{shards}", "van_b0", TINY, tmp_path / "run", small)
+    with monkeypatch.context() as patch:
+        patch.setattr("vankit.training.run.SeedSteps", stopped_after(7))  # an epoch has five
+        with pytest.raises(KeyboardInterrupt):
+            train(*given)
+    result = train(*given, resume=True)
+    assert read_checkpoint(result.last).state_dict["stage1.patch_embed.norm.num_batches_tracked"] == 15
+    assert [row["step"] for row in metrics(tmp_path / "run") if row["val_top1"]] == ["4", "9", "14"]
 
 
 def train_alone(given: tuple[Any, ...], options: dict[str, Any]) -> None:

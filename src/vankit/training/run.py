@@ -268,14 +268,30 @@ def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], begun:
     start = time.perf_counter()
     if begun is not None:
         start_at(setup.train_loader, *place_of(begun.state))
+    with _answers(keep), stop.listening(), quiet_lightning(), further_logger(config.logger, out, record) as further:
+        plugin = StateFile(begun.state, begun.whole) if begun else StateFile()
+        trainer = _trainer(config, keep, findings, stop, [log, *further], plugin, len(setup.train_loader))
+        if trainer.is_global_zero:
+            _prepare(out, record, log, begun)
+        path = out / STATE if begun else None
+        trainer.fit(setup.task, setup.train_loader, setup.val_loader, ckpt_path=path, weights_only=True)
+    if keep.best < 0:
+        raise UserError(
+            f"{record['data']} is too small for a whole epoch: use more images or shards, fewer --workers than "
+            f"{config.workers}, or let a validation fall within the run (--validate-every)"
+        )
+    seconds = time.perf_counter() - start
+    if trainer.is_global_zero:
+        (out / PREVIOUS).unlink(missing_ok=True)
+        write_run_report(out, record, findings, seconds)
+    return TrainResult(keep.best, keep.measure, out / "best.safetensors", out / "last.safetensors", seconds)
+
+
+@contextmanager
+def _answers(keep: KeepWeights) -> Iterator[None]:
+    """What ends a run, as its caller is told."""
     try:
-        with stop.listening(), quiet_lightning(), further_logger(config.logger, out, record) as further:
-            plugin = StateFile(begun.state, begun.whole) if begun else StateFile()
-            trainer = _trainer(config, keep, findings, stop, [log, *further], plugin, len(setup.train_loader))
-            if trainer.is_global_zero:
-                _prepare(out, record, log, begun)
-            path = out / STATE if begun else None
-            trainer.fit(setup.task, setup.train_loader, setup.val_loader, ckpt_path=path, weights_only=True)
+        yield
     except Stopped as stopped:
         if stopped.signum == signal.SIGINT:
             raise KeyboardInterrupt from None
@@ -287,22 +303,12 @@ def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], begun:
     except WriteError as error:
         raise WriteError(keep.what_to_do(error)) from None
     except NotFiniteError:
-        best = out / "best.safetensors"
+        best = keep.out / "best.safetensors"
         kept = f"; the best weights so far are in {best}" if best.is_file() else ""
         raise UserError(
-            f"in the validation after epoch {trainer.current_epoch + 1} the network's output is NaN or infinite: "
-            f"the run has diverged{kept}; start another (--output), and {ADVICE}"
+            f"in the validation after epoch {keep.saved[0] + 1} the network's output is NaN or infinite: the run has "
+            f"diverged{kept}; start another (--output), and {ADVICE}"
         ) from None
-    if keep.best < 0:
-        raise UserError(
-            f"{record['data']} is too small for a whole epoch: use more images or shards, fewer --workers than "
-            f"{config.workers}, or let a validation fall within the run (--validate-every)"
-        )
-    seconds = time.perf_counter() - start
-    if trainer.is_global_zero:
-        (out / PREVIOUS).unlink(missing_ok=True)
-        write_run_report(out, record, findings, seconds)
-    return TrainResult(keep.best, keep.measure, out / "best.safetensors", out / "last.safetensors", seconds)
 
 
 def _prepare(out: Path, record: dict[str, Any], log: Log, begun: Begun | None) -> None:

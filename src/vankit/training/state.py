@@ -54,7 +54,8 @@ class StateFile(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> State:
         assert self._state is not None
-        state, self._state = self._state, None  # it takes three times the memory of the weights
+        state = dict(self._state)
+        self._state.clear()  # it takes three times the memory of the weights, and others hold it still
         return state
 
     def save_checkpoint(self, checkpoint: State, path: Any, storage_options: Any = None) -> None:
