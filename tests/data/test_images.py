@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from vankit.data.images import ImageError, load_image, load_png, read_size, to_image
+from vankit.data.images import ImageError, is_turned, load_image, load_png, read_size, to_image
 from vankit.data.walk import find_images
 from vankit.errors import MissingFileError, UserError
 
@@ -536,6 +536,25 @@ def test_the_size_is_that_of_the_upright_picture(orientation: int, tmp_path: Pat
     for name in ("a.jpg", "a.png", "a.webp", "a.tif"):
         noise((8, 4)).save(tmp_path / name, exif=exif)
         assert read_size(tmp_path / name) == load_image(tmp_path / name).size
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_of_a_png_may_come_after_its_pixels(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(content)) + b"eXIf" + content + struct.pack(">I", zlib.crc32(b"eXIf" + content))
+    plain = encoded(noise((8, 4)), "png")
+    (tmp_path / "a.png").write_bytes(plain[:-12] + chunk + plain[-12:])
+    assert read_size(tmp_path / "a.png") == load_image(tmp_path / "a.png").size
+    assert is_turned(tmp_path / "a.png") == (orientation != 1)
+
+
+def test_the_size_of_a_png_is_told_without_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise((8, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("it is decoded"))
+    assert read_size(tmp_path / "a.png") == (8, 4)
+    assert not is_turned(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("content", [b"", b"no", encoded(noise(), "jpeg")[:30]])

@@ -62,7 +62,7 @@ class ParquetTable(Table):
 
         try:
             yield
-        except (ArrowException, OSError) as error:
+        except (ArrowException, OSError, UnicodeError) as error:  # names of columns are decoded by pyarrow
             raise UserError(
                 f"cannot continue {self.path}: {path} is broken ({error}); remove it, or write another file"
             ) from None
