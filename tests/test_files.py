@@ -266,6 +266,44 @@ def test_an_output_has_one_writer(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folders_made_for_a_lock_are_taken_away_unless_something_was_written(tmp_path: Path) -> None:
+    with held(tmp_path / "a" / "b" / "rows.csv"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with held(tmp_path / "a" / "b" / "rows.csv"):
+        (tmp_path / "a" / "x").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can be two users")
+def test_a_lock_left_by_another_user_holds_nothing(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    (tmp_path / ".rows.csv.lock").write_text("process 1 on a machine\n")
+
+    def other() -> int:
+        os.setuid(65534)
+        with held(tmp_path / "rows.csv"):
+            return int((tmp_path / ".rows.csv.lock").stat().st_uid)
+
+    child = os.fork()
+    if not child:
+        os._exit(0 if other() == 65534 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_lock_that_cannot_be_removed_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(WriteError, match="the disk is full"), held(tmp_path / "rows.csv"):
+        raise WriteError("the disk is full")
+    with held(tmp_path / "rows.csv"):
+        pass
+
+
 def test_the_longest_name_can_be_held(tmp_path: Path) -> None:
     with held(tmp_path / ("é" * 127)), held(tmp_path / ("é" * 126)):
         assert len(list(tmp_path.iterdir())) == 2

@@ -79,14 +79,14 @@ def test_a_compiled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplo
     kept.unlink()
     pipe(kept)
     assert soon(make) == b"made"
-    assert "is a pipe" in caplog.text
+    assert "it is not a regular file" in caplog.text
 
 
 def test_an_exported_folder(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text("{}")
     (tmp_path / "labels.txt").write_text("a\n")
     pipe(tmp_path / "preprocessing.json")
-    refused(lambda: read_exported(tmp_path), "preprocessing.json is a pipe")
+    refused(lambda: read_exported(tmp_path), "preprocessing.json is missing")
 
 
 def test_annotations_and_lists(tmp_path: Path) -> None:

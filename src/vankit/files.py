@@ -168,7 +168,7 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
 
 def clear_partials(folder: str | PathLike[str]) -> None:
     """Remove what `replacing` has left in a folder where its process was killed; no other may be writing there."""
-    for path in Path(folder).glob(f".*{_PARTIAL}"):
+    for path in Path(folder).glob(f".{'[0-9a-f]' * 32}{_PARTIAL}"):
         path.unlink(missing_ok=True)
 
 
@@ -187,23 +187,44 @@ def held(path: str | PathLike[str]) -> Iterator[None]:
         ValueError: someone else holds it; the message says who.
         OSError: the lock cannot be written.
     """
-    path = Path(path).resolve()
+    path = Path(path)
     if os.name == "nt" or (path.exists() and not (path.is_file() or path.is_dir())):
         yield
         return
+    path = path.resolve()
     lock = path / ".lock" if path.is_dir() else path.with_name(f".{_short(path.name)}.lock")
-    with writing(path):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(lock, path)
-    _OPEN.add(descriptor)
-    owner = os.getpid()
+    with made(lock.parent):
+        with writing(path):
+            descriptor = _lock(lock, path)
+        _OPEN.add(descriptor)
+        owner = os.getpid()
+        try:
+            yield
+        finally:
+            if os.getpid() == owner:  # a child that leaves the block has nothing to give back
+                _OPEN.discard(descriptor)
+                with suppress(OSError):  # the folder is gone, or may only be read by now
+                    lock.unlink()  # before others can have it
+                os.close(descriptor)
+
+
+@contextmanager
+def made(folder: str | PathLike[str]) -> Iterator[None]:
+    """Make a folder, and take it away again, with the parents that were made for it, if nothing was written to it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = Path(folder)
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
-        if os.getpid() == owner:  # a child that leaves the block has nothing to give back
-            _OPEN.discard(descriptor)
-            lock.unlink(missing_ok=True)  # before others can have it
-            os.close(descriptor)
+        with suppress(OSError):  # it is not empty
+            for each in missing:
+                each.rmdir()
 
 
 def _short(name: str) -> str:
@@ -214,10 +235,12 @@ def _short(name: str) -> str:
 def _lock(lock: Path, path: Path) -> int:
     """An open file that no one else has locked."""
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        descriptor, ours = _open_lock(lock)
         try:
             _flock(descriptor, path)
-            if _is_at(descriptor, lock):  # who held it before may have removed it
+            if not ours:  # left behind by another user's process
+                lock.unlink(missing_ok=True)
+            elif _is_at(descriptor, lock):  # who held it before may have removed it
                 since = datetime.now().astimezone().isoformat(" ", "seconds")
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n".encode())
@@ -226,6 +249,14 @@ def _lock(lock: Path, path: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _open_lock(lock: Path) -> tuple[int, bool]:
+    """A lock file, and whether this user may write to it."""
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), True
+    except PermissionError:
+        return os.open(lock, os.O_RDONLY | os.O_NOFOLLOW), False
 
 
 def _flock(descriptor: int, path: Path) -> None:

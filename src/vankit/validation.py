@@ -193,7 +193,9 @@ def validate(
     if workers < 0:
         raise UserError(f"workers is {workers}, expected 0 or more")
     HeldOut(seed=seed)  # which checks it
-    check_request(model, engine=engine, precision=precision, device=device, batch_size=batch_size)
+    check_request(
+        model, engine=engine, precision=precision, device=device, batch_size=batch_size, max_pixels=max_pixels
+    )
     reading = Reading(skip_bad, tolerant, allow_outside, max_pixels)
     opened = open_network(model, checkpoint, weights=weights)
     if picture is not None and (opened.dense or opened.description.multi_label):

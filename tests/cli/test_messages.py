@@ -25,6 +25,9 @@ TRAIN = ["train", "data", "--epochs", "3"]
         (["study", "decomposition"], "dilation is 0", "--dilation is 0"),
         (["nope"], "dilation is 0", "dilation is 0"),
         ([], "dilation is 0", "dilation is 0"),
+        # a file of that name
+        (["predict", "x.jpg", "--checkpoint", "score"], "score is not a checkpoint", "score is not a checkpoint"),
+        (["predict", "x.jpg", "--checkpoint=score"], "score is not a checkpoint", "score is not a checkpoint"),
     ],
 )
 def test_parameters_become_options(words: list[str], message: str, shown: str) -> None:

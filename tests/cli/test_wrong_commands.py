@@ -209,6 +209,7 @@ TYPED: dict[str, tuple[int, str]] = {
     "explain photo.png --img-size 0": (1, "--img-size is 0, which a network cannot take"),
     "explain photo.png --img-size 1000000000": (1, "--img-size is 1000000000, which a network cannot take"),
     "explain photo.png --device toaster": (1, "--device is 'toaster', expected auto, cpu, or cuda with a GPU"),
+    "validate data --max-pixels 0": (1, "--max-pixels is 0, expected 1 or more"),
     "explain photo.png --max-pixels 0": (1, "--max-pixels is 0, expected 1 or more"),
     "explain photo.png --checkpoint nowhere": (1, "no checkpoint at nowhere"),
     "explain photo.png --checkpoint TWO --target kat": (1, "knows no class 'kat' (--target): expected one of its 2"),

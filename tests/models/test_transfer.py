@@ -92,6 +92,14 @@ def test_a_slow_line_finishes(server: FakeHub, tmp_path: Path, monkeypatch: pyte
     assert time.monotonic() - started > 2 * transfer._WINDOW and len(server.gets()) == 1
 
 
+def test_a_whole_file_has_a_deadline(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.add(DATA[:30])
+    server.trickle = 0.05
+    monkeypatch.setattr(transfer, "_SPARE", 0.3)
+    with pytest.raises(hub.DownloadError, match="after 0 s only .* bytes have come"):
+        fetch(server, tmp_path)
+
+
 def test_what_frames_the_content_may_not_trickle_either(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
 

@@ -276,6 +276,13 @@ def test_an_output_is_reserved_by_one(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with held(tmp_path / "folder"), pytest.raises(UserError, match="being written"), reserved(tmp_path / "folder"):
         pass
+    shards = tmp_path / "shards.parquet"
+    for _ in range(2):
+        with reserved(shards, folder=True):
+            shards.mkdir(exist_ok=True)
+            with held(shards):
+                pass
+    shards.rmdir()
     with reserved(tmp_path / "folder"), held(tmp_path / "folder"), reserved("memory://x"), reserved(None):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]

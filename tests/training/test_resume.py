@@ -32,7 +32,7 @@ from vankit.files import held
 from vankit.models.weights import read_checkpoint, read_metadata
 from vankit.training.classify import Classifier
 from vankit.training.draws import SeedSteps
-from vankit.training.interruption import StopOnSignal
+from vankit.training.interruption import StopOnSignal, Stopped
 from vankit.training.keep import KeepWeights
 from vankit.training.recipes import Config, short, short_dense
 from vankit.training.run import TrainResult, train
@@ -215,6 +215,14 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         several()
 
 
+def test_a_signal_as_a_run_ends_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    stop = StopOnSignal(None)
+    with pytest.raises(Stopped) as error, stop.listening():
+        signal.raise_signal(signal.SIGTERM)
+    assert error.value.signum == signal.SIGTERM
+    assert capsys.readouterr().out == "stopped as it ended; --resume finishes it\n"
+
+
 def test_a_signal_that_is_ignored_stays_ignored_and_threads_have_none(data: Path, small: Path, tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -352,7 +360,14 @@ def test_a_damaged_state_is_answered_in_a_line_and_runs_nothing(data: Path, smal
     ]
     tampered(state)
     cases.append((state.read_bytes(), damage))
-    for other in ({"a": 1}, {**torch.load(io.BytesIO(whole), weights_only=True), "callbacks": 3}, [1]):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02K\x05Q.")
+        file.writestr("archive/version", b"3")
+    cases.append((content.getvalue(), f"{state} "))
+    sound = torch.load(io.BytesIO(whole), weights_only=True)
+    outside = {**sound, "weights": {**sound["weights"], "names": ("../victim",)}}
+    for other in ({"a": 1}, {**sound, "callbacks": 3}, [1], outside, {**sound, "weights": {}}, {**sound, "weights": 3}):
         torch.save(other, state)
         cases.append((state.read_bytes(), f"{state} is not the state of a run"))
     for content, says in cases:
@@ -361,7 +376,7 @@ def test_a_damaged_state_is_answered_in_a_line_and_runs_nothing(data: Path, smal
         with pytest.raises(UserError, match=says) as error:
             train(*given, resume=True)
         assert "\n" not in str(error.value) and contents(finished) == before
-    assert not proof.exists()
+    assert not proof.exists() and not (finished.parent / "victim.safetensors").exists()
 
 
 def test_a_state_of_another_network_is_refused(data: Path, small: Path, finished: Path) -> None:

@@ -23,7 +23,11 @@ def with_options(message: str, app: App, words: Sequence[str]) -> str:
     if not _PARAMETER.search(message):
         return message
     options = _options(app, words)
-    return _PARAMETER.sub(lambda found: options.get(found[1] or found[2], found[0]), message)
+    values = {
+        word.partition("=")[2] if word.startswith("--") else word for word in words
+    }  # a file may have such a name
+    names = {name: option for name, option in options.items() if name not in values}
+    return _PARAMETER.sub(lambda found: names.get(found[1] or found[2], found[0]), message)
 
 
 def _options(app: App, words: Sequence[str]) -> dict[str, str]:

@@ -86,7 +86,7 @@ def command(
         raise UserError("--safe-csv is for a .csv file: name one with --output, or leave it out")
     if workers == "ray" and output is None:
         raise UserError("--workers ray writes Parquet files: name a folder or URL with --output")
-    with stopped_by_sigterm(), reserved(output):
+    with stopped_by_sigterm(), reserved(output, folder=workers == "ray"):
         opened = open_network(model, checkpoint, weights=weights)
         if opened.dense:
             head = opened.description.head

@@ -82,15 +82,19 @@ class OpenVinoEngine(Engine):
 
     def _compile(self, streams: int) -> Any:
         core = openvino_core()
-        weakref.finalize(self, _THREADS.leave)
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self._hint, "NUM_STREAMS": streams}
         if streams > 1 or self.workers < (os.cpu_count() or 1):  # else OpenVINO takes one thread per physical core
             config["INFERENCE_NUM_THREADS"] = self.workers
 
         def compiled() -> Any:
             model = self._model()
+            weakref.finalize(self, _THREADS.leave)
             with reading(self._source, Exception) if self._source else nullcontext():
                 return core.compile_model(model, "CPU", config)
+
+        def load(blob: bytes) -> Any:
+            weakref.finalize(self, _THREADS.leave)
+            return core.import_model(blob, "CPU", config)
 
         def make() -> tuple[Any, bytes]:
             found = compiled()
@@ -101,7 +105,7 @@ class OpenVinoEngine(Engine):
         import openvino
 
         parts = (openvino.get_version(), *cpu(), repr(sorted(config.items())), str(cores()))
-        return cached(self._key, parts, lambda blob: core.import_model(blob, "CPU", config), make)
+        return cached(self._key, parts, load, make)
 
 
 def _one_by_one(request: Any, x: Array) -> Array:

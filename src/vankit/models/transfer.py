@@ -29,6 +29,8 @@ _READ_TIMEOUT = 10.0  # seconds without a byte
 _ANSWER_DEADLINE = 60.0  # seconds until a host must have begun to send a file
 _SLOWEST = 1000.0  # bytes per second that must come, on average over
 _WINDOW = 30.0  # seconds
+_USUAL = 20_000.0  # bytes per second that a whole file must come with, but for
+_SPARE = 3600.0  # seconds
 _LARGEST = 16 * 2**30  # bytes: twenty times VAN-B6
 _LARGEST_TEXT = 16 * 2**20
 _TEXT = (".json", ".md", ".txt", ".yaml", ".yml")
@@ -160,6 +162,7 @@ def _append(url: str, file: BinaryIO, start: int, size: int | None, headers: dic
     if start:
         headers = headers | {"Range": f"bytes={start}-"}
     limit = _limit(url, size)
+    end = time.monotonic() + _SPARE + limit / _USUAL
     with _opened("GET", url, headers, _READ_TIMEOUT, _ANSWER_DEADLINE) as response:
         start = _check_answer(response, file, start, size)
         with tqdm(total=size, initial=start, unit="B", unit_scale=True, desc=url.rpartition("/")[2]) as bar:
@@ -167,6 +170,8 @@ def _append(url: str, file: BinaryIO, start: int, size: int | None, headers: dic
                 if file.tell() + len(chunk) > limit:
                     file.truncate(0)
                     raise Refused(f"it sends more than {limit:,} bytes, which is {_limit_of(size)}")
+                if time.monotonic() > end:
+                    raise Refused(f"after {_SPARE + limit / _USUAL:,.0f} s only {file.tell():,} bytes have come")
                 file.write(chunk)
                 bar.update(len(chunk))
     if size is not None and file.tell() != size:
@@ -191,7 +196,7 @@ def _check_answer(response: Any, file: BinaryIO, start: int, size: int | None) -
 
 def _limit(url: str, size: int | None) -> int:
     """Bytes at which a file is not taken further."""
-    most = _LARGEST_TEXT if url.endswith(_TEXT) else _LARGEST
+    most = _LARGEST_TEXT if urlsplit(url).path.endswith(_TEXT) else _LARGEST
     if size is not None and size > most:
         raise Refused(f"it has {size:,} bytes, and vankit takes at most {most:,} of such a file")
     return most if size is None else size

@@ -48,7 +48,9 @@ class ParquetTable(Table):
         """The images of the rows without an error; the file is left with these alone."""
         failed = False
         for group in self._groups([path], ["image", "error"]):
-            for image, error in zip(group["image"].to_pylist(), group["error"].to_pylist(), strict=True):
+            with self._reading(path):  # which decodes the text
+                rows = list(zip(group["image"].to_pylist(), group["error"].to_pylist(), strict=True))
+            for image, error in rows:
                 if error is None:
                     yield image
                 else:
@@ -62,7 +64,7 @@ class ParquetTable(Table):
 
         try:
             yield
-        except (ArrowException, OSError, UnicodeError) as error:  # names of columns are decoded by pyarrow
+        except (ArrowException, OSError, UnicodeError) as error:
             raise UserError(
                 f"cannot continue {self.path}: {path} is broken ({error}); remove it, or write another file"
             ) from None
@@ -71,7 +73,7 @@ class ParquetTable(Table):
         from pyarrow.parquet import ParquetFile
 
         for path in paths:
-            with self._reading(path), ParquetFile(path) as file:
+            with self._reading(path), ParquetFile(path, page_checksum_verification=True) as file:
                 if not file.schema_arrow.equals(self._schema):
                     raise UserError(
                         f"cannot continue {self.path}: {path} has the columns {file.schema_arrow.names}, and this run "
@@ -120,7 +122,7 @@ class ParquetTable(Table):
         unfinished = self._folder / "unfinished"
         with writing(self.path):
             self._folder.mkdir(exist_ok=True)
-            with ParquetWriter(unfinished, self._schema) as writer:
+            with ParquetWriter(unfinished, self._schema, write_page_checksum=True) as writer:
                 for table in _grouped(tables):
                     writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
             os.replace(unfinished, path)

@@ -6,8 +6,6 @@ from vankit.deploy.folder import is_exported
 from vankit.engines.base import check_options
 from vankit.errors import UserError
 
-REQUEST = frozenset({"engine", "precision", "device", "top_k", "batch_size", "max_pixels", "score"})
-
 
 def check_request(
     model: object = None,
@@ -43,3 +41,6 @@ def check_request(
         from vankit.engines.choose import device_for  # PyTorch, which alone knows what there is
 
         device_for(engine, device)
+
+
+REQUEST = frozenset(check_request.__kwdefaults__ or ())

@@ -262,20 +262,21 @@ def check_table(path: str | PathLike[str], safe_csv: bool = False) -> None:
 
 
 @contextmanager
-def reserved(output: str | PathLike[str] | None) -> Iterator[None]:
+def reserved(output: str | PathLike[str] | None, folder: bool = False) -> Iterator[None]:
     """Refuse, before a network is loaded, an output that cannot be written, or which someone else is writing.
 
     A table is held for the block. A folder is not: those who fill one hold it themselves, see `vankit.files.held`.
 
     Args:
         output: a table, a folder or the URL of one; None for none.
+        folder: that it is a folder, though its name ends as a table's does.
 
     Raises:
         ValueError: it cannot be written, or someone else holds it; the message says who.
     """
     if output is None or "://" in os.fspath(output):
         yield
-    elif is_table(output):
+    elif is_table(output) and not folder:
         check_table(output)
         with held(output):
             yield

@@ -20,6 +20,7 @@ from vankit.models.van import ALIASES, VARIANTS, architecture
 from vankit.models.weights import read_metadata
 from vankit.training.recipes import TrainConfig, short
 from vankit.training.run import train
+from vankit.training.state import PREVIOUS, STATE
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,12 @@ def _train(
             if (row.name, seed) not in finished:
                 settings = dataclasses.replace(config, seed=seed, lka=row.lka)
                 folder = out / f"{'-'.join(re.findall('[a-z0-9]+', row.name.lower()))}-{seed}"
-                state = folder / "resume.ckpt"
-                result = train(str(data), model, settings, folder, resume=state.is_file())
+                states = [folder / STATE, folder / PREVIOUS]
+                result = train(str(data), model, settings, folder, resume=any(state.is_file() for state in states))
                 run = Run(row.name, seed, read_metadata(result.last)["measures"]["top-1"])
                 _append(table, run)
-                state.unlink()  # three times the weights, and the run is over
+                for state in states:  # three times the weights, and the run is over
+                    state.unlink(missing_ok=True)
                 yield run
 
 
@@ -166,7 +168,7 @@ def _check_budget(path: Path, budget: dict[str, Any]) -> None:
 def _read(table: Path) -> list[Run]:
     if not table.exists():
         return []
-    with table.open(newline="") as file:
+    with table.open(newline="", encoding="utf-8") as file:
         return [Run(row["row"], int(row["seed"]), float(row["top1"])) for row in csv.DictReader(file)]
 
 

@@ -1,11 +1,12 @@
 """SIGTERM and SIGINT: a run ends at its next step, with its state written."""
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -55,6 +56,9 @@ class StopOnSignal(Callback):
             signal.signal(signum, self._handle)
         try:
             yield
+            if self.signum:  # too late for a step to heed it
+                self._say("stopped as it ended; --resume finishes it")
+                raise Stopped(self.signum)
         except RuntimeError as error:
             if self.signum:  # it waited for another process, which the signal has ended first
                 raise Stopped(self.signum) from error
@@ -97,10 +101,15 @@ class StopOnSignal(Callback):
     ) -> None:
         self.on_validation_start(trainer, pl_module)
 
+    @staticmethod
+    def _say(line: str) -> None:
+        if int(os.environ.get("RANK", 0)) == 0:
+            with suppress(OSError):  # who reads it, such as tee, may have got the signal too
+                print(line, flush=True)
+
     def _stop(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            hint = "continue with --resume" if self.keep.has_state else "start again"
-            print(f"stopped {self.keep.place(trainer)}; {hint}", flush=True)
+        hint = "continue with --resume" if self.keep.has_state else "start again"
+        self._say(f"stopped {self.keep.place(trainer)}; {hint}")
         raise Stopped(self.signum or signal.SIGTERM)
 
 
@@ -112,9 +121,11 @@ def leave_signals(_: int) -> None:
     step then breaks off with an error.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()  # by getppid it may be a server of forks
+    assert parent is not None
     if hasattr(signal, "sigwaitinfo"):  # which macOS lacks
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(parent.pid,), daemon=True).start()
 
 
 def _end_with_parent(parent: int) -> None:

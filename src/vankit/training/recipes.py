@@ -21,7 +21,7 @@ _MOST_WORKERS = 1024  # more than any machine has cores: a slip, which would sta
 _STD = r"mstd\d+(\.\d+)?"
 _POLICY = re.compile(
     rf"none||(original|originalr|v0|v0r|3a)(-{_STD})?"
-    rf"|rand(-(m\d\d?|n\d\d?|p(0\.\d+|[01])|{_STD}|mmax\d\d?|inc[01]|tweights|t3aw?))*"
+    rf"|rand(-(m\d\d?|n\d\d?|p(0(\.\d+)?|1(\.0+)?)|{_STD}|mmax\d\d?|inc[01]|tweights|t3aw?))*"
     rf"|augmix(-(m\d\d?|w\d\d?|d\d\d?|a\d+(\.\d+)?|b[01]|{_STD}))*"
 )
 

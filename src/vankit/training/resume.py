@@ -26,7 +26,7 @@ _OF_THE_ORDER = ("images", "processes", "batch_size", "accumulate", "seed", "bal
 # which change no number, or only when the run ends
 _FREE = ("workers", "logger", "patience", "nan_tolerance")
 # which hold when a run begins, or are compared by themselves
-_OF_THE_START = ("pretrained", "checkpoint", "weights", "classes", "held_out", "thresholds")
+_OF_THE_START = ("pretrained", "checkpoint", "weights", "classes", "held_out", "thresholds", "preprocessing")
 _SIZES = {"embed_dims", "depths", "mlp_ratios"}
 _DIVISION = {"share", "seed", "total"}
 

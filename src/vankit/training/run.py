@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ from vankit.data.images import MAX_PIXELS
 from vankit.data.own import Data, name_of
 from vankit.data.reading import STRICT, Reading
 from vankit.errors import NotFiniteError, UserError, WriteError
-from vankit.files import check_folder, clear_partials, held, to_json, write_text, writing
+from vankit.files import check_folder, clear_partials, held, made, to_json, write_text, writing
 from vankit.models.description import Weights
 from vankit.models.van import VARIANTS, check_van
 from vankit.models.weights import file_in, sizes_of
@@ -160,18 +160,10 @@ def train(
 
 @contextmanager
 def _only_run(out: Path) -> Iterator[None]:
-    """Keep other runs out of the folder; it is taken away if nothing was written to it."""
+    """Keep other runs out of the folder."""
     check_folder(out)
-    new = not out.exists()
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    try:
-        with held(out):
-            yield
-    finally:
-        if new:
-            with suppress(OSError):  # it is not empty
-                out.rmdir()
+    with made(out), held(out):
+        yield
 
 
 def _set_up(
@@ -315,6 +307,7 @@ def _prepare(out: Path, record: dict[str, Any], log: Log, begun: Begun | None) -
     """Clear up after a run that was killed, write down the settings, and have the log go on, or begin."""
     clear_partials(out)
     clear_partials(out / "tensorboard")
+    (out / NAME).unlink(missing_ok=True)  # the report is of the end of a run
     write_text(out / "config.json", to_json(record) + "\n")
     rows = begun.state["callbacks"]["KeepWeights"].get("rows") if begun else None
     if rows is not None:

@@ -33,7 +33,7 @@ _PLACE = ("epoch", "batch", "images", "processes")
 # how PyTorch, pickle and zipfile refuse what is not whole
 _DAMAGE = (
     pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, LookupError, ValueError, TypeError,
-    AttributeError,
+    AttributeError, AssertionError,
 )  # fmt: skip
 
 
@@ -177,9 +177,15 @@ def _is_state(state: Any) -> TypeGuard[State]:
     if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in _PARTS.items()):
         return False
     kept, place = state["callbacks"].get("KeepWeights"), state.get("place", dict.fromkeys(_PLACE, 0))
+    weights = state.get("weights", {"names": (), "metadata": {}})
     return (
         isinstance(kept, dict)
         and isinstance(kept.get("best"), float)
+        and isinstance(kept.get("measure"), str)
+        and isinstance(weights, dict)
+        and isinstance(weights.get("metadata"), dict)
+        and isinstance(weights.get("names"), list | tuple)
+        and all(name in ("best", "last") for name in weights["names"])  # which are names of files
         and isinstance(state["loops"].get("fit_loop"), dict)
         and isinstance(place, dict)
         and all(isinstance(place.get(name), int) for name in _PLACE)
