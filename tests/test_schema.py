@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from msgspec import Meta
 
+from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
+from vankit.models.description import Description
 from vankit.schema import Name, check, check_fields, made, shown
 
 
@@ -61,3 +64,17 @@ def test_large_values_are_shown_in_few_characters() -> None:
         deep = [deep]
     for value in ("x" * 10**7, list(range(10**6)), {str(i): i for i in range(10**5)}, deep, b"x" * 10**6):
         assert len(shown(value)) < 200
+
+
+def test_numbers_and_arrays_of_numpy_and_views_of_dicts() -> None:
+    found = Preprocessing((3, 8, 8), np.full(3, 0.5), (np.float64(0.5),) * 3, np.float64(0.9), "bicubic")
+    assert found == Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, 0.9, "bicubic")
+    description = Description(classes={"a": 1, "b": 2}.keys(), thresholds=[np.float32(0.5), 0.25])  # type: ignore[arg-type]
+    assert description.classes == ("a", "b") and description.thresholds == (0.5, 0.25)
+
+
+def test_nested_values_are_shown_in_brief() -> None:
+    value: object = "x" * 1000
+    for _ in range(6):
+        value = [value] * 9
+    assert len(shown(value)) <= 1000

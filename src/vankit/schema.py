@@ -1,6 +1,6 @@
 """Values that come from files: of the types, and within the limits, that the annotations of a class state."""
 
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping, ValuesView
 from dataclasses import MISSING, Field, fields
 from functools import cache
 from reprlib import Repr
@@ -21,6 +21,7 @@ Index = Annotated[int, Meta(ge=-_LARGEST, le=_LARGEST)]
 _short = Repr()
 _short.maxstring = _short.maxother = 80
 _short.maxlist = _short.maxtuple = 6
+_short.maxlevel = 3
 
 
 def check(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
@@ -40,8 +41,16 @@ def check(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 def check_fields(instance: Any) -> None:
     """`check` a dataclass's own fields, frozen as they may be: for its `__post_init__`."""
-    for name, value in check({f.name: getattr(instance, f.name) for f in fields(instance)}, type(instance)).items():
+    values = {f.name: _plain(getattr(instance, f.name)) for f in fields(instance)}
+    for name, value in check(values, type(instance)).items():
         object.__setattr__(instance, name, value)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's, and views of a dict as lists."""
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(each) for each in value] if isinstance(value, list | tuple | KeysView | ValuesView) else value
 
 
 def made(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -59,7 +68,7 @@ def made(kind: type[T], values: Mapping[str, Any]) -> T:
 
 def shown(value: Any) -> str:
     """A value for a message, however large it is."""
-    return _short.repr(value)
+    return _short.repr(value)[:1000]
 
 
 @cache

@@ -329,3 +329,11 @@ def test_real_photographs_in_yolo_and_voc_layouts_equal_coco(
                 boxes = [np.sort(each["boxes"].numpy(), 0) for each in (target, want)]
                 np.testing.assert_allclose(*boxes, atol=1.5)  # whole pixels, of VOC counted from 1
         assert total >= 880 and len(data) == 128
+
+
+def test_a_few_lines_do_not_stand_for_gigabytes(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    (tmp_path / "data.yaml").write_text("\n".join([*levels, "train: *a9", "names: [a]", "kpt_shape: *a9"]))
+    with pytest.raises(UserError, match=r"data\.yaml .*it has aliases"):
+        open_scenes(tmp_path, "detect", "train")

@@ -7,6 +7,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,28 @@ def test_what_is_no_archive(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{path}"):
         Exported._torch_engine(Exported(tmp_path, "pt2", "float32", False, None), "float32")  # type: ignore[arg-type]
+
+
+def test_names_are_no_code(parts: dict[str, bytes], tmp_path: Path) -> None:
+    """PyTorch writes them into the source of a function as they are."""
+    marker = tmp_path / "planted"
+    content = parts[f"x/{GRAPH}"].decode()
+    name = json.loads(content)["graph_module"]["signature"]["input_specs"][-1]["user_input"]["arg"]["as_tensor"]["name"]
+    code = f"{name}=__import__('os').system('touch {marker}'), *"
+    planted = written(tmp_path / "x.pt2", {**parts, f"x/{GRAPH}": content.replace(f'"{name}"', f'"{code}"').encode()})
+    with pytest.raises(UserError, match="it has the name"):
+        check_program(planted)
+    with suppress(Exception):
+        torch.export.load(planted)
+    assert marker.exists(), "PyTorch has mended it"
+
+
+@pytest.mark.parametrize("spec", ["in_spec", "out_spec"])
+def test_structures_import_nothing(spec: str, parts: dict[str, bytes], tmp_path: Path) -> None:
+    planted = json.dumps([1, {"type": None, "context": json.dumps({"__enum__": True, "fqn": "evil:E", "name": "a"})}])
+    content = re.sub(
+        rf'"{spec}": "(?:[^"\\]|\\.)*"', lambda _: f'"{spec}": {json.dumps(planted)}', parts[f"x/{GRAPH}"].decode()
+    )
+    assert content != parts[f"x/{GRAPH}"].decode()
+    with pytest.raises(UserError, match="it has the structure"):
+        check_program(written(tmp_path / "x.pt2", {**parts, f"x/{GRAPH}": content.encode()}))

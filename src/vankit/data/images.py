@@ -133,7 +133,7 @@ def _read_late_exif(image: ImageFile, file: BinaryIO) -> None:
     while len(header := file.read(8)) == 8:
         length = int.from_bytes(header[:4], "big")
         if header[4:] == b"eXIf":
-            image.info.setdefault("exif", b"Exif\0\0" + file.read(length))
+            image.info.setdefault("exif", b"Exif\0\0" + file.read(min(length, 2**24)))
             return
         file.seek(length + 4, os.SEEK_CUR)
 

@@ -16,6 +16,7 @@ from vankit.errors import UserError
 from vankit.files import read_text
 
 _CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_LONGEST_PATH = 4096
 _LISTS = ("classes.txt", "labels/classes.txt", "obj.names")
 
 
@@ -94,7 +95,7 @@ def _config(root: Path) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        content = yaml.load(read_text(path), yaml.BaseLoader)  # text alone, so that a class may be called no
+        content = yaml.load(read_text(path), _Plain)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
@@ -102,8 +103,20 @@ def _config(root: Path) -> dict[str, Any]:
     return content
 
 
+class _Plain(yaml.BaseLoader):
+    """Text alone, in lists and dicts, so that a class may be called no; without aliases, of which a few lines can stand
+    for gigabytes once they are printed."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases (*), which are not read: write out what they stand for")
+        return super().compose_node(parent, index)
+
+
 def _named(root: Path, config: dict[str, Any], entry: str) -> Path | None:
     """What data.yaml names; exporters write paths of their own machine, of which the end is right."""
+    if len(entry) > _LONGEST_PATH:
+        return None
     base = config.get("path")
     inside = [part for part in Path(entry).parts if part not in ("..", ".", os.sep)]
     tails = [

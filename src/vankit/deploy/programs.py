@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ _ENTRY = re.compile(
     r"|data/(weights|constants|sample_inputs)/model\.pt"
 )
 _OPERATOR = re.compile(
-    r"\w*|torch\.ops\.(aten\.(?!save\b|from_file\b)|vankit\.|torchvision\.)\w+\.\w+|torch\.sym_\w+|math\.\w+"
+    r"\w*|torch\.ops\.(aten\.(?!save\b|from_file\b)|vankit\.|torchvision\.)(?!__dict__|__class__)\w+\.[A-Za-z]\w*|torch\.sym_\w+|math\.\w+"
     r"|_operator\.(add|sub|mul|truediv|floordiv|mod|neg|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
 )
 # of sizes as expressions, which are evaluated
@@ -33,6 +34,10 @@ _NODES = (
     ast.Compare, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.USub, ast.Not, ast.And, ast.Or, ast.Eq,
     ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE,
 )  # fmt: skip
+# names become Python source, in which they are not escaped
+_NAME = re.compile(r"[\w.]*")
+_NO_NAMES = {"expr_str", "in_spec", "out_spec", "torch_version", "guards_code"}
+_SPEC = re.compile(r'[\[\]{}:, 1]|null|"(type|context|children_spec|builtins\.(tuple|list|dict)|null|\[\])"')
 _SYMBOL = re.compile(r"[A-Za-z]{1,10}\d{0,9}")
 
 
@@ -46,16 +51,18 @@ def check_program(path: Path) -> None:
         ValueError: the file is damaged, or has parts, operators or expressions that could run code.
     """
     damage = zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError
+    import torch
+
     with reading(path, *damage), zipfile.ZipFile(path) as archive:
-        for name, content in _entries(archive):
+        for name, content in _entries(archive, torch._C.PyTorchFileReader(os.fspath(path))):
             if name.endswith(".json"):
                 _check_json(content)
             else:
                 _check_tensors(name, content)
 
 
-def _entries(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
-    """Each part that is not plain numbers, once all of them are known by name."""
+def _entries(archive: zipfile.ZipFile, reader: Any) -> Iterator[tuple[str, bytes]]:
+    """Each part that is not plain numbers, once all of them are known by name, as PyTorch's own reader finds it."""
     files = archive.infolist()
     names = [file.filename.partition("/")[2] for file in files]
     others = [name for name in names if not _ENTRY.fullmatch(name)]
@@ -63,9 +70,11 @@ def _entries(archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
         raise _refusal(f"the part {others[0]!r}" if others else "parts of the same name")
     if archive.comment or any(file.compress_type != zipfile.ZIP_STORED for file in files):
         raise _refusal("compressed parts, or a comment")
-    for name, file in zip(names, files, strict=True):
+    if sorted(reader.get_all_records()) != sorted(names):
+        raise _refusal("parts that two readers find differently")
+    for name in names:
         if name.endswith((".json", ".pt")):
-            yield name, archive.read(file)
+            yield name, reader.get_record(name)
 
 
 def _check_tensors(name: str, content: bytes) -> None:
@@ -79,15 +88,21 @@ def _check_tensors(name: str, content: bytes) -> None:
 
 def _check_json(content: bytes) -> None:
     try:
-        queue = [json.loads(content)]
+        queue = [("", json.loads(content), True)]
     except (ValueError, RecursionError) as error:
         raise UserError(f"a part is not JSON: {error}") from None
     while queue:
-        node = queue.pop()
+        key, node, named = queue.pop()
+        _check_entry(key, node)
+        if named:
+            for name in (key, node if isinstance(node, str) and key not in _NO_NAMES else ""):
+                if not _NAME.fullmatch(name):
+                    raise _refusal(f"the name {name[:100]!r}")
+        named = named and key != "metadata"  # where each node comes from, for people
         if isinstance(node, dict):
-            for key, value in node.items():
-                _check_entry(key, value)
-        queue.extend(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+            queue.extend((name, value, named) for name, value in node.items())
+        elif isinstance(node, list):
+            queue.extend((key, value, named) for value in node)
 
 
 def _check_entry(key: str, value: Any) -> None:
@@ -99,6 +114,8 @@ def _check_entry(key: str, value: Any) -> None:
             raise _refusal(f"the operator {value[:100]!r}")
         case "expr_str" if not _is_arithmetic(value):
             raise _refusal(f"the expression {str(value)[:100]!r}")
+        case "in_spec" | "out_spec" if _SPEC.sub("", str(value)):
+            raise _refusal(f"the structure {str(value)[:100]!r}")
         case "guards_code" if value:
             raise _refusal(f"the code {str(value)[:100]!r}")
 
