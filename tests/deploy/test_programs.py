@@ -7,7 +7,6 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,16 +155,12 @@ def test_what_is_no_archive(content: bytes, tmp_path: Path) -> None:
 
 def test_names_are_no_code(parts: dict[str, bytes], tmp_path: Path) -> None:
     """PyTorch writes them into the source of a function as they are."""
-    marker = tmp_path / "planted"
     content = parts[f"x/{GRAPH}"].decode()
     name = json.loads(content)["graph_module"]["signature"]["input_specs"][-1]["user_input"]["arg"]["as_tensor"]["name"]
-    code = f"{name}=__import__('os').system('touch {marker}'), *"
+    code = f"{name}=__import__('os').system('x'), *"
     planted = written(tmp_path / "x.pt2", {**parts, f"x/{GRAPH}": content.replace(f'"{name}"', f'"{code}"').encode()})
     with pytest.raises(UserError, match="it has the name"):
         check_program(planted)
-    with suppress(Exception):
-        torch.export.load(planted)
-    assert marker.exists(), "PyTorch has mended it"
 
 
 @pytest.mark.parametrize("spec", ["in_spec", "out_spec"])
