@@ -50,7 +50,9 @@ def _plain(value: Any) -> Any:
     """NumPy's numbers and arrays as Python's, and views of a dict as lists."""
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return value.tolist()
-    return [_plain(each) for each in value] if isinstance(value, list | tuple | KeysView | ValuesView) else value
+    if not isinstance(value, list | tuple | KeysView | ValuesView):
+        return value
+    return (tuple if isinstance(value, tuple) else list)(map(_plain, value))
 
 
 def made(kind: type[T], values: Mapping[str, Any]) -> T:

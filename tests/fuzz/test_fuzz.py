@@ -89,7 +89,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "lists outside": (lambda folder: list(folder.parent.iterdir()), "Escape in "),
     "connects": (lambda folder: socket.create_connection(("127.0.0.1", 9)), "Escape in "),
     "starts a program": (lambda folder: subprocess.run(["true"]), "Escape in "),
-    "takes memory": (lambda folder: len(b"x" * (50 * 2**20)), "memory"),
+    "takes memory": (lambda folder: len(b"x" * (300 * 2**20)), "memory"),
 }
 
 
