@@ -21,7 +21,7 @@ FLOORS = (
     {"engines", "heads"},
     {"models"},
     {"data", "ops", "tasks"},
-    {"pages"},
+    {"locks", "pages"},
     {"files", "schema"},
     {"errors"},
 )

@@ -1,17 +1,14 @@
-"""Files as text, JSON and checksums; and files that vankit writes: whole, or not at all, and by one at a time."""
+"""Files as text, JSON and checksums; and files that vankit writes: whole, or not at all."""
 
-import errno
 import hashlib
 import io
 import json
 import logging
 import math
 import os
-import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -170,139 +167,6 @@ def clear_partials(folder: str | PathLike[str]) -> None:
     """Remove what `replacing` has left in a folder where its process was killed; no other may be writing there."""
     for path in Path(folder).glob(f".{'[0-9a-f]' * 32}{_PARTIAL}"):
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def held(path: str | PathLike[str]) -> Iterator[None]:
-    """Keep others from writing the same output: processes, on this machine or on a shared disk, and threads.
-
-    A hidden file, beside an output file or in an output folder, is locked meanwhile and says by whom. The system frees
-    it with the process, also after kill -9. A device or a pipe, such as /dev/stdout, is not locked; nothing is on
-    Windows.
-
-    Args:
-        path: output file, which need not exist, or folder, which must.
-
-    Raises:
-        ValueError: someone else holds it; the message says who.
-        OSError: the lock cannot be written.
-    """
-    path = Path(path)
-    if os.name == "nt" or (path.exists() and not (path.is_file() or path.is_dir())):
-        yield
-        return
-    path = path.resolve()
-    lock = path / ".lock" if path.is_dir() else path.with_name(f".{_short(path.name)}.lock")
-    with made(lock.parent):
-        with writing(path):
-            descriptor = _lock(lock, path)
-        _OPEN.add(descriptor)
-        owner = os.getpid()
-        try:
-            yield
-        finally:
-            if os.getpid() == owner:  # a child that leaves the block has nothing to give back
-                _OPEN.discard(descriptor)
-                with suppress(OSError):  # the folder is gone, or may only be read by now
-                    lock.unlink()  # before others can have it
-                os.close(descriptor)
-
-
-@contextmanager
-def made(folder: str | PathLike[str]) -> Iterator[None]:
-    """Make a folder, and take it away again, with the parents that were made for it, if nothing was written to it.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    folder = Path(folder)
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # it is not empty
-            for each in missing:
-                each.rmdir()
-
-
-def _short(name: str) -> str:
-    """A name that leaves room for more, and is another one for another name."""
-    return name if len(os.fsencode(name)) < 200 else hashlib.sha256(os.fsencode(name)).hexdigest()
-
-
-def _lock(lock: Path, path: Path) -> int:
-    """An open file that no one else has locked."""
-    while True:
-        descriptor, ours = _open_lock(lock)
-        try:
-            _flock(descriptor, path)
-            if not ours:  # left behind by another user's process
-                lock.unlink(missing_ok=True)
-            elif _is_at(descriptor, lock):  # who held it before may have removed it
-                since = datetime.now().astimezone().isoformat(" ", "seconds")
-                os.truncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n".encode())
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _open_lock(lock: Path) -> tuple[int, bool]:
-    """A lock file, and whether this user may write to it."""
-    try:
-        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), True
-    except PermissionError:
-        return os.open(lock, os.O_RDONLY | os.O_NOFOLLOW), False
-
-
-def _flock(descriptor: int, path: Path) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "another process"
-        raise UserError(
-            f"{path} is being written by {holder}: wait until that has ended, or choose another output"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        logger.warning("%s is on a disk without locks: do not write it twice at the same time", path)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    return False
-
-
-_OPEN: set[int] = set()
-
-
-def _close_all() -> None:
-    """A child, such as a process that loads images, would hold the locks beyond its parent's end."""
-    while _OPEN:
-        os.close(_OPEN.pop())
-
-
-if hasattr(os, "register_at_fork"):  # where there is fork
-    os.register_at_fork(after_in_child=_close_all)
-
-
-def check_free(path: str | PathLike[str]) -> None:
-    """Refuse, before the work is done, an output that someone else is writing, see `held`.
-
-    Raises:
-        ValueError: someone else holds it.
-    """
-    if Path(path).parent.is_dir():
-        with held(path):
-            pass
 
 
 def write_text(path: str | PathLike[str], text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vankit.deploy.opening import open_network
-from vankit.files import held
+from vankit.locks import held
 from vankit.models.weights import write_tensors
 
 Run = Callable[..., int]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -24,11 +25,12 @@ import vankit
 from vankit.cli import main
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy import export
+from vankit.deploy.export import _folder_for
 from vankit.deploy.folder import Exported, Format, read_exported
 from vankit.engines import convert
 from vankit.engines.convert import UnsupportedNetworkError, to_openvino
 from vankit.errors import UserError
-from vankit.files import held
+from vankit.locks import held
 from vankit.models.fold import fold
 from vankit.prediction.labels import Predictor
 
@@ -358,3 +360,20 @@ def test_classes_without_names(network: nn.Module, tmp_path: Path) -> None:
     found = vankit.export(network, out=tmp_path / "new", format="pt2")
     assert found.description.classes == ("0", "1", "2", "3") and not found.description.named
     assert json.loads((found.folder / "export.json").read_text())["named"] is False
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_what_a_killed_export_left_is_put_right(between: bool, tmp_path: Path) -> None:
+    """Killed between its two renames, or after them."""
+    target, old, partial = tmp_path / "x", tmp_path / ".x.old", tmp_path / ".x.new"
+    for folder in (old, partial, *[target] * (not between)):
+        folder.mkdir()
+        (folder / "model").write_text(folder.name)
+    with suppress(KeyError), _folder_for(target) as made:
+        assert list(made.iterdir()) == []
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (target / "model").read_text() == (".x.old" if between else "x")
+    with _folder_for(target) as made:
+        (made / "model").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and (target / "model").read_text() == "new"

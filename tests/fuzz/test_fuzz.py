@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -172,3 +173,5 @@ def test_nothing_is_found(name: str, tmp_path: Path) -> None:
     ended = run(name, "--seconds", f"{SECONDS:.0f}", "--output", str(tmp_path))
     reports = "\n\n".join(path.read_text() for path in tmp_path.glob("*.md"))
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}\n{reports}"
+    (cases,) = re.findall(r": ([\d,]+) cases read", ended.stdout)
+    assert int(cases.replace(",", "")) > len(corpus.cases(name))

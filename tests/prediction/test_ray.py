@@ -20,7 +20,7 @@ from PIL import Image
 import vankit
 from vankit.data.walk import find_images
 from vankit.errors import MissingFileError, UserError
-from vankit.files import held
+from vankit.locks import held
 from vankit.models.van import create_model
 from vankit.prediction import ray as cluster
 from vankit.prediction.ray import predict_on_ray

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vankit.errors import UserError, WriteError
-from vankit.files import held
+from vankit.locks import held
 from vankit.prediction.tables import Names, Row, open_table, reserved
 
 ROWS: list[Row] = [

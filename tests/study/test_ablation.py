@@ -11,7 +11,7 @@ from PIL import Image
 
 import vankit.study.ablation
 from vankit.errors import UserError
-from vankit.files import held
+from vankit.locks import held
 from vankit.models.weights import read_checkpoint
 from vankit.study.ablation import Run, ablate, summary
 from vankit.training.recipes import short

@@ -6,15 +6,17 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vankit.errors import UserError, WriteError
-from vankit.training.logs import Log
+from vankit.training.logs import Log, LogEpochLoss
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -126,3 +128,12 @@ def test_a_folder_that_is_gone_stays_gone(begun: bool, tmp_path: Path) -> None:
         with pytest.raises(WriteError, match="cannot write .*No such file"):
             call()
     assert not out.exists()
+
+
+def test_a_batch_whose_images_were_all_left_out_counts_nothing() -> None:
+    loss = LogEpochLoss()
+    trainer = SimpleNamespace(accumulate_grad_batches=2)
+    batches = ((None, []), ({}, []), ({"loss": None}, []), ({"loss": torch.tensor(0.5)}, [1, 2, 3]))
+    for outputs, images in batches:
+        loss.on_train_batch_end(trainer, None, outputs, (images, []), 0)  # type: ignore[arg-type]
+    assert (loss.sum, loss.images) == (3.0, 3)

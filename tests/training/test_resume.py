@@ -28,7 +28,7 @@ from PIL import Image
 import vankit
 from vankit.data.scenes import ShapeScenes
 from vankit.errors import MissingFileError, UserError
-from vankit.files import held
+from vankit.locks import held
 from vankit.models.weights import read_checkpoint, read_metadata
 from vankit.training.classify import Classifier
 from vankit.training.draws import SeedSteps

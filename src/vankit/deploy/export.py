@@ -1,7 +1,6 @@
 """Export: a network as a folder that runs elsewhere, checked against PyTorch."""
 
 import copy
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,8 @@ from vankit.engines.base import Array
 from vankit.engines.cache import versions
 from vankit.engines.convert import SMALLEST, to_onnx, to_openvino, to_program
 from vankit.errors import UserError, check_output
-from vankit.files import check_folder, check_free, held
+from vankit.files import check_folder
+from vankit.locks import check_free, held
 from vankit.models.description import Weights
 
 TOLERANCE = 1e-4  # on logits in float32
@@ -154,7 +154,10 @@ def _command(
 @contextmanager
 def _folder_for(target: Path) -> Iterator[Path]:
     """A folder to fill, which then takes the place of `target`; it goes if anything is raised."""
-    partial, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
+    if old.exists():  # a process was killed between its two renames, or after them
+        shutil.rmtree(old) if target.exists() else old.rename(target)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial

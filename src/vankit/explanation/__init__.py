@@ -19,7 +19,8 @@ from vankit.errors import UserError, reason_of
 from vankit.explanation import methods
 from vankit.explanation.methods import Explanation
 from vankit.explanation.subjects import open_subject
-from vankit.files import check_folder, check_free, held, replacing, writing
+from vankit.files import check_folder, replacing, writing
+from vankit.locks import check_free, held
 from vankit.models.description import Weights
 from vankit.prediction.request import check_request
 from vankit.tasks.results import Failure

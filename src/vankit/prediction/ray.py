@@ -23,7 +23,8 @@ from vankit.data.walk import IMAGE_SUFFIXES, find_images, is_image
 from vankit.deploy.folder import is_exported
 from vankit.deploy.opening import is_path
 from vankit.errors import MissingFileError, MissingPackageError, UserError
-from vankit.files import check_folder, check_free, held, sha256_of, to_json
+from vankit.files import check_folder, sha256_of, to_json
+from vankit.locks import check_free, held
 from vankit.prediction.jobs import row_of, text_of
 from vankit.prediction.labels import Prediction, Predictor
 from vankit.prediction.parquet import parquet_schema

@@ -23,7 +23,8 @@ from vankit.engines.choose import device_for, engine_for
 from vankit.engines.processes import PerProcess, avoid_lost_threads
 from vankit.engines.torch import TorchEngine
 from vankit.errors import UserError, check_output, reason_of
-from vankit.files import check_folder, check_free, held, replacing, writing
+from vankit.files import check_folder, replacing, writing
+from vankit.locks import check_free, held
 from vankit.models.portable import Portable
 from vankit.prediction.request import check_request
 from vankit.prediction.tables import is_table

@@ -14,7 +14,8 @@ from typing import Any, NoReturn, Self
 import numpy as np
 
 from vankit.errors import UserError
-from vankit.files import check_file, check_folder, check_free, held, replacing, writing
+from vankit.files import check_file, check_folder, replacing, writing
+from vankit.locks import check_free, held
 
 Row = dict[str, Any]  # image, labels, indices, scores (best first), error
 
@@ -265,7 +266,7 @@ def check_table(path: str | PathLike[str], safe_csv: bool = False) -> None:
 def reserved(output: str | PathLike[str] | None, folder: bool = False) -> Iterator[None]:
     """Refuse, before a network is loaded, an output that cannot be written, or which someone else is writing.
 
-    A table is held for the block. A folder is not: those who fill one hold it themselves, see `vankit.files.held`.
+    A table is held for the block. A folder is not: those who fill one hold it themselves, see `vankit.locks.held`.
 
     Args:
         output: a table, a folder or the URL of one; None for none.

@@ -14,7 +14,8 @@ from typing import Any
 
 from vankit.data.multilabel import is_multilabel
 from vankit.errors import UserError
-from vankit.files import check_folder, held, read_json, save_figure, to_json, write_text, writing
+from vankit.files import check_folder, read_json, save_figure, to_json, write_text, writing
+from vankit.locks import held
 from vankit.models.lka_settings import LkaSettings
 from vankit.models.van import ALIASES, VARIANTS, architecture
 from vankit.models.weights import read_metadata

@@ -164,6 +164,8 @@ class LogEpochLoss(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if outputs is None or outputs.get("loss") is None:  # all its images were left out
+            return
         # Lightning's is the batch's share of an update
         self.sum = self.sum + outputs["loss"] * trainer.accumulate_grad_batches * len(batch[0])
         self.images += len(batch[0])

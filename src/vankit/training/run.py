@@ -22,7 +22,8 @@ from vankit.data.images import MAX_PIXELS
 from vankit.data.own import Data, name_of
 from vankit.data.reading import STRICT, Reading
 from vankit.errors import NotFiniteError, UserError, WriteError
-from vankit.files import check_folder, clear_partials, held, made, to_json, write_text, writing
+from vankit.files import check_folder, clear_partials, to_json, write_text, writing
+from vankit.locks import held, making
 from vankit.models.description import Weights
 from vankit.models.van import VARIANTS, check_van
 from vankit.models.weights import file_in, sizes_of
@@ -162,7 +163,7 @@ def train(
 def _only_run(out: Path) -> Iterator[None]:
     """Keep other runs out of the folder."""
     check_folder(out)
-    with made(out), held(out):
+    with making(out), held(out):
         yield
 
 
