@@ -8,10 +8,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from vankit.data import decoders
 from vankit.data.images import ImageError, load_image, open_image
@@ -64,6 +65,32 @@ def test_a_large_jpeg_of_very_many_scans_is_refused() -> None:
     assert load_image(many).size == load_image(data, max_pixels=100_000).size == (96, 64)
     with pytest.raises(ImageError, match=r"6,144 pixels in 4\d\d scans, which would take minutes"):
         load_image(many, max_pixels=100_000)  # of which it is a large part
+
+
+def in_sequence(image: Image.Image, times: int = 1) -> bytes:
+    """A JPEG that is not progressive, with a scan for a component; the last one is there so many times."""
+    data = encoded(image.convert("L"), "JPEG")
+    start, end = data.index(b"\xff\xc0"), data.index(b"\xff\xc0") + 13
+    frame = b"\xff\xc0\x00\x11" + data[start + 4 : start + 9] + b"\x03\x01\x11\x00\x02\x11\x00\x03\x11\x00"
+    at = data.index(b"\xff\xda")
+    scans = [data[at : at + 5] + bytes([number]) + data[at + 6 : -2] for number in (1, 2, 3)]
+    return data[:start] + frame + data[end:at] + b"".join([*scans[:2], *scans[2:] * times]) + data[-2:]
+
+
+def test_scans_that_are_not_progressive_count_too() -> None:
+    grey = Image.fromarray(GREY)
+    assert load_image(in_sequence(grey)).size == (96, 64)
+    with pytest.raises(ImageError, match="6,144 pixels in 402 scans, which would take minutes"):
+        load_image(in_sequence(grey, 400), max_pixels=100_000)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"exif": b"Exif\0\0" + bytes(5000)}, {"restart_marker_blocks": 1}])
+def test_an_ordinary_jpeg_has_one_scan(mode: str, options: dict[str, Any]) -> None:
+    file = io.BytesIO(encoded(Image.fromarray(GREY).convert(mode), "JPEG", **options))
+    image = JpegImagePlugin.JpegImageFile(file, "")
+    place = file.tell()
+    assert not decoders._in_scans(image, file) and file.tell() == place
 
 
 def run_length_bmp(width: int, height: int) -> bytes:

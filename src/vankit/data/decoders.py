@@ -139,7 +139,7 @@ def load_pixels(
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         if min_side is not None:
             image.draft(None, (min_side, min_side))
-        whole = "progressive" in image.info  # all its coefficients are kept, whatever it is reduced to
+        whole = _in_scans(image, file)  # all its coefficients are kept, whatever it is reduced to
         pixels = int(_JPEG_SHARE * (pixels if whole else image.width * image.height))
     held.enter_context(_DECODING.share(pixels, max_pixels))
     with _pillow_limit(pixels):
@@ -246,8 +246,22 @@ def _check_time(image: ImageFile, file: BinaryIO, name: str, pixels: int, max_pi
         _check_bytes(file, name, _SLOW_BYTES, _SLOW_ADVICE)
         if pixels > _SLOW_PIXELS:
             raise ImageError(f"{name} has {pixels:,} pixels, more than the {_SLOW_PIXELS:,} that {_SLOW_ADVICE}")
-    if "progressive" in image.info and (scans := _scans(file)) * pixels > _MOST_SCANS * max_pixels:
+    jpeg = isinstance(image, JpegImagePlugin.JpegImageFile) and _in_scans(image, file)
+    if jpeg and (scans := _scans(file)) * pixels > _MOST_SCANS * max_pixels:
         raise ImageError(f"{name} has {pixels:,} pixels in {scans:,} scans, which would take minutes: save it as PNG")
+
+
+def _in_scans(image: JpegImagePlugin.JpegImageFile, file: BinaryIO) -> bool:
+    """Whether a JPEG has several scans, as one has whose first lacks a component; also if that cannot be told."""
+    if "progressive" in image.info:
+        return True
+    place = file.tell()
+    file.seek(2)
+    while len(head := file.read(4)) == 4 and head[1:2] != b"\xda":
+        file.seek(int.from_bytes(head[2:], "big") - 2, os.SEEK_CUR)
+    components = file.read(1)
+    file.seek(place)
+    return components != bytes([image.layers])
 
 
 def _scans(file: BinaryIO) -> int:
