@@ -548,6 +548,20 @@ def test_the_exif_of_a_png_may_come_after_its_pixels(orientation: int, tmp_path:
     (tmp_path / "a.png").write_bytes(plain[:-12] + chunk + plain[-12:])
     assert read_size(tmp_path / "a.png") == load_image(tmp_path / "a.png").size
     assert is_turned(tmp_path / "a.png") == (orientation != 1)
+    with Image.open(tmp_path / "a.png") as opened:
+        np.testing.assert_array_equal(to_image(opened), load_image(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_an_orientation_in_xmp_is_applied_once(name: str, tmp_path: Path) -> None:
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp)
+    options: dict[str, Any] = {"pnginfo": info} if name == "a.png" else {"xmp": xmp.encode()}
+    noise((8, 4)).save(tmp_path / name, **options)
+    upright = load_image(tmp_path / name)
+    assert upright.size == (4, 8)
+    np.testing.assert_array_equal(to_image(upright), upright)
 
 
 def test_the_size_of_a_png_is_told_without_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -365,7 +365,7 @@ def test_classes_without_names(network: nn.Module, tmp_path: Path) -> None:
 @pytest.mark.parametrize("between", [True, False])
 def test_what_a_killed_export_left_is_put_right(between: bool, tmp_path: Path) -> None:
     """Killed between its two renames, or after them."""
-    target, old, partial = tmp_path / "x", tmp_path / ".x.old", tmp_path / ".x.new"
+    target, old, partial = tmp_path / "x", tmp_path / ".x.vankit-old", tmp_path / ".x.vankit-new"
     for folder in (old, partial, *[target] * (not between)):
         folder.mkdir()
         (folder / "model").write_text(folder.name)
@@ -373,7 +373,7 @@ def test_what_a_killed_export_left_is_put_right(between: bool, tmp_path: Path) -
         assert list(made.iterdir()) == []
         raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
-    assert (target / "model").read_text() == (".x.old" if between else "x")
+    assert (target / "model").read_text() == (".x.vankit-old" if between else "x")
     with _folder_for(target) as made:
         (made / "model").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["x"] and (target / "model").read_text() == "new"

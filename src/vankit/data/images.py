@@ -20,6 +20,7 @@ T = TypeVar("T")
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
 _ORIENTATION_TAG = 0x0112
+_WITH_ORIENTATION = ("exif", "xmp", "XML:com.adobe.xmp")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -173,19 +174,22 @@ def load_png(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Imag
 
 def _own_rgb(image: Image.Image) -> Image.Image:
     """What a decoder made as `load_image` returns it: of most JPEGs itself, as a copy would double the memory."""
-    rgb = _upright(_flat_rgb(image), image)
-    if rgb is image and not isinstance(image, JpegImagePlugin.JpegImageFile):  # others keep their file
-        rgb = image.copy()
-    rgb.info.pop("exif", None)  # its orientation is applied, and must not be again
-    return rgb
+    return to_rgb(image, copy=not isinstance(image, JpegImagePlugin.JpegImageFile))  # others keep their file
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An opened PIL image as `load_image` returns it: upright, 8-bit RGB, laid over white."""
+def to_rgb(image: Image.Image, copy: bool = True) -> Image.Image:
+    """An opened PIL image as `load_image` returns it: upright, 8-bit RGB, laid over white.
+
+    Args:
+        image: of any mode.
+        copy: return another image also where there is nothing to change.
+    """
+    image.load()  # EXIF may come after the pixels
     rgb = _upright(_flat_rgb(image), image)
-    if rgb is image:
+    if rgb is image and copy:
         rgb = image.copy()
-    rgb.info.pop("exif", None)  # its orientation is applied, and must not be again
+    for name in _WITH_ORIENTATION:  # which is applied, and must not be again
+        rgb.info.pop(name, None)
     return rgb
 
 

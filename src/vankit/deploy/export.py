@@ -154,7 +154,7 @@ def _command(
 @contextmanager
 def _folder_for(target: Path) -> Iterator[Path]:
     """A folder to fill, which then takes the place of `target`; it goes if anything is raised."""
-    partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
+    partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("vankit-new", "vankit-old"))
     if old.exists():  # a process was killed between its two renames, or after them
         shutil.rmtree(old) if target.exists() else old.rename(target)
     shutil.rmtree(partial, ignore_errors=True)
