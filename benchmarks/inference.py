@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from vankit.data.images import find_images
+from vankit.data.walk import find_images
 from vankit.engines.base import cores
 from vankit.study.timing import (
     Array,

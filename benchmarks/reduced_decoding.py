@@ -31,8 +31,9 @@ import torch
 from PIL import features
 
 import vankit
-from vankit.data.images import find_images, load_image
+from vankit.data.images import load_image
 from vankit.data.preprocessing import Preprocessing
+from vankit.data.walk import find_images
 
 MARGINS = (1.0, 1.5, 2.0, 3.0, 4.0)
 BATCH = 64

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image, JpegImagePlugin
 
 from vankit.data import decoders
-from vankit.data.images import ImageError, load_image, open_image
+from vankit.data.images import ImageError, load_image, open_image, read_size
 
 GREY = np.random.default_rng(0).integers(0, 256, (64, 96), np.uint8)
 
@@ -132,6 +133,49 @@ def test_a_file_with_more_bytes_than_its_pixels_can_have(tmp_path: Path) -> None
         file.truncate(2**40)
     with pytest.raises(ImageError, match=r"1,099,511,627,776 bytes, more than the 536,870,912 that .*--max-pixels"):
         load_image(path)
+    with pytest.raises(ImageError, match="1,099,511,627,776 bytes"):
+        read_size(path)
+
+
+@pytest.mark.parametrize("read", [load_image, read_size])
+@pytest.mark.parametrize(
+    ("kind", "count", "said"),
+    [
+        (7, 2**31, "2,147,483,[0-9]+ bytes of tags, more than the 536,870,912 that .*--max-pixels"),
+        (3, 2**30, "10 tags with 2,147,483,[0-9]+ bytes of numbers, more than the 65,535 tags or 16,777,216 bytes"),
+    ],
+)
+def test_tags_of_a_tiff_are_not_read_however_long(
+    kind: int, count: int, said: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path, data = tmp_path / "x.tiff", bytearray(encoded(Image.fromarray(GREY), "TIFF"))
+    (at,) = struct.unpack_from("<L", data, 4)
+    (entries,) = struct.unpack_from("<H", data, at)
+    data += struct.pack("<H", entries + 1) + data[at + 2 : at + 2 + 12 * entries]
+    data[4:8] = struct.pack("<L", len(data) - 2 - 12 * entries)
+    path.write_bytes(data + struct.pack("<HHLL", 65000, kind, count, 4096) + bytes(4))
+    with path.open("r+b") as file:
+        file.truncate(2**32)
+    with pytest.raises(ImageError, match=said):
+        read(path)
+
+
+def test_a_bigtiff_may_not_have_any_number_of_tags(tmp_path: Path) -> None:
+    path = tmp_path / "x.tiff"
+    path.write_bytes(struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, 2**40))
+    with path.open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(ImageError, match="1,099,511,627,776 tags"):
+        read_size(path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"big_tiff": True}, {"tiffinfo": {37724: bytes(2**25)}}, {"compression": "tiff_lzw"}]
+)
+def test_a_tiff_of_many_bytes_is_read(options: dict[str, Any]) -> None:
+    """Some programs write their layers into a tag."""
+    data = encoded(Image.fromarray(GREY), "TIFF", **options)
+    assert np.array_equal(np.asarray(load_image(data))[..., 0], GREY)
 
 
 def test_a_png_ends_at_its_end() -> None:

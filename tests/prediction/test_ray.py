@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -85,25 +84,16 @@ def expect(predictor: vankit.Predictor, output: Path, names: list[str], paths: l
         assert row["scores"] == pytest.approx([label.score for label in answer.labels], abs=1e-5)
 
 
-def kill_the_reader(pipe: Path, instead: bytes, killed: list[int]) -> None:
-    """Once a process has opened the named pipe to read it: put a file in its place and kill the process."""
-    writer = None
-    while writer is None:
-        time.sleep(0.05)
-        with contextlib.suppress(OSError):  # nobody reads yet
-            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-    readers: set[int] = set()
-    while not readers:  # the reader may not have come back from opening it
+def kill_the_reader(photo: Path, instead: Path, killed: list[int]) -> None:
+    """Once another process has the photo open: put another file in its place and kill the process."""
+    while not killed:
         for pid in {int(name) for name in os.listdir("/proc") if name.isdigit()} - {os.getpid()}:
             with contextlib.suppress(OSError):  # processes end while they are listed
-                if str(pipe) in {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.exists()}:
-                    readers.add(pid)
-    (pipe.parent / "instead").write_bytes(instead)
-    os.replace(pipe.parent / "instead", pipe)
-    for pid in readers:
+                if str(photo) in {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}:
+                    killed.append(pid)
+    os.replace(instead, photo)
+    for pid in killed:
         os.kill(pid, signal.SIGKILL)
-    killed.extend(readers)
-    os.close(writer)
 
 
 @pytest.mark.slow
@@ -112,11 +102,10 @@ def test_a_killed_worker_costs_no_row_and_a_restart_does_what_is_missing(
     predictor: vankit.Predictor, photos: list[Path], tmp_path: Path
 ) -> None:
     ray = pytest.importorskip("ray")
-    pipe, killed = photos[13], []
-    picture = pipe.read_bytes()
-    pipe.unlink()
-    os.mkfifo(pipe)
-    killer = threading.Thread(target=kill_the_reader, args=(pipe, picture, killed), daemon=True)
+    large, small, killed = photos[13], tmp_path / "small.png", []
+    large.rename(small)
+    Image.merge("RGB", [Image.effect_noise((8000, 8000), 100)] * 3).save(large, "JPEG")  # a second of decoding
+    killer = threading.Thread(target=kill_the_reader, args=(large, small, killed), daemon=True)
     killer.start()
     output = tmp_path / "labels"
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 from PIL import (
     AvifImagePlugin,
@@ -62,6 +62,9 @@ _SLOW = frozenset({"ppm_plain", "ppm", "bmp_rle"})  # Pillow's decoders that are
 _PLAIN = (b"P1", b"P2", b"P3")
 _SLOW_BYTES, _SLOW_PIXELS = 2**25, 2**24  # which take them seconds
 _SLOW_ADVICE = "are read of this kind (plain-text or scaled PPM, run-length BMP), which takes long: save it as PNG"
+_MOST_TAGS = 2**16 - 1  # of a TIFF; a BigTIFF might say any number
+_TIFF_BYTES = frozenset({1, 2, 7})  # types that stay bytes
+_TIFF_NUMBERS = {3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 13: 4, 5: 8, 10: 8, 12: 8, 16: 8}  # bytes of a number of each type
 _MOST_SCANS = 20  # of the largest pictures; encoders make some ten
 
 
@@ -105,6 +108,30 @@ def with_decoder(
         raise ImageError(f"{name} is broken or truncated ({decoder.format}): {reason}") from error
 
 
+def open_decoder(
+    decoder: type[ImageFile], file: BinaryIO, head: bytes, name: str, max_pixels: int = MAX_PIXELS
+) -> ImageFile:
+    """A picture of which no pixel is decoded yet, and of which no more was read than a header may take.
+
+    Args:
+        decoder, file, head: see `with_decoder`.
+        name: of the file, for messages.
+        max_pixels: that a file may have bytes for, if its header does not say more.
+
+    Raises:
+        ImageError: the file has too many bytes, or the tags of a TIFF do.
+    """
+    width, height = _header_size(head)
+    allowed = max(max_pixels, width * height)
+    most, what = max(_PIXEL_BYTES * allowed, _ANY_BYTES), f"an image of {allowed:,} pixels may have (--max-pixels)"
+    if decoder is TiffImagePlugin.TiffImageFile:  # whose further pages are not read
+        _check_tags(file, head, name, most, what)
+    else:
+        _check_bytes(file, name, most, what)
+    with _pillow_limit(width * height):
+        return decoder(_without_comments(file, name) if head[:2] in _PLAIN else file, "")
+
+
 def load_pixels(
     decoder: type[ImageFile],
     file: BinaryIO,
@@ -126,14 +153,8 @@ def load_pixels(
     Raises:
         ImageError: the picture is too large.
     """
-    pixels = _check_size(_header_size(head), name, max_pixels)
-    if decoder is not TiffImagePlugin.TiffImageFile:  # whose further pages are not read
-        most = max(_PIXEL_BYTES * max_pixels, _ANY_BYTES)
-        _check_bytes(file, name, most, f"an image of {max_pixels:,} pixels may have (--max-pixels)")
-    if head[:2] in _PLAIN:
-        file = _without_comments(file, name)
-    with _pillow_limit(pixels):
-        image = decoder(file, "")
+    _check_size(_header_size(head), name, max_pixels)
+    image = open_decoder(decoder, file, head, name, max_pixels)
     pixels = max(_check_size(size, name, max_pixels) for size in (image.size, _tile_size(image)))
     _check_time(image, file, name, pixels, max_pixels)
     if isinstance(image, JpegImagePlugin.JpegImageFile):
@@ -238,6 +259,27 @@ def _check_bytes(file: BinaryIO, name: str, most: int, what: str) -> None:
     file.seek(place)
     if size > most:
         raise ImageError(f"{name} has {size:,} bytes, more than the {most:,} that {what}")
+
+
+def _check_tags(file: BinaryIO, head: bytes, name: str, most: int, what: str) -> None:
+    """Refuse a TIFF whose tags take much: Pillow reads all of them, and makes objects of the numbers in them."""
+    order: Literal["little", "big"] = "little" if head[:1] == b"I" else "big"
+    wide = 8 if b"+" in head[2:4] else 4  # BigTIFF
+    file.seek(int.from_bytes(head[wide : 2 * wide], order))
+    entries = int.from_bytes(file.read(8 if wide == 8 else 2), order)
+    sizes = dict.fromkeys((True, False), 0)
+    for _ in range(min(entries, _MOST_TAGS)):
+        entry = file.read(4 + 2 * wide)
+        kind, count = int.from_bytes(entry[2:4], order), int.from_bytes(entry[4 : 4 + wide], order)
+        sizes[kind in _TIFF_BYTES] += count * _TIFF_NUMBERS.get(kind, 1)
+    file.seek(0)
+    if entries > _MOST_TAGS or sizes[False] > _ANY_BYTES:
+        raise ImageError(
+            f"{name} has {entries:,} tags with {sizes[False]:,} bytes of numbers, more than the {_MOST_TAGS:,} tags or "
+            f"{_ANY_BYTES:,} bytes that are read: save it as PNG"
+        )
+    if sum(sizes.values()) > most:
+        raise ImageError(f"{name} has {sum(sizes.values()):,} bytes of tags, more than the {most:,} that {what}")
 
 
 def _check_time(image: ImageFile, file: BinaryIO, name: str, pixels: int, max_pixels: int) -> None:

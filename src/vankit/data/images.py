@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile
 
-from vankit.data.decoders import MAX_PIXELS, PNG_START, ImageError, load_pixels, with_decoder
+from vankit.data.decoders import MAX_PIXELS, PNG_START, ImageError, load_pixels, open_decoder, with_decoder
 from vankit.errors import MissingFileError, ReadError, UserError
 from vankit.files import open_file
 
@@ -118,8 +118,8 @@ def _why_not_listed(folder: str | os.PathLike[str]) -> str:
 def _from_file(path: str | os.PathLike[str], look: Callable[[ImageFile], T]) -> T:
     """What is seen of an image file before its pixels are decoded."""
 
-    def finish(decoder: type[ImageFile], data: BinaryIO, _: bytes) -> T:
-        image = decoder(data, "")
+    def finish(decoder: type[ImageFile], data: BinaryIO, head: bytes) -> T:
+        image = open_decoder(decoder, data, head, os.fspath(path))
         if decoder is PngImagePlugin.PngImageFile:
             _read_late_exif(image, data)
         return look(image)
