@@ -81,7 +81,7 @@ def _hints(kind: type) -> dict[str, Any]:
 def _checked(name: str, value: Any, hint: Any) -> Any:
     try:
         found = msgspec.convert(value, hint)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:
         said = [limit for limit in get_args(hint) if isinstance(limit, Meta)]
         expected = next((limit.description for limit in said if limit.description), _in_words(error))
         title = next((limit.title for limit in said if limit.title), name)
@@ -89,6 +89,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     return tuple(found) if isinstance(found, list) else found
 
 
-def _in_words(error: msgspec.ValidationError) -> str:
+def _in_words(error: Exception) -> str:
     """Such as "`int` <= 100 - at `$[2]`"."""
+    if isinstance(error, UnicodeError):
+        return "another value, with text in UTF-8"
     return str(error).removeprefix("Expected ").replace("$", "…")
