@@ -42,8 +42,9 @@ def test_values_become_what_the_class_says() -> None:
         ("share", 1, "share is 1: expected `float` < 1.0"), ("share", False, "share is False"),
         ("names", "ab", "names is 'ab'"), ("names", [1], r"names is \[1\]: expected `str`, got `int`"),
         ("names", ["x" * 2000], "names is "), ("names", {"a": 1}, "names is "),
-        ("names", "\ud800", r"names is '\\ud800': expected another value, with text in UTF-8"), ("flag", 1, "flag is 1"),
-        ("others", [1], "others is "), ("others", {1: 2}, "others is "), ("side", object(), "size is <object"),
+        ("names", "\ud800", r"names is '\\ud800': expected another value, with text in UTF-8"),
+        ("flag", 1, "flag is 1"), ("others", [1], "others is "), ("others", {1: 2}, "others is "),
+        ("side", object(), "size is <object"),
     ],
     ids=lambda each: str(each)[:20],
 )  # fmt: skip

@@ -28,7 +28,7 @@ FOUND = {
     "an image that is listed outside": ("yolo", SEPARATOR.join((b"train: train.txt\nnames: [a]", b"", b"../x.png"))),
     "digits that are none": ("yolo", b"names: [a]\nkpt_shape: [\xc2\xb2, 3]"),
     "a number of 5000 digits": ("map_labels", b"1:" + b"1" * 5000),
-    "half a character": ("head", b'{"things": "\xed\xa0\x80"}'),
+    "half a character": ("metadata", b'{"things": "\xed\xa0\x80"}'),
     "a colour of 5000 digits": ("semantic", b"0 0 " + b"1" * 5000 + b" road"),
 }
 
