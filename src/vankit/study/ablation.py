@@ -7,6 +7,7 @@ import json
 import re
 import statistics
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 
 from vankit.data.multilabel import is_multilabel
 from vankit.errors import UserError
-from vankit.files import check_folder, read_json, save_figure, to_json, write_text, writing
-from vankit.locks import held
+from vankit.files import check_folder, read_json, save_figure, to_json, write_text
+from vankit.locks import held, making
 from vankit.models.lka_settings import LkaSettings
 from vankit.models.van import ALIASES, VARIANTS, architecture
 from vankit.models.weights import read_metadata
@@ -110,16 +111,14 @@ def ablate(
         raise UserError(f"{data} is multi-label, and the rows are compared by top-1: pass images of one class each")
     chosen, config, out = _chosen(rows), config or short(model), Path(out)
     check_folder(out)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    with held(out):
+    budget = {"model": model, "data": str(data), **dataclasses.asdict(config)}
+    with making(out), held(out), _one_budget(out / "budget.json", budget):
         yield from _train(chosen, config, seeds, out, data, model)
 
 
 def _train(
     chosen: Sequence[Ablation], config: TrainConfig, seeds: int, out: Path, data: str | PathLike[str], model: str
 ) -> Iterator[Run]:
-    _check_budget(out / "budget.json", {"model": model, "data": str(data), **dataclasses.asdict(config)})
     table = out / "ablation.csv"
     done = _read(table)
     yield from done
@@ -148,6 +147,17 @@ def _chosen(names: Sequence[str]) -> list[Ablation]:
         if row not in chosen:
             chosen.append(row)
     return chosen
+
+
+@contextmanager
+def _one_budget(path: Path, budget: dict[str, Any]) -> Iterator[None]:
+    """Write the budget down, or compare it with what is written. Without a run, as if the data is missing, it goes."""
+    _check_budget(path, budget)
+    try:
+        yield
+    finally:
+        if all(each.name in (path.name, ".lock") for each in path.parent.iterdir()):
+            path.unlink()
 
 
 def _check_budget(path: Path, budget: dict[str, Any]) -> None:
