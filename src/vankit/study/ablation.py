@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from vankit.data.images import MAX_PIXELS
 from vankit.data.multilabel import is_multilabel
 from vankit.errors import UserError
 from vankit.files import check_folder, read_json, save_figure, to_json, write_text
@@ -83,6 +84,7 @@ def ablate(
     out: str | PathLike[str] = "runs/ablation",
     rows: Sequence[str] = (),
     model: str = "van_b0",
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Run]:
     """Train rows of the ablation with one budget, all of them with one seed before the next.
 
@@ -95,6 +97,7 @@ def ablate(
         out: folder for ablation.csv, budget.json and a folder per run, with its weights and log.
         rows: names of `ABLATIONS`; all if empty. Rows that are the same network are trained once.
         model: van_b0 to van_b6.
+        max_pixels: of the largest image that is decoded.
 
     Yields:
         All runs, those already done first.
@@ -113,11 +116,17 @@ def ablate(
     check_folder(out)
     budget = {"model": model, "data": str(data), **dataclasses.asdict(config)}
     with making(out), held(out), _one_budget(out / "budget.json", budget):
-        yield from _train(chosen, config, seeds, out, data, model)
+        yield from _train(chosen, config, seeds, out, data, model, max_pixels)
 
 
 def _train(
-    chosen: Sequence[Ablation], config: TrainConfig, seeds: int, out: Path, data: str | PathLike[str], model: str
+    chosen: Sequence[Ablation],
+    config: TrainConfig,
+    seeds: int,
+    out: Path,
+    data: str | PathLike[str],
+    model: str,
+    max_pixels: int,
 ) -> Iterator[Run]:
     table = out / "ablation.csv"
     done = _read(table)
@@ -129,7 +138,8 @@ def _train(
                 settings = dataclasses.replace(config, seed=seed, lka=row.lka)
                 folder = out / f"{'-'.join(re.findall('[a-z0-9]+', row.name.lower()))}-{seed}"
                 states = [folder / STATE, folder / PREVIOUS]
-                result = train(str(data), model, settings, folder, resume=any(state.is_file() for state in states))
+                begun = any(state.is_file() for state in states)
+                result = train(str(data), model, settings, folder, resume=begun, max_pixels=max_pixels)
                 run = Run(row.name, seed, read_metadata(result.last)["measures"]["top-1"])
                 _append(table, run)
                 for state in states:  # three times the weights, and the run is over
