@@ -34,6 +34,46 @@ def test_every_command_and_option_has_help(name: str) -> None:
         assert options and [option.name for option in options if not option.parameter.help] == []
 
 
+READERS = {  # of images, and what has them read some
+    "predict": "large --checkpoint TWO --engine torch",
+    "explain": "large --checkpoint TWO --output out",
+    "inspect": "large --workers 0 --output out.html",
+    "validate": "large --checkpoint TWO --workers 0 --engine torch",
+    "train": "large --checkpoint TWO --batch-size 2 --img-size 32 --workers 0 --output out",
+    "study ablation": "--train large --batch-size 2 --img-size 32 --workers 0 --output out",
+    "export": "--checkpoint TWO --int8 --calibrate large --format onnx --output out",
+}
+OTHERS = {"bench", "convert", "demo", "models", "study", "study compare", "study decomposition", "study variants"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "export")) for name in READERS]
+)
+def test_a_command_that_names_the_limit_of_pixels_has_it_as_an_option(
+    name: str,
+    run: Run,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in (f"{split}/{label}" for split in ("train", "val") for label in ("cat", "dog")):
+        (tmp_path / "large" / place).mkdir(parents=True)
+        (tmp_path / "large" / place / "x.pgm").write_bytes(b"P5 8400 8400 255\n")  # cut off, as is found if it is read
+    words = [*name.split(), *(str(checkpoint) if word == "TWO" else word for word in READERS[name].split())]
+    said = []
+    for limit in ([], ["--max-pixels", "70560000"]):
+        run(*words, *limit)
+        said.append(" ".join("".join(capfd.readouterr()).split()))
+    assert "8400 x 8400" in said[0] and "(--max-pixels 70560000)" in said[0]
+    assert "x.pgm" in said[1] and "--max-pixels" not in said[1]
+
+
+def test_no_command_that_reads_images_is_left_out() -> None:
+    assert {f"vankit {name}" for name in READERS.keys() | OTHERS} == COMMANDS.keys()
+
+
 def test_every_setting_is_an_option() -> None:
     options = {name for option in app["train"].assemble_argument_collection() for name in option.names}
     for config in (Config, TrainConfig, DenseConfig):

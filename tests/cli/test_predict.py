@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from vankit.deploy.opening import open_network
 from vankit.locks import held
-from vankit.models.weights import write_tensors
+from vankit.models.weights import read_metadata, write_tensors
 
 Run = Callable[..., int]
 TORCH = ("--engine", "torch")  # quick to start
@@ -129,3 +130,27 @@ def test_a_multi_label_network_may_find_nothing(
         assert run("predict", photo, "--checkpoint", tmp_path / "x.safetensors", *TORCH) == 0
         first, *lines = capsys.readouterr().out.splitlines()
         assert first == str(photo) and sorted(line.split("%  ")[-1] for line in lines) == shown
+
+
+def test_the_folder_of_scenes_is_refused_before_a_network_is_loaded(
+    run: Run, checkpoint: Path, segmenter: Path, photo: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(photo.parent)
+    broken = photo.parent / "broken.safetensors"
+    write_tensors({"stage1.patch_embed.proj.weight": torch.ones(1)}, broken, read_metadata(segmenter))
+    words = "predict", photo, "--checkpoint"
+    assert run(*words, broken) == 1
+    assert f"vankit: {broken}" in capsys.readouterr().err
+    Path("predictions").mkdir()
+    with held("predictions"):
+        assert run(*words, broken) == run("predict", photo, "--model", broken) == 1
+        says = f"vankit: {Path('predictions').resolve()} is being written by process {os.getpid()} on"
+        assert [line.startswith(says) for line in capsys.readouterr().err.splitlines()] == [True, True]
+        assert run(*words, broken, "--output", photo.parent / "free") == 1
+        assert f"vankit: {broken}" in capsys.readouterr().err
+        assert run(*words, checkpoint, *TORCH) == 0  # labels are printed
+    Path("predictions").rmdir()
+    Path("predictions").write_text("")
+    assert run(*words, broken) == 1
+    assert "predictions is a file: pass a folder" in capsys.readouterr().err

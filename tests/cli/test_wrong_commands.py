@@ -170,6 +170,7 @@ TYPED: dict[str, tuple[int, str]] = {
     "predict photo.png --checkpoint a-file": (1, "a-file is not a readable checkpoint"),
     "predict photo.png --model resnetty": (1, "unknown model 'resnetty': expected one of van_b0"),
     "predict photo.png --model van_b0.nope": (1, "van_b0.nope: Invalid pretrained tag (nope) for van_b0"),
+    "predict photo.png --model hf-hub:user/name": (1, "could not fetch hf-hub:user/name from http://127.0.0.1:9: "),
     "predict photo.png --model ./nowhere/": (1, "no checkpoint at nowhere"),
     "predict photo.png --checkpoint TWO --model van_b1": (1, "is a van_b0, not a van_b1: leave out model (--model)"),
     "predict photo.png --checkpoint TWO --score 0.5": (1, "--score and --test are only for detectors and segmenters"),

@@ -8,7 +8,7 @@ import pytest
 
 from vankit.data.tree import HIDDEN, LOOP
 from vankit.data.walk import IMAGE_SUFFIXES as SUFFIXES
-from vankit.data.walk import SPLITS, PassedOver, find_images, find_inputs, split_folder, walk_images
+from vankit.data.walk import SPLITS, PassedOver, begin, find_images, find_inputs, split_folder, walk_images
 from vankit.errors import MissingFileError, UserError
 
 
@@ -49,6 +49,14 @@ def test_barren_arguments_raise_after_everything_else(photos: Path) -> None:
     assert next(found) == photos / "a.webp"
     with pytest.raises(MissingFileError, match=r"no images in .*empty, .*\*\.gif: expected"):
         next(found)
+
+
+def test_that_there_are_no_images_is_known_at_once(photos: Path) -> None:
+    assert names(begin(find_images([photos / "b"])), photos) == ["b/1.png", "b/2.JPG"]
+    assert next(begin(find_images([photos / "*.gif", photos / "b"]))) == photos / "b" / "1.png"
+    with pytest.raises(MissingFileError, match="no images in"):
+        begin(find_images([photos / "empty", photos / "*.gif"]))
+    assert list(begin(iter(()))) == []
 
 
 def test_a_folder_that_contains_itself_ends(photos: Path) -> None:

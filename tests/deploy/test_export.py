@@ -25,7 +25,7 @@ import vankit
 from vankit.cli import main
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy import export
-from vankit.deploy.export import _folder_for
+from vankit.deploy.export import _command, _folder_for
 from vankit.deploy.folder import Exported, Format, read_exported
 from vankit.engines import convert
 from vankit.engines.convert import UnsupportedNetworkError, to_openvino
@@ -218,6 +218,12 @@ def test_the_readme_runs(
     exec(snippet[1], names)
     assert capsys.readouterr().out.split() == [best]
     np.testing.assert_allclose(names["x"], Predictor(folder).preprocess("photo.jpg")[None], atol=0.02)
+
+
+def test_the_command_of_an_export_can_be_typed_again() -> None:
+    given = {"checkpoint": None, "calibrate": "my photos", "output": Path("x"), "max_pixels": 9}
+    expected = "vankit export van_b0 --calibrate 'my photos' --output x --max-pixels 9 --int8"
+    assert _command("van_b0", True, False, **given) == expected
 
 
 @pytest.mark.slow

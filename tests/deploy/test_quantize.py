@@ -302,7 +302,8 @@ def test_logits_that_are_not_finite_are_not_counted(
 def test_nothing_readable(float32: Callable[[Format], Exported], tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     pictures = open_pictures(tmp_path, Description(classes=CLASSES, preprocessing=PREPROCESSING))
-    with pytest.raises(UserError, match="none of the images to calibrate or measure int8 can be read"):
+    says = r"none of the images to calibrate or measure int8 can be read: pass others \(--calibrate\); .*broken\.png is"
+    with pytest.raises(UserError, match=says):
         quantize(float32("onnx"), pictures, 0.01)
 
 

@@ -80,7 +80,7 @@ class Divided(Colours):
 def test_what_is_not_finite_is_not_explained(photo: Path, tmp_path: Path) -> None:
     (found,) = vankit.explain(photo, Divided(), output=tmp_path / "out", layer="cells")
     assert "the network's output is NaN or infinite" in found.error
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
     van = VAN(num_classes=2).eval()
     with torch.no_grad():
         van.stage1.patch_embed.norm.weight.fill_(3e38)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import logging
 import socket
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import timm
 import torch
 from fake_hub import FILE, REPO, FakeHub
+from huggingface_hub import constants
 
 from vankit.data.preprocessing import Preprocessing
 from vankit.errors import UserError
@@ -192,6 +194,55 @@ def test_absent_file_and_broken_hub(server: FakeHub, tmp_path: Path) -> None:
 def test_malformed_repo_id(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a/b/c/d"):
         hub.fetch("a/b/c/d", FILE, cache_dir=tmp_path, endpoint="http://127.0.0.1:9")
+
+
+# timm's models
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Hugging Face cache, empty."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["hf-hub:user/name", "hf_hub:user/name@v2"])
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_model_that_cannot_be_reached_is_said_in_a_line(
+    name: str, offline: bool, cache: Path, closed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", closed)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(timm, "create_model", None)  # which would try for half a minute
+    with pytest.raises(hub.DownloadError) as caught:
+        classifier_by_name(name)
+    why = "HF_HUB_OFFLINE is set" if offline else "[Errno 111] Connection refused"
+    assert str(caught.value) == (
+        f"could not fetch {name} from {closed}: {why}, and it is not in the cache, {cache} (HF_HOME); fetch it there "
+        "with a network, or pass a file of weights (--checkpoint FILE)"
+    )
+
+
+def test_a_model_whose_weights_are_not_in_the_cache(
+    server: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"architecture": "van_b0", "num_classes": 7, "pretrained_cfg": {"input_size": [3, 32, 32]}}
+    server.add(json.dumps(own).encode(), "user/name/config.json")
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    hub.fetch("user/name", "config.json")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert create_model("hf-hub:user/name").num_classes == 7
+    with pytest.raises(hub.DownloadError, match="fetch hf-hub:user/name from .*: HF_HUB_OFFLINE is set, and"):
+        create_model("hf-hub:user/name", pretrained=True)
+
+
+def test_what_is_on_the_hub_is_not_timms(server: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    with pytest.raises(hub.DownloadError, match="fetch hf-hub:user/name from .*: the answer is 404 Not Found;"):
+        create_model("hf-hub:user/name")
+    server.add(b'{"model_type": "van"}', "user/name/config.json")
+    with pytest.raises(UserError, match=r"hf-hub:user/name is not a model of timm's, its config.json names no arch"):
+        create_model("hf-hub:user/name")
 
 
 # from other hosts

@@ -61,7 +61,7 @@ def test_what_is_done_is_not_done_again(
     runs, out = done
     trained = []
 
-    def train(data: str, model: str, config: object, out: Path, resume: bool) -> object:
+    def train(data: str, model: str, config: object, out: Path, resume: bool, max_pixels: int) -> object:
         trained.append((out.name, resume))
         raise KeyboardInterrupt
 

@@ -21,6 +21,7 @@ def command(
     calibrate: str | None = None,
     max_drop: float | None = None,
     dynamic: bool = False,
+    max_pixels: int = 67_108_864,
 ) -> None:
     """Write a classifier to a folder, to be run by vankit predict --model FOLDER or by the format's own library.
 
@@ -39,6 +40,7 @@ def command(
         max_drop: largest loss of top-1 accuracy, or of a multi-label classifier's mAP, that quantisation may cause, 0
             to 1. Default: 0.01.
         dynamic: accept any batch size and image size; 2 to 12 % slower.
+        max_pixels: an image of --calibrate with more pixels than this is not decoded.
     """
     if max_drop is not None and not int8:
         raise UserError("--max-drop is what int8 may lose: add --int8 --calibrate DATA, or leave it out")
@@ -55,6 +57,7 @@ def command(
         max_drop=0.01 if max_drop is None else max_drop,
         dynamic=dynamic,
         weights=weights,
+        max_pixels=max_pixels,
     )
     say(f"{found.precision} {found.format}, logits within {found.facts['largest_difference']:.0e} of PyTorch's")
     if int8:

@@ -9,12 +9,14 @@ from typing import Any, Literal
 from rich.console import Console
 
 from vankit.cli.terminal import say, stopped_by_sigterm
-from vankit.deploy.opening import Network, open_network
+from vankit.deploy.opening import Network, open_network, says_dense
 from vankit.engines.base import EngineName, Precision
 from vankit.errors import UserError
 from vankit.models.description import Weights
 from vankit.prediction.request import check_request
 from vankit.prediction.tables import reserved
+
+_SCENES = "predictions"  # the output of a detector or segmenter
 
 
 def command(
@@ -86,7 +88,8 @@ def command(
         raise UserError("--safe-csv is for a .csv file: name one with --output, or leave it out")
     if workers == "ray" and output is None:
         raise UserError("--workers ray writes Parquet files: name a folder or URL with --output")
-    with stopped_by_sigterm(), reserved(output, folder=workers == "ray"):
+    written = _SCENES if output is None and says_dense(model, checkpoint) else output
+    with stopped_by_sigterm(), reserved(written, folder=workers == "ray"):
         opened = open_network(model, checkpoint, weights=weights)
         if opened.dense:
             head = opened.description.head
@@ -98,7 +101,7 @@ def command(
             if score is not None and opened.description.task != "detect":
                 raise UserError(f"--score is only for detectors, and {opened.source} is a {head}: leave it out")
             given = {name: value for name, value in (("score", score), ("test", test)) if value is not None}
-            return _predict_scenes(images, opened, Path(output or "predictions"), {**options, **given})
+            return _predict_scenes(images, opened, Path(output or _SCENES), {**options, **given})
         if score is not None or test is not None:
             raise UserError("--score and --test are only for detectors and segmenters: pass the --checkpoint of one")
         options |= {"top_k": top_k, "batch_size": batch_size, "reduced": reduced}

@@ -96,6 +96,7 @@ def ablation(
     model: str = "van_b0",
     output: Path | None = None,
     plot: Path | None = None,
+    max_pixels: int = 67_108_864,
     settings: Annotated[_Settings | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
 ) -> None:
     """The paper's ablations of LKA (tables 3 and 4); with --train each row is also trained, all with the same budget.
@@ -108,6 +109,7 @@ def ablation(
         model: van_b0 to van_b6.
         output: folder for ablation.csv and the runs. Default: runs/ablation.
         plot: image file for a picture of the trained rows.
+        max_pixels: an image with more pixels than this is not decoded.
         settings: they override the recipe short.
     """
     from vankit.study.ablation import ABLATIONS, ablate, summary
@@ -123,7 +125,7 @@ def ablation(
     if train is not None:
         config = recipes.override(recipes.short(model), **given(settings))
         seeds = 3 if seeds is None else seeds
-        for run in ablate(train, config, seeds, output or "runs/ablation", rows, model):
+        for run in ablate(train, config, seeds, output or "runs/ablation", rows, model, max_pixels):
             say(f"{run.row}, seed {run.seed}: top-1 {run.top1:.2%}")
             runs.append(run)
     found = summary(runs)

@@ -1,17 +1,21 @@
 """The one way into a folder of data: which of its files are images, and what was passed over."""
 
 import glob
+import itertools
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 from vankit.data.tree import HIDDEN, PatternTree, WholeTree, is_junk
 from vankit.errors import MissingFileError, ReadError, UserError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 IMAGE_SUFFIXES = frozenset(
@@ -150,6 +154,12 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
             f"no images in {', '.join(barren)}: expected a folder or pattern (such as 'photos/**/*.jpg') that holds "
             f"files ending in {' '.join(sorted(IMAGE_SUFFIXES))}"
         )
+
+
+def begin(images: Iterator[T]) -> Iterator[T]:
+    """The same images, the first of them found at once; and so is that there are none, where that raises an error."""
+    first = list(itertools.islice(images, 1))
+    return itertools.chain(first, images)
 
 
 def find_inputs(

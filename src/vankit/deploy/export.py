@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vankit.data.images import MAX_PIXELS
 from vankit.deploy.card import model_card
 from vankit.deploy.folder import DESCRIPTION, FILES, Exported, Format, read_exported
 from vankit.deploy.opening import open_network
@@ -48,6 +49,7 @@ def export(
     classes: Sequence[str] | None = None,
     max_drop: float = 0.01,
     weights: Weights | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Exported:
     """Write a classifier as a folder that runs without PyTorch: model, labels.txt, preprocessing.json, README.md.
 
@@ -61,6 +63,7 @@ def export(
         calibrate: pictures for int8, see `vankit.deploy.quantize.open_pictures`.
         dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of the network's size.
         max_drop: top-1 that int8 may lose, or mAP of a multi-label network, 0 to 1.
+        max_pixels: of the largest picture for int8 that is decoded.
 
     Returns:
         The folder; `facts` has the figures of the checks, and of int8.
@@ -86,14 +89,25 @@ def export(
     if calibrate is not None:
         from vankit.deploy.quantize import open_pictures, quantize
 
-        pictures = open_pictures(calibrate, description)
+        pictures = open_pictures(calibrate, description, max_pixels)
     network = copy.deepcopy(opened.module).float().cpu()
     with held(target), _folder_for(target) as folder:
         exported = Exported(folder, format, "float32", dynamic, description)
         _write_model(exported, network)
         facts = {
             "name": name,
-            "command": _command(model, checkpoint, weights, out, format, int8, calibrate, dynamic, max_drop),
+            "command": _command(
+                model,
+                int8,
+                dynamic,
+                checkpoint=checkpoint,
+                weights=weights,
+                format=format,
+                calibrate=calibrate,
+                output=out,
+                max_drop=max_drop if int8 else None,
+                max_pixels=max_pixels if max_pixels != MAX_PIXELS else None,
+            ),
             "date": datetime.now(UTC).date().isoformat(),
             "largest_difference": _largest_difference(exported, network),
             "versions": versions(*_PACKAGES[format], *["nncf"] * int8),
@@ -130,25 +144,14 @@ def _check_target(target: Path) -> None:
         raise UserError(f"{target} holds other files, such as {others[0]}: pass another folder (--output)")
 
 
-def _command(
-    model: object,
-    checkpoint: object,
-    weights: object,
-    out: object,
-    format: str,
-    int8: bool,
-    calibrate: object,
-    dynamic: bool,
-    max_drop: float,
-) -> str:
+def _command(model: object, int8: bool, dynamic: bool, **options: object) -> str:
+    """What to type for the same export; options that are None are left out."""
     if isinstance(model, nn.Module):
         return "vankit.export(network, …)"
-    options = {"checkpoint": checkpoint, "weights": weights, "format": format, "calibrate": calibrate, "output": out}
-    if int8:
-        options["max-drop"] = max_drop
-    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    given = {f"--{name.replace('_', '-')}": str(value) for name, value in options.items() if value is not None}
+    words = [word for option in given.items() for word in option]
     flags = ["--int8"] * int8 + ["--dynamic"] * dynamic
-    return shlex.join(["vankit", "export", *([] if model is None else [str(model)]), *given, *flags])
+    return shlex.join(["vankit", "export", *([] if model is None else [str(model)]), *words, *flags])
 
 
 @contextmanager

@@ -107,6 +107,24 @@ def open_network(
     return Network(description, str(checkpoint), module)
 
 
+def says_dense(model: str | PathLike[str] | None = None, checkpoint: str | PathLike[str] | None = None) -> bool:
+    """Whether a checkpoint says that it is a detector or segmenter; those of other projects do not.
+
+    Args:
+        model, checkpoint: see `open_network`.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file.
+    """
+    if checkpoint is None and model is not None and is_path(model) and not is_exported(model):
+        checkpoint = model
+    if checkpoint is None:
+        return False
+    from vankit.models.weights.files import file_in, names_head
+
+    return names_head(file_in(Path(checkpoint)))
+
+
 def is_path(model: str | PathLike[str]) -> bool:
     """Whether it is a file or folder, or can only have been meant for one, rather than a model's name."""
     path = Path(model)

@@ -24,9 +24,10 @@ from torch.utils.data import IterableDataset
 
 from vankit.data.folders import class_index, has_splits, open_dataset
 from vankit.data.held_out import HeldOut, announce
-from vankit.data.images import ImageError, load_image
+from vankit.data.images import MAX_PIXELS, ImageError, load_image
 from vankit.data.multilabel import check_kind, is_multilabel
 from vankit.data.preprocessing import Preprocessing
+from vankit.data.reading import Reading
 from vankit.data.walk import find_images
 from vankit.deploy.folder import FILES, Exported
 from vankit.deploy.judge import Judge
@@ -103,23 +104,24 @@ class Pictures:
 class _Photographs:
     """Without labels."""
 
-    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing) -> None:
-        self.paths, self.preprocessing = paths, preprocessing
+    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing, max_pixels: int) -> None:
+        self.paths, self.preprocessing, self.max_pixels = paths, preprocessing, max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[Array, int]:
-        return self.preprocessing(load_image(self.paths[i])), -1
+        return self.preprocessing(load_image(self.paths[i], self.max_pixels)), -1
 
 
-def open_pictures(data: str | PathLike[str], description: Description) -> Pictures:
+def open_pictures(data: str | PathLike[str], description: Description, max_pixels: int = MAX_PIXELS) -> Pictures:
     """Find the images to calibrate and to measure with.
 
     Args:
         data: a labelled set as `vankit.validate` takes it: its split train, or else val, calibrates, and val is
             measured; or photographs, as a folder or a glob pattern: every other one calibrates, the rest is measured.
         description: of the network.
+        max_pixels: of the largest image that is decoded.
 
     Raises:
         FileNotFoundError, ValueError: there are none, or the network does not know the labels.
@@ -127,9 +129,9 @@ def open_pictures(data: str | PathLike[str], description: Description) -> Pictur
     preprocessing = description.preprocessing
     assert preprocessing is not None
     size = preprocessing.input_size[-1]
-    held_out = description.held_out or HeldOut()
+    options: dict[str, Any] = {"held_out": description.held_out or HeldOut(), "reading": Reading(max_pixels=max_pixels)}
     try:
-        measured = open_dataset(data, "val", preprocessing, size, held_out=held_out)
+        measured = open_dataset(data, "val", preprocessing, size, **options)
         check_kind(measured, description.multi_label, data)
         index = class_index(list(measured.classes), list(description.classes), description.named)
     except UserError:
@@ -138,10 +140,11 @@ def open_pictures(data: str | PathLike[str], description: Description) -> Pictur
         paths = list(find_images(data))
         rest = paths[1::2] or paths
         rest = [rest[i] for i in _spread(len(rest), _PHOTOGRAPHS)]
-        return Pictures(_Photographs(paths[::2], preprocessing), _Photographs(rest, preprocessing), None)
+        calibration, measured = (_Photographs(part, preprocessing, max_pixels) for part in (paths[::2], rest))
+        return Pictures(calibration, measured, None)
     announce(measured, data)
     try:
-        calibration = open_dataset(data, "train", preprocessing, size, held_out=held_out)
+        calibration = open_dataset(data, "train", preprocessing, size, **options)
     except UserError:
         calibration = measured
     return Pictures(calibration, measured, index)
@@ -177,7 +180,10 @@ def quantize(exported: Exported, pictures: Pictures, max_drop: float) -> Int8Rep
     judge = Judge(exported.description, pictures.classes)
     answers, labels = _answers(engine, pictures.measured, "float32", judge.keep)
     if not inputs or not len(answers):
-        raise UserError("none of the images to calibrate or measure int8 can be read: pass others (--calibrate)")
+        raise UserError(
+            "none of the images to calibrate or measure int8 can be read: pass others (--calibrate)"
+            f"{_why_not(pictures.calibration if not inputs else pictures.measured)}"
+        )
     truth = judge.truth(answers, labels)
 
     def attempt(engine: Engine, left_out: list[str]) -> Attempt:
@@ -357,6 +363,16 @@ def _chunks(dataset: Any, indices: Sequence[int]) -> Iterator[list[tuple[Array, 
         for start in range(0, len(indices), _CHUNK):
             loaded = pool.map(load, indices[start : start + _CHUNK])
             yield [sample for sample in loaded if sample is not None]
+
+
+def _why_not(dataset: Any) -> str:
+    """What is wrong with the first image of a set, which cannot be read; a stream has gone over it."""
+    if not isinstance(dataset, IterableDataset) and len(dataset):
+        try:
+            dataset[0]
+        except (OSError, ImageError) as error:
+            return f"; {error}"
+    return ""
 
 
 def _spread(length: int, count: int) -> list[int]:

@@ -14,13 +14,13 @@ from torch import nn
 
 from vankit.data.images import MAX_PIXELS, ImageLike, source_name, to_image
 from vankit.data.preprocessing import check_img_size
-from vankit.data.walk import find_inputs
+from vankit.data.walk import begin, find_inputs
 from vankit.errors import UserError, reason_of
 from vankit.explanation import methods
 from vankit.explanation.methods import Explanation
 from vankit.explanation.subjects import open_subject
-from vankit.files import check_folder, replacing, writing
-from vankit.locks import check_free, held
+from vankit.files import check_folder, replacing
+from vankit.locks import check_free, held, making
 from vankit.models.description import Weights
 from vankit.prediction.request import check_request
 from vankit.tasks.results import Failure
@@ -110,7 +110,7 @@ def iter_explanations(
     check_request(device=device, max_pixels=max_pixels)
     if img_size is not None:
         check_img_size(img_size)
-    sources = _sources(given, output)
+    sources = begin(_sources(given, output))
     options: dict[str, Any] = {"device": device, "needs_classes": method == "grad-cam"}
     subjects = [open_subject(model, checkpoint, pretrained, img_size, weights=weights, **options)]
     if img_size is not None and given and not subjects[0].fixed_size:
@@ -189,9 +189,7 @@ def _each(sources: Iterable[ImageLike], look: methods.Method, max_pixels: int) -
 
 def _written(found: Iterable[Explanation | Failure], folder: Path, method: str) -> Iterator[Explanation | Failure]:
     """The same, each explanation's picture written under its image's name, or of all images under the method's."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with held(folder):
+    with making(folder), held(folder):
         yield from _write(found, folder, method)
 
 

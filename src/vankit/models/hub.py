@@ -4,6 +4,8 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -16,13 +18,14 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._hub import hf_split
 
 from vankit.errors import UserError
-from vankit.files import sha256_of, write_text
+from vankit.files import read_json, sha256_of, write_text
 from vankit.models.transfer import REQUEST_TIMEOUT, Refused, download, shown, size_of, soon
 
 logger = logging.getLogger(__name__)
@@ -63,7 +66,7 @@ def fetch(
     Raises:
         DownloadError: no network, no such file, or content that is not what the hub states.
     """
-    endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    endpoint = _endpoint(endpoint)
     cache = Path(cache_dir or constants.HF_HUB_CACHE)
     _check_inside(filename, revision or "main")
     try:
@@ -90,6 +93,54 @@ def fetch(
         hint = "HF_ENDPOINT names another hub, HF_HOME the folder of cached files. "
         raise DownloadError(_advice(filename, source, page, hint, error)) from error
     return path
+
+
+def _endpoint(given: str | None = None) -> str:
+    return (given or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+_FROM_HUB = ("hf-hub", "hf_hub")
+
+
+@contextmanager
+def reached(name: str) -> Iterator[None]:
+    """Say in a line what timm, which fetches a model `hf-hub:user/name` in the block, could not have of it; and say it
+    soon, since timm tries for half a minute.
+
+    Args:
+        name: of any timm model.
+
+    Raises:
+        ValueError: timm has not put a model there.
+        DownloadError: there is no network, or no such repository.
+    """
+    source, _, repository = name.partition(":")
+    if source not in _FROM_HUB:
+        yield
+        return
+    repo_id, _, revision = repository.partition("@")
+    try:
+        if "architecture" not in read_json(fetch(repo_id, "config.json", revision=revision or None)):
+            raise UserError(
+                f"{name} is not a model of timm's, its config.json names no architecture: download its weights, and "
+                "pass the file (--checkpoint FILE)"
+            )
+        yield
+    except (DownloadError, EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+        raise DownloadError(f"could not fetch {name} from {shown(_endpoint())}: {_what_to_do(error)}") from error
+
+
+def _what_to_do(error: BaseException) -> str:
+    while error.__cause__ is not None and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__
+    or_file = "or pass a file of weights (--checkpoint FILE)"
+    if isinstance(error, HfHubHTTPError):
+        answer = f"the answer is {error.response.status_code} {error.response.reason_phrase}".rstrip()
+        return f"{answer}; check the name, log in (hf auth login) if it is not public, {or_file}"
+    offline = constants.is_offline_mode()
+    why = "HF_HUB_OFFLINE is set" if offline else " ".join(str(error).split()) or type(error).__name__
+    cache = f"it is not in the cache, {constants.HF_HUB_CACHE} (HF_HOME)"
+    return f"{why}, and {cache}; fetch it there with a network, {or_file}"
 
 
 def fetch_url(url: str, cache_dir: str | Path | None = None) -> Path:
@@ -176,9 +227,9 @@ def _file_under(folder: Path, blob: Path, commit: str, revision: str, filename: 
 
 
 def _advice(filename: str, source: str, page: str, hint: str, error: Exception) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return (
-        f"could not fetch {filename} {source}: {reason}\n"
+        f"could not fetch {filename} {source}: {reason}. "
         f"Get the file from {page} on a machine that can, and pass it: `--checkpoint FILE`, "
         "or in Python `vankit.load_checkpoint(model, path)` or `pretrained_cfg_overlay=dict(file=path)`. "
         f"{hint}`van_b0.cifar10` ships with vankit and needs no network."

@@ -494,6 +494,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
 
     Raises:
         ValueError: timm knows no such model or weights, or `lka` is given for another network than a VAN.
+        DownloadError: they are on the hub, and cannot be fetched.
     """
     check_name(name)
     name = ALIASES.get(name, name)
@@ -502,7 +503,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     elif architecture(name) not in VARIANTS:
         raise UserError(f"{name} has no large kernel attention to set: leave out lka, or use {', '.join(VARIANTS)}")
     try:
-        return timm.create_model(name, **kwargs)
+        with hub.reached(name):
+            return timm.create_model(name, **kwargs)
     except RuntimeError as error:
         if "pretrained" not in str(error).lower():
             raise

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vankit.data.walk import find_images
+from vankit.data.walk import begin, find_images
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
 from vankit.prediction.labels import Prediction, Predictor
@@ -54,14 +54,16 @@ def iter_labels(
     **options: Any,
 ) -> Generator[Prediction, None, None]:
     """`iter_predictions` of a classifier that is open, for a caller who has reserved the output."""
+    if output is not None:
+        check_table(output, safe_csv)
+    images = begin(find_images(inputs))
     if output is None:
-        yield from Predictor(network, **options).stream(find_images(inputs))
+        yield from Predictor(network, **options).stream(images)
         return
-    check_table(output, safe_csv)
     predictor = Predictor(network, **options)
     _ = predictor.engine  # what is wrong with the options is said before the output is touched
     with open_table(output, predictor.top_k, resume, safe_csv) as table:
-        for prediction in predictor.stream(_without_row(find_images(inputs), table)):
+        for prediction in predictor.stream(_without_row(images, table)):
             table.write(row_of(prediction))
             yield prediction
 
@@ -110,7 +112,8 @@ def predict(
         `SemanticMap` or a `PanopticMap`, and a `Failure` for an image that fails. With `resume`, only the new ones.
 
     Raises:
-        FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written.
+        FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written. Where
+            there are no others, `output` is left as it was.
         ValueError: output's suffix is unknown, it cannot be written or continued, someone else is writing it, or see
             `Predictor` and `DensePredictor`.
     """

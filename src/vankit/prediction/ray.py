@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -24,7 +24,7 @@ from vankit.deploy.folder import is_exported
 from vankit.deploy.opening import is_path
 from vankit.errors import MissingFileError, MissingPackageError, UserError
 from vankit.files import check_folder, sha256_of, to_json
-from vankit.locks import check_free, held
+from vankit.locks import check_free, held, making
 from vankit.prediction.jobs import row_of, text_of
 from vankit.prediction.labels import Prediction, Predictor
 from vankit.prediction.parquet import parquet_schema
@@ -95,8 +95,7 @@ def predict_on_ray(
     predictor = Predictor(**predictor_options)  # what is wrong with them is said before a cluster starts
     if predictor_options.get("device", "auto") == "auto":  # a device may be one of the cluster's only
         _ = predictor.engine
-    fs.makedirs(root, exist_ok=True)
-    with held(root) if _is_local(fs) else nullcontext():
+    with _made(fs, root):
         connected = ray.is_initialized()
         if not connected:
             _connect(ray, address)
@@ -116,6 +115,17 @@ def _is_local(fs: Any) -> bool:
     from fsspec.implementations.local import LocalFileSystem
 
     return isinstance(fs, LocalFileSystem)
+
+
+@contextmanager
+def _made(fs: Any, root: str) -> Iterator[None]:
+    """Make the output, and hold it where that can be."""
+    if _is_local(fs):
+        with making(root), held(root):
+            yield
+    else:
+        fs.makedirs(root, exist_ok=True)
+        yield
 
 
 def _check_folder(fs: Any, root: str) -> None:

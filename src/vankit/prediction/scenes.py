@@ -16,7 +16,7 @@ from timm.models import FeatureListNet
 from torch import Tensor, nn
 
 from vankit.data.images import MAX_PIXELS, ImageLike, source_name, to_image
-from vankit.data.walk import find_inputs
+from vankit.data.walk import begin, find_inputs
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine
 from vankit.engines.choose import device_for, engine_for
@@ -24,7 +24,7 @@ from vankit.engines.processes import PerProcess, avoid_lost_threads
 from vankit.engines.torch import TorchEngine
 from vankit.errors import UserError, check_output, reason_of
 from vankit.files import check_folder, replacing, writing
-from vankit.locks import check_free, held
+from vankit.locks import check_free, held, making
 from vankit.models.portable import Portable
 from vankit.prediction.request import check_request
 from vankit.prediction.tables import is_table
@@ -234,7 +234,8 @@ def iter_scenes(
         `Detections`, a `SemanticMap` or a `PanopticMap` per image, in order; a `Failure` for one that failed.
 
     Raises:
-        FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written.
+        FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written. Where
+            there are no others, nothing is written.
         ValueError: an input lies in the output folder, the output cannot be written, someone else is writing it, or see
             `DensePredictor`.
     """
@@ -243,16 +244,14 @@ def iter_scenes(
             raise UserError(f"a detector or segmenter writes a folder of pictures: expected one, not {output}")
         check_folder(output)
         check_free(output)
-    predictor = DensePredictor(checkpoint, **options)
     given = [inputs] if isinstance(inputs, str | PathLike) else list(inputs)
-    sources = find_inputs(given, output)
+    sources = begin(find_inputs(given, output))
+    predictor = DensePredictor(checkpoint, **options)
     if output is None:
         yield from (result for result, _ in predictor.stream(sources))
         return
     folder = Path(output)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with held(folder), _Folder(folder, predictor) as written:
+    with making(folder), held(folder), _Folder(folder, predictor) as written:
         for place, (result, image) in enumerate(predictor.stream(sources), 1):
             if image is not None:
                 written.add(result, image, place)

@@ -7,15 +7,17 @@ import json
 import re
 import statistics
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from vankit.data.images import MAX_PIXELS
 from vankit.data.multilabel import is_multilabel
 from vankit.errors import UserError
-from vankit.files import check_folder, read_json, save_figure, to_json, write_text, writing
-from vankit.locks import held
+from vankit.files import check_folder, read_json, save_figure, to_json, write_text
+from vankit.locks import held, making
 from vankit.models.lka_settings import LkaSettings
 from vankit.models.van import ALIASES, VARIANTS, architecture
 from vankit.models.weights import read_metadata
@@ -82,6 +84,7 @@ def ablate(
     out: str | PathLike[str] = "runs/ablation",
     rows: Sequence[str] = (),
     model: str = "van_b0",
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Run]:
     """Train rows of the ablation with one budget, all of them with one seed before the next.
 
@@ -94,6 +97,7 @@ def ablate(
         out: folder for ablation.csv, budget.json and a folder per run, with its weights and log.
         rows: names of `ABLATIONS`; all if empty. Rows that are the same network are trained once.
         model: van_b0 to van_b6.
+        max_pixels: of the largest image that is decoded.
 
     Yields:
         All runs, those already done first.
@@ -110,16 +114,20 @@ def ablate(
         raise UserError(f"{data} is multi-label, and the rows are compared by top-1: pass images of one class each")
     chosen, config, out = _chosen(rows), config or short(model), Path(out)
     check_folder(out)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    with held(out):
-        yield from _train(chosen, config, seeds, out, data, model)
+    budget = {"model": model, "data": str(data), **dataclasses.asdict(config)}
+    with making(out), held(out), _one_budget(out / "budget.json", budget):
+        yield from _train(chosen, config, seeds, out, data, model, max_pixels)
 
 
 def _train(
-    chosen: Sequence[Ablation], config: TrainConfig, seeds: int, out: Path, data: str | PathLike[str], model: str
+    chosen: Sequence[Ablation],
+    config: TrainConfig,
+    seeds: int,
+    out: Path,
+    data: str | PathLike[str],
+    model: str,
+    max_pixels: int,
 ) -> Iterator[Run]:
-    _check_budget(out / "budget.json", {"model": model, "data": str(data), **dataclasses.asdict(config)})
     table = out / "ablation.csv"
     done = _read(table)
     yield from done
@@ -130,7 +138,8 @@ def _train(
                 settings = dataclasses.replace(config, seed=seed, lka=row.lka)
                 folder = out / f"{'-'.join(re.findall('[a-z0-9]+', row.name.lower()))}-{seed}"
                 states = [folder / STATE, folder / PREVIOUS]
-                result = train(str(data), model, settings, folder, resume=any(state.is_file() for state in states))
+                begun = any(state.is_file() for state in states)
+                result = train(str(data), model, settings, folder, resume=begun, max_pixels=max_pixels)
                 run = Run(row.name, seed, read_metadata(result.last)["measures"]["top-1"])
                 _append(table, run)
                 for state in states:  # three times the weights, and the run is over
@@ -148,6 +157,17 @@ def _chosen(names: Sequence[str]) -> list[Ablation]:
         if row not in chosen:
             chosen.append(row)
     return chosen
+
+
+@contextmanager
+def _one_budget(path: Path, budget: dict[str, Any]) -> Iterator[None]:
+    """Write the budget down, or compare it with what is written. Without a run, as if the data is missing, it goes."""
+    _check_budget(path, budget)
+    try:
+        yield
+    finally:
+        if all(each.name in (path.name, ".lock") for each in path.parent.iterdir()):
+            path.unlink()
 
 
 def _check_budget(path: Path, budget: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
@@ -175,6 +176,15 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, Any]:
             return metadata
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is not a readable checkpoint (truncated download?): {error}") from None
+
+
+def names_head(path: str | PathLike[str]) -> bool:
+    """Whether a vankit file names a head, as those of detectors and segmenters do; the rest of it is not looked at."""
+    if not _is_safetensors(Path(path)):
+        return False
+    with suppress(safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
+        return "head" in (file.metadata() or {})
+    return False  # what is wrong with it is said when it is opened
 
 
 def _metadata_of(file: Any) -> dict[str, Any]:
