@@ -6,12 +6,15 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from random import Random
 
 import pytest
 from fuzz import corpus, watch
+from fuzz.__main__ import start
 from fuzz.mutation import change
 from fuzz.targets import SEPARATOR, TARGETS, Target
 
@@ -125,13 +128,43 @@ def test_findings_are_made_smaller_and_the_smallest_is_kept(tmp_path: Path) -> N
 
     target = Target("map_labels", ["pairs.txt"], [step])
     (large,) = watch.examine(target, b"1:2\n3:4\n5:67\n8:9\n", tmp_path)
-    small = watch.smaller(target, large, tmp_path)
+    small = watch.smaller(large, lambda data: watch.examine(target, data, tmp_path))
     assert sorted(small.data) == sorted(b"7:") and small.key == large.key
     for finding in (large, small, large):
         path = watch.store(finding, tmp_path / "out")
     assert [each.name for each in sorted(path.parent.iterdir())] == [f"{small.name}.bin", f"{small.name}.md"]
     assert path.with_suffix(".bin").read_bytes() == small.data
     assert repr(small.data) in path.read_text() and "KeyError: 7" in path.read_text()
+
+
+def test_making_smaller_takes_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "SMALLER", 0.3)
+    sizes = []
+
+    def read(data: bytes) -> list[watch.Finding]:
+        sizes.append(len(data))
+        time.sleep(0.1)
+        return [watch.Finding("map_labels", "KeyError", "", data)] if len(data) > 600 else []
+
+    found = watch.smaller(watch.Finding("map_labels", "KeyError", "", bytes(1000)), read)
+    assert len(sizes) in range(2, 5) and len(found.data) == min(size for size in (1000, *sizes) if size > 600)
+
+
+def test_a_process_that_does_not_end_is_killed_with_what_it_started() -> None:
+    started = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
+    stops = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    end, log = start([sys.executable, "-c", f"{started}; {stops}"], 2)
+    assert end == "never" and not is_running(int(log))
+    assert start([sys.executable, "-c", "print(1)"], 60) == ("", "1\n")
+    assert start([sys.executable, "-c", "exit(3)"], 60) == ("status 3", "")
+    assert start([sys.executable, "-c", "import os; os.abort()"], 60)[0] == "SIGABRT"
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("name", ["coco", "yolo", "voc", "multilabel", "checkpoint", "exported"])
@@ -165,6 +198,27 @@ def test_a_planted_mistake_is_found(planted: str, key: str, tmp_path: Path) -> N
         again = run(f"tests.fuzz.planted:{planted}", "--case", str(raw))
         assert again.returncode == 1 and "KeyError in" in again.stdout
         assert run("semantic", "--case", str(raw)).returncode == 0  # the reader as it is
+
+
+@pytest.mark.slow
+def test_what_gets_too_slow_while_it_is_made_smaller_is_a_finding_of_its_own(tmp_path: Path) -> None:
+    ended = run("tests.fuzz.planted:SLOW_IF_SHORT", "--seconds", "10", "--output", str(tmp_path))
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    found = {path.read_text().split()[2]: path.with_suffix(".bin").read_bytes() for path in tmp_path.glob("*.md")}
+    assert found.keys() == {"KeyError", "ended"}
+    assert len(found["KeyError"]) > 8 and 0 < len(found["ended"]) < 8
+
+
+@pytest.mark.slow
+def test_a_reader_that_nothing_ends_from_within_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    fuzzing, watching = (import_module(f"tests.fuzz.{name}") for name in ("__main__", "watch"))
+    monkeypatch.setattr(watching, "MARGIN", 60)  # most of it to start on a busy machine
+    outcome = fuzzing.fuzz("tests.fuzz.planted:WITHOUT_AN_END", 2, tmp_path)
+    (path,) = outcome.findings
+    assert "map_labels: ended or too slow (never)" in path.read_text()
+    assert TARGETS["map_labels"].split(path.with_suffix(".bin").read_bytes()) not in corpus.cases("map_labels")
+    assert outcome.executions > 0
 
 
 @pytest.mark.slow

@@ -13,9 +13,10 @@ import shutil
 import signal
 import sys
 import sysconfig
+import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,10 @@ SECONDS = 10  # of computing
 _WAITING = 60  # seconds that may pass meanwhile: the machine may be busy, or a call may wait for ever
 MEMORY = 512 * 2**20  # bytes more, at the peak, that one case may take
 _ADDRESS_SPACE = 8 * 2**30  # bytes more than after the import
-_ATTEMPTS = 2000  # to make a finding smaller
+SMALLER = 30  # seconds in all to make a finding smaller
+MARGIN = (
+    300  # seconds more than it is given after which a process is ended from outside: to start, and for what it began
+)
 
 _SOURCE = Path(vankit.__file__).parent
 _PROGRAMS = tuple(
@@ -229,15 +233,21 @@ def limited(trace: BinaryIO) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def smaller(target: Target, finding: Finding, folder: Path) -> Finding:
-    """The same finding from less: parts of the case are left out as long as it is made."""
-    attempts, size = 0, len(finding.data) // 2
-    while size and attempts < _ATTEMPTS:
+def smaller(finding: Finding, read: Callable[[bytes], list[Finding]]) -> Finding:
+    """The same finding from less: parts of the case are left out as long as it is made, and there is time.
+
+    Args:
+        finding: to begin with.
+        read: what is wrong with a case, see `examine`.
+    """
+    end, size = time.monotonic() + SMALLER, len(finding.data) // 2
+    while size:
         at = 0
-        while at < len(finding.data) and attempts < _ATTEMPTS:
-            attempts += 1
+        while at < len(finding.data):
+            if time.monotonic() > end:
+                return finding
             less = finding.data[:at] + finding.data[at + size :]
-            again = next((each for each in examine(target, less, folder) if each.key == finding.key), None)
+            again = next((each for each in read(less) if each.key == finding.key), None)
             finding, at = (finding, at + size) if again is None else (again, at)
         size //= 2
     return finding
