@@ -163,6 +163,8 @@ class _Run:
             random = Random(seed)
             if random.random() < 0.25:
                 return atheris.Mutate(data, longest)
+            if random.random() < 0.25:  # what is behind the lines of vankit guides nobody to it
+                data = random.choice(self.seeds)
             changed = self.target.join(self.change(self.target.split(data), random))
             return changed if len(changed) <= longest else atheris.Mutate(data, longest)
 

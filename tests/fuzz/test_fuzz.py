@@ -1,6 +1,7 @@
 """The fuzzers: that they find what is planted, that their valid cases are read, and, with -m slow, what they find."""
 
 import json
+import logging
 import os
 import re
 import socket
@@ -15,6 +16,7 @@ from random import Random
 import pytest
 from fuzz import corpus, watch
 from fuzz.__main__ import start
+from fuzz.code import PLANTED
 from fuzz.mutation import change
 from fuzz.targets import SEPARATOR, TARGETS, Target
 
@@ -49,7 +51,7 @@ def read(tmp_path: Path) -> Callable[[Target, bytes], list[watch.Finding]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _audited() -> None:
-    sys.addaudithook(watch.audit)  # lets everything pass while no case is read
+    watch.start()  # lets everything pass while no case is read
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,9 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "renames outside": (lambda folder: os.rename(folder, f"{folder}-2"), "Escape in "),
     "lists outside": (lambda folder: list(folder.parent.iterdir()), "Escape in "),
     "connects": (lambda folder: socket.create_connection(("127.0.0.1", 9)), "Escape in "),
+    "runs what is written": (lambda folder: eval((folder / "pairs.txt").read_text()), "Escape in "),
+    "imports what is named": (lambda folder: import_module(PLANTED), "Escape in "),
+    "shows a traceback": (lambda folder: logging.getLogger("torch").error("x", exc_info=KeyError(1)), "Escape in "),
     "starts a program": (lambda folder: subprocess.run(["true"]), "Escape in "),
     "takes memory": (lambda folder: len(b"x" * (300 * 2**20)), "memory"),
 }
@@ -103,14 +108,15 @@ def test_each_kind_of_mistake_is_found(
 ) -> None:
     monkeypatch.setattr(watch, "MEMORY", 40 * 2**20)
     step, key = MISTAKES[kind]
-    (finding,) = read(Target("map_labels", ["pairs.txt"], [step]), b"1:2")
-    assert finding.key.startswith(key) and finding.data == b"1:2"
+    (finding,) = read(Target("map_labels", ["pairs.txt"], [step]), b"print()")
+    assert finding.key.startswith(key) and finding.data == b"print()"
 
 
 ALLOWED: dict[str, Callable[[Path], object]] = {
     "answer": lambda folder: _raise(UserError("what is wrong")),
     "writes inside": lambda folder: (folder / "y").write_bytes(b""),
     "reads a program": lambda folder: Path(json.__file__).read_bytes(),
+    "computes what is written": lambda folder: exec("def add(x, y):\n    return getattr(x + y, 'real')"),
     "lists inside": lambda folder: list(folder.iterdir()),
 }
 
@@ -167,7 +173,7 @@ def is_running(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("name", ["coco", "yolo", "voc", "multilabel", "checkpoint", "exported"])
+@pytest.mark.parametrize("name", ["coco", "yolo", "voc", "multilabel", "checkpoint", "exported", "program"])
 def test_most_changes_get_past_the_parser(name: str) -> None:
     (case, *_), random, parsed = corpus.cases(name), Random(1), 0
     changed = [change(case, random) for _ in range(100)]
@@ -175,7 +181,7 @@ def test_most_changes_get_past_the_parser(name: str) -> None:
     assert sum(each != case for each in changed) > 80 and len({TARGETS[name].join(each) for each in changed}) > 60
     for each in changed:
         first = each[TARGETS[name].files[0]]
-        parsed += first.startswith((b"{", b"<", b"path", b"file", b"\xef")) or first[8:9] == b"{"
+        parsed += first.startswith((b"{", b"<", b"path", b"file", b"PK", b"\xef")) or first[8:9] == b"{"
     assert parsed > 50
 
 
