@@ -119,7 +119,8 @@ def test_operators_that_are_none(operator: str, parts: dict[str, bytes], tmp_pat
     "text",
     ["__import__('os').system('true')", "eval(chr(49))", "Symbol('s0').__class__", "(lambda: 0)()", "[x1 for x1 in s0]",
      "Symbol('__import__')", "s0.real", "open('/etc/passwd')", "exec", "2**2**2**2", "s0 if s1 else s2", "f'{s0}'",
-     "(" * 500, "print(s0)", 5, None, ["s0"], "(s0\n+ s1)", "Symbol('s\\\nx270')"],
+     "(" * 500, "print(s0)", 5, None, ["s0"], "(s0\n+ s1)", "Symbol('s\\\nx270')",
+     "*".join(f"(s{n} + s{n + 1})" for n in range(20))],
 )  # fmt: skip
 def test_expressions_that_are_none(text: Any, parts: dict[str, bytes], tmp_path: Path) -> None:
     sound = parts[f"x/{GRAPH}"].decode()

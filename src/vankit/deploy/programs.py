@@ -39,6 +39,7 @@ _NODES = (
     ast.Compare, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.USub, ast.Not, ast.And, ast.Or, ast.Eq,
     ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE,
 )  # fmt: skip
+_MOST_SYMBOLS = 20  # in a VAN 2; a product of sums is multiplied out, which takes time exponential in them
 # names become Python source, in which they are not escaped; those of values its variables
 _NAME = re.compile(r"[\w.]*")
 _VARIABLES = {"name", "as_name", "forward_arg_names"}
@@ -227,15 +228,23 @@ def _is_arithmetic(text: Any) -> bool:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return all(isinstance(node, _NODES) and _is_plain(node) for node in nodes)
+    symbols = sum(_name(node) not in (None, *_FUNCTIONS) for node in nodes)
+    return symbols <= _MOST_SYMBOLS and all(isinstance(node, _NODES) and _is_plain(node) for node in nodes)
+
+
+def _name(node: ast.AST) -> str | None:
+    match node:
+        case ast.Name(id=name) | ast.Constant(value=str() as name):
+            return name
+    return None
 
 
 def _is_plain(node: ast.AST) -> bool:
+    if (name := _name(node)) is not None:
+        return name in _FUNCTIONS or bool(_SYMBOL.fullmatch(name) and any(map(str.isdigit, name)))
     match node:
-        case ast.Call(func=ast.Name(id=name)):
-            return name in _FUNCTIONS
-        case ast.Name(id=name) | ast.Constant(value=str() as name):
-            return name in _FUNCTIONS or bool(_SYMBOL.fullmatch(name) and any(map(str.isdigit, name)))
+        case ast.Call(func=ast.Name(id=called)):
+            return called in _FUNCTIONS
         case ast.Constant(value=value):
             return isinstance(value, int)
     return not isinstance(node, ast.Call)
