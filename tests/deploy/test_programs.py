@@ -235,6 +235,14 @@ def test_inputs_that_take_more_memory_than_the_file(parts: dict[str, bytes], tmp
             check_program(path)
 
 
+def test_inputs_may_have_attributes_and_names(parts: dict[str, bytes], tmp_path: Path) -> None:
+    """As those of `torch.export.export` with `Dim.DYNAMIC` have."""
+    image = torch.zeros(1, 3, 66, 66)
+    image.noted = {0, 2}  # type: ignore[attr-defined]
+    inputs = (image, torch.nn.Parameter(image.half())), {"mask": image > 0}
+    check_program(written(tmp_path / "x.pt2", {**parts, f"x/{INPUTS}": saved(inputs)}))
+
+
 def test_numbers_that_are_missing_are_not_made_up(parts: dict[str, bytes], tmp_path: Path) -> None:
     """PyTorch would take the memory for them."""
 

@@ -26,8 +26,11 @@ _OPERATOR = re.compile(
     r"torch\.ops\.(?P<overload>(aten\.(?!save\.|from_file\.)|vankit\.|torchvision\.)\w+\.\w+)|torch\.sym_\w+|math\.\w+"
     r"|_operator\.(add|sub|mul|truediv|floordiv|mod|neg|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
 )
-# what torch.save writes for tensors and their collections
-_TENSORS = re.compile(r"torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)|collections OrderedDict")
+# what torch.save writes for tensors, their attributes and their collections
+_TENSORS = re.compile(
+    r"torch (\w+Storage|Tensor)|torch\._utils _rebuild_(tensor_v2|parameter)|torch\._tensor _rebuild_from_type_v2"
+    r"|collections OrderedDict|(__builtin__|builtins) set"
+)
 # of sizes as expressions, which are evaluated
 _FUNCTIONS = {
     "Symbol", "Integer", "Add", "Mul", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv", "floor",
