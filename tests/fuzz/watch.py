@@ -33,7 +33,7 @@ SECONDS = 10  # of computing
 _WAITING = 60  # seconds that may pass meanwhile: the machine may be busy, or a call may wait for ever
 MEMORY = 512 * 2**20  # bytes more, at the peak, that one case may take
 _ADDRESS_SPACE = 8 * 2**30  # bytes more than after the import
-SMALLER = 30  # seconds in all to make a finding smaller
+SMALLER = 60  # seconds in all to make a finding smaller
 MARGIN = (
     300  # seconds more than it is given after which a process is ended from outside: to start, and for what it began
 )
