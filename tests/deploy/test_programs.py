@@ -6,14 +6,16 @@ import os
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from vankit.deploy.programs import check_program
+from vankit.deploy.programs import check_program, load_program
 from vankit.engines.convert import to_program
 from vankit.errors import UserError
 
@@ -104,7 +106,8 @@ def test_parts_that_could_be_code(name: str, parts: dict[str, bytes], tmp_path: 
     "operator",
     ["torch.os.system", "torch.load", "torch.hub.load", "_operator.methodcaller", "_operator.attrgetter", "#evil:x",
      "torch.ops.aten.save.default", "torch.ops.aten.from_file.default", "torch.ops.evil.run.default",
-     "torch.ops.load_library"],
+     "torch.ops.load_library", "torch", "math", "torch.ops.aten.add", "torch.ops.aten.add.op",
+     "torch.ops.aten.add.overloads", "torch.ops.aten.name.format", "torch.ops.aten._dir.append"],
 )  # fmt: skip
 def test_operators_that_are_none(operator: str, parts: dict[str, bytes], tmp_path: Path) -> None:
     changed = graph(parts, lambda content: content["graph_module"]["graph"]["nodes"][0].update(target=operator))
@@ -116,7 +119,8 @@ def test_operators_that_are_none(operator: str, parts: dict[str, bytes], tmp_pat
     "text",
     ["__import__('os').system('true')", "eval(chr(49))", "Symbol('s0').__class__", "(lambda: 0)()", "[x1 for x1 in s0]",
      "Symbol('__import__')", "s0.real", "open('/etc/passwd')", "exec", "2**2**2**2", "s0 if s1 else s2", "f'{s0}'",
-     "(" * 500, "print(s0)", 5, None, ["s0"]],
+     "(" * 500, "print(s0)", 5, None, ["s0"], "(s0\n+ s1)", "Symbol('s\\\nx270')",
+     "*".join(f"(s{n} + s{n + 1})" for n in range(20))],
 )  # fmt: skip
 def test_expressions_that_are_none(text: Any, parts: dict[str, bytes], tmp_path: Path) -> None:
     sound = parts[f"x/{GRAPH}"].decode()
@@ -172,3 +176,104 @@ def test_structures_import_nothing(spec: str, parts: dict[str, bytes], tmp_path:
     assert content != parts[f"x/{GRAPH}"].decode()
     with pytest.raises(UserError, match="it has the structure"):
         check_program(written(tmp_path / "x.pt2", {**parts, f"x/{GRAPH}": content.encode()}))
+
+
+def test_arguments_hold_no_graphs_nor_anything_else(parts: dict[str, bytes], tmp_path: Path) -> None:
+    """Names in them become the source of a function that is made at once."""
+    marker = tmp_path / "run"
+    name = f"x=__import__('os').system('touch {marker}')"
+    content = json.loads(parts[f"x/{GRAPH}"])["graph_module"]["graph"]
+    value = content["tensor_values"]["input"]
+    inner = content | {
+        "inputs": [{"as_tensor": {"name": name}}],
+        "outputs": [],
+        "nodes": [],
+        "tensor_values": {name: value},
+    }
+    for argument in (
+        {"as_string_to_argument": {"metadata": {"as_graph": {"name": "a", "graph": inner}}}},
+        {"as_graph": {"name": "a", "graph": inner}},
+        {"as_custom_obj": {"name": "a", "class_fqn": "a.B"}},
+    ):
+
+        def plant(content: dict[str, Any], argument: dict[str, Any] = argument) -> None:
+            content["graph_module"]["graph"]["nodes"][0]["inputs"].append({"name": "a", "arg": argument, "kind": 1})
+
+        path = written(tmp_path / "x.pt2", graph(parts, plant))
+        with pytest.raises(UserError, match=f"it has an argument '{next(iter(argument))}', and could run code"):
+            check_program(path)
+        with suppress(Exception):
+            torch.export.load(path)
+        assert marker.exists() == ("as_custom_obj" not in argument), "the trap itself is broken"
+        marker.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("name", ["torch.load", "self.forward", "lambda", "0"])
+def test_variables_that_are_none(name: str, parts: dict[str, bytes], tmp_path: Path) -> None:
+    content = parts[f"x/{GRAPH}"].decode().replace('"conv2d"', f'"{name}"')
+    with pytest.raises(UserError, match=f"it has a variable '{name}'"):
+        check_program(written(tmp_path / "x.pt2", {**parts, f"x/{GRAPH}": content.encode()}))
+
+
+def test_a_range_that_is_counted_up_to(parts: dict[str, bytes], tmp_path: Path) -> None:
+    changed = graph(parts, lambda content: content["range_constraints"].update(u99999999999={"min_val": 0}))
+    path = written(tmp_path / "x.pt2", changed)
+    with pytest.raises(UserError, match=rf"{path}: it has ranges of '.*, u99999999999': expected its symbols"):
+        check_program(path)
+
+
+def test_inputs_that_take_more_memory_than_the_file(parts: dict[str, bytes], tmp_path: Path) -> None:
+    planted = io.BytesIO()
+    zeros = io.BytesIO(saved(((torch.zeros(10_000),), {})))
+    with zipfile.ZipFile(zeros) as archive, zipfile.ZipFile(planted, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name))
+    for content in (saved(bytearray(1000)), saved(OrderedDict(a=bytearray(1000))), planted.getvalue()):
+        torch.load(io.BytesIO(content), weights_only=True)  # which asks nothing of that
+        path = written(tmp_path / "x.pt2", {**parts, f"x/{INPUTS}": content})
+        with pytest.raises(UserError, match=f"it has {INPUTS}, which is not of tensors alone"):
+            check_program(path)
+
+
+def test_inputs_may_have_attributes_and_names(parts: dict[str, bytes], tmp_path: Path) -> None:
+    """As those of `torch.export.export` with `Dim.DYNAMIC` have."""
+    image = torch.zeros(1, 3, 66, 66)
+    image.noted = {0, 2}  # type: ignore[attr-defined]
+    inputs = (image, torch.nn.Parameter(image.half())), {"mask": image > 0}
+    check_program(written(tmp_path / "x.pt2", {**parts, f"x/{INPUTS}": saved(inputs)}))
+
+
+def test_numbers_that_are_missing_are_not_made_up(parts: dict[str, bytes], tmp_path: Path) -> None:
+    """PyTorch would take the memory for them."""
+
+    def claim(size: int) -> Callable[[dict[str, Any]], None]:
+        def change(content: dict[str, Any]) -> None:
+            meta = content["config"]["0.weight"]["tensor_meta"]
+            meta.update(sizes=[{"as_int": size}], strides=[{"as_int": 1}])
+
+        return change
+
+    lost = {**parts, "x/data/weights/weight_0": b""}
+    path = written(tmp_path / "x.pt2", graph(lost, claim(2**45), WEIGHTS))
+    with pytest.raises(UserError, match=f"{path}: the numbers of 0.weight are missing"):
+        check_program(path)
+    check_program(written(path, graph(lost, claim(0), WEIGHTS)))
+
+
+def test_a_number_and_names_that_are_damaged(parts: dict[str, bytes], tmp_path: Path) -> None:
+    path = written(tmp_path / "x.pt2", {**parts, "x/.data/version": b"9" * 30})
+    with pytest.raises(UserError, match=f"{path} is damaged"):
+        check_program(path)
+    path.write_bytes(written(path, {**parts, "x/é": b""}).read_bytes().replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(UserError, match=f"{path} is damaged, or not what its name says: 'utf-8' codec"):
+        check_program(path)
+
+
+def test_what_does_not_fit_is_said_in_one_line(
+    parts: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path / "x.pt2", graph(parts, lambda content: content["schema_version"].update(major=999)))
+    with pytest.raises(UserError, match=rf"{path} is damaged, .*: Serialized schema version .*major=999"):
+        load_program(path)
+    assert capfd.readouterr().err == ""
+    assert load_program(written(path, parts)).module()(torch.zeros(1, 3, 70, 90)).shape == (1, 2)

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 try:
     import atheris
@@ -52,6 +53,7 @@ def fuzz(target: str, seconds: float, output: Path) -> Outcome:
     """
     from .targets import find
 
+    name = find(target).name
     output.mkdir(parents=True, exist_ok=True)
     end, executions = time.monotonic() + seconds, 0
     for _ in range(_RESTARTS):
@@ -59,22 +61,39 @@ def fuzz(target: str, seconds: float, output: Path) -> Outcome:
         if remaining < 1:
             break
         executions += _child(target, remaining, output)
-    return Outcome(target, executions, sorted(output.glob(f"{find(target).name}-????????.md")))
+    return Outcome(target, executions, sorted(output.glob(f"{name}-????????.md")))
 
 
 def _child(target: str, seconds: float, output: Path) -> int:
+    from .watch import MARGIN
+
     with tempfile.TemporaryDirectory(dir=_in_memory(), prefix="vankit-fuzz-") as folder:
         command = [sys.executable, "-m", "tests.fuzz", target, "--seconds", f"{seconds:.0f}"]
         command += ["--output", str(output.resolve()), "--inside", folder]
-        run = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, errors="replace")
-        log = run.stderr + run.stdout
-        if run.returncode:
-            _store_end(target, run.returncode, log, Path(folder), output)
+        end, log = start(command, seconds + MARGIN)
+        if end:
+            _store_end(target, end, log, Path(folder), output)
         return int(Path(folder, "count").read_bytes() or 0)
 
 
-def _store_end(target: str, status: int, log: str, folder: Path, output: Path) -> None:
-    """Write down that a case ended the process that read it."""
+def start(command: list[str], seconds: float) -> tuple[str, str]:
+    """How a process ended, empty if well, and what it wrote; one that does not end is killed."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    process = subprocess.Popen(command, cwd=_ROOT, start_new_session=True, **pipes)
+    try:
+        log, _ = process.communicate(timeout=seconds)
+    except BaseException as error:  # of its own session, it is not reached by Ctrl-C
+        os.killpg(process.pid, signal.SIGKILL)  # with what it started, which may hold the pipe
+        log, _ = process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        return "never", log
+    status = process.returncode
+    return (signal.Signals(-status).name if status < 0 else f"status {status}" if status else ""), log
+
+
+def _store_end(target: str, end: str, log: str, folder: Path, output: Path) -> None:
+    """Write down that a case ended the process that read it, or that it would not end."""
     from .targets import find
     from .watch import Finding, store
 
@@ -82,8 +101,7 @@ def _store_end(target: str, status: int, log: str, folder: Path, output: Path) -
         raise RuntimeError(f"the process that reads {target} did not start: {log[-3000:]}")
     report = (folder / "trace").read_text(errors="replace") + log[-3000:]
     line = next((line.strip() for line in report.splitlines() if "/vankit/" in line), "nowhere")
-    reason = signal.Signals(-status).name if status < 0 else f"status {status}"
-    key = f"ended or too slow ({reason}) in {line.removeprefix('File ')}"
+    key = f"ended or too slow ({end}) in {line.removeprefix('File ')}"
     store(Finding(find(target).name, key, report.replace(str(folder), "FOLDER"), last.read_bytes()), output)
 
 
@@ -121,26 +139,32 @@ class _Run:
         watch.warm_up(self.target, self.case_folder)
 
     def one(self, data: bytes) -> None:
+        for finding in self.read(data):
+            before = self.seen.get(finding.key)
+            if before is not None and before <= len(data):
+                continue
+            new = not (self.output / f"{finding.name}.md").exists()  # nor is it tried again by the process after this
+            self.watch.store(finding, self.output)
+            if new and not finding.key.startswith("memory"):
+                finding = self.watch.smaller(finding, self.read)
+                self.watch.store(finding, self.output)
+            self.seen[finding.key] = len(finding.data)
+
+    def read(self, data: bytes) -> list[Any]:
+        """What is wrong with a case, of which it is known outside which one it is."""
         (self.folder / "last").write_bytes(data)  # for whoever finds this process dead
         self.executions += 1
         os.pwrite(self.count.fileno(), b"%d" % self.executions, 0)
         with self.watch.limited(self.trace):
-            findings = self.watch.examine(self.target, data, self.case_folder)
-        for finding in findings:
-            before = self.seen.get(finding.key)
-            if before is not None and before <= len(data):
-                continue
-            self.watch.store(finding, self.output)
-            if before is None and not finding.key.startswith("memory"):
-                finding = self.watch.smaller(self.target, finding, self.case_folder)
-                self.watch.store(finding, self.output)
-            self.seen[finding.key] = len(finding.data)
+            return self.watch.examine(self.target, data, self.case_folder)
 
     def with_coverage(self, seconds: float) -> None:
         def mutate(data: bytes, longest: int, seed: int) -> bytes:
             random = Random(seed)
             if random.random() < 0.25:
                 return atheris.Mutate(data, longest)
+            if random.random() < 0.25:  # what is behind the lines of vankit guides nobody to it
+                data = random.choice(self.seeds)
             changed = self.target.join(self.change(self.target.split(data), random))
             return changed if len(changed) <= longest else atheris.Mutate(data, longest)
 

@@ -304,6 +304,40 @@ def _exported() -> Iterator[Case]:
         yield {name: Path(folder, name).read_bytes() for name in ("export.json", "preprocessing.json", "labels.txt")}
 
 
+def _programs() -> Iterator[Case]:
+    from vankit.models.lka import LargeKernelAttention
+
+    images, batch = torch.zeros(2, 3, 8, 8), torch.export.Dim("batch")
+    ends = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    attention = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), LargeKernelAttention(2), *ends)
+    yield _exported_program(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), *ends), images, {0: batch})
+    yield _exported_program(_Sums(), images, {0: batch, 2: torch.export.Dim("height", min=2)})
+    yield _exported_program(attention, images[:1], None)
+
+
+class _Sums(torch.nn.Module):
+    """With a buffer, a constant, and arithmetic of sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(3, 1, 1))
+        self.constant = torch.ones(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        images, channels, height, width = x.shape
+        flat = (x - self.mean + self.constant).reshape(images * channels, height * width)
+        return flat.sum(1).reshape(images, channels)[:, :2]
+
+
+def _exported_program(network: torch.nn.Module, images: torch.Tensor, axes: Any) -> Case:
+    stream = io.BytesIO()
+    program = torch.export.export(network.eval(), (images,), dynamic_shapes=axes and (axes,))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # as `vankit.engines.convert.to_program`
+    torch.export.save(program, stream)
+    return {"model.pt2": stream.getvalue()}
+
+
 def _metadata() -> Iterator[Case]:
     from vankit.data.held_out import HeldOut
 
@@ -340,6 +374,7 @@ _CASES = {
     "map_labels": lambda: iter([{"pairs.txt": b"255:1\n0:0\n65535:255\n"}]),
     "multilabel": _multilabel,
     "exported": _exported,
+    "program": _programs,
     "metadata": _metadata,
     "table-csv": lambda: _table("csv"),
     "table-jsonl": lambda: _table("jsonl"),

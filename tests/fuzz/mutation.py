@@ -6,7 +6,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import PurePath
 from random import Random
@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import yaml
 
+from .code import plant
 from .targets import Case
 
 _NUMBERS = (0, -1, 1, 2, 255, 256, 65536, 2**31, 2**53 + 1, 2**63, 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308)
@@ -37,6 +38,12 @@ _DOCTYPES = (
     b'<!DOCTYPE a SYSTEM "http://127.0.0.1:9/a.dtd">',
     b'<!DOCTYPE a [<!ENTITY e "eeeeeeeeee"><!ENTITY f "&e;&e;&e;&e;&e;&e;&e;&e;">]>',
 )
+_PARTS = (
+    "data/aotinductor/model/a.so", "data/constants/custom_obj_0", "data/constants/opaque_obj_0", "code/a.py",
+    "data/weights/weight_0", "data/constants/tensor_0", "data/weights/model.pt", "data/constants/model.pt", "version",
+    "serialized_exported_program.json", "extra/a.py", "models/other.json", "data/sample_inputs/other.pt",
+    ".data/version", "data.pkl",
+)  # fmt: skip
 
 Change = Callable[[bytes, Random], bytes]
 
@@ -270,12 +277,55 @@ def _zip(data: bytes, random: Random) -> bytes:
         name = random.choice(list(entries))
         content = entries.pop(name)
         entries |= random.choice(({}, {f"{name}x": content}, {name: content[:-1]}, {name: content * 2}))
+    return _zipped(entries.items(), random.choice((zipfile.ZIP_STORED,) * 9 + (zipfile.ZIP_DEFLATED,)))
+
+
+def _zipped(entries: Iterable[tuple[str, bytes]], kind: int = zipfile.ZIP_STORED, comment: bytes = b"") -> bytes:
     stream = io.BytesIO()
-    kind = random.choice((zipfile.ZIP_STORED,) * 9 + (zipfile.ZIP_DEFLATED,))
     with zipfile.ZipFile(stream, "w", kind) as archive:
-        for name, content in entries.items():
+        for name, content in entries:
             archive.writestr(name, content)
+        archive.comment = comment
     return stream.getvalue()
+
+
+def _program(data: bytes, random: Random) -> bytes:
+    """A part of what torch.export wrote changed, mostly the graph; or the parts."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    if random.random() < 0.1:
+        return _parts(entries, random)
+    at = random.choice([place for place, (name, _) in enumerate(entries) if name.endswith((".json", ".pt"))])
+    if random.random() < 0.75:
+        at = next((place for place, (name, _) in enumerate(entries) if name.endswith("/models/model.json")), at)
+    name, content = entries[at]
+    known = _zip if name.endswith(".pt") else random.choice((_json, plant, plant))
+    entries[at] = name, known(content, random)
+    return _zipped(entries)
+
+
+def _parts(entries: list[tuple[str, bytes]], random: Random) -> bytes:
+    at, kind, other = random.randrange(len(entries)), random.randrange(9), random.randrange(len(entries))
+    (name, content), (root, _, _) = entries[at], entries[at][0].partition("/")
+    if kind == 0:
+        del entries[at]
+    elif kind == 1:
+        entries.insert(other, (name, random.choice((content, b"", entries[other][1], b"{}"))))
+    elif kind == 2:
+        entries[at], entries[other] = entries[other], entries[at]
+    elif kind == 3:
+        entries[at] = f"{root}/{random.choice(_PARTS)}", content
+    elif kind == 4:
+        entries.insert(other, (f"{root}/{random.choice(_PARTS)}", content))
+    elif kind == 5:
+        entries[at] = random.choice((f"y{name}", name.upper(), name.replace("/", "//"), f"./{name}", name[1:])), content
+    elif kind == 6:
+        return _zipped(entries, zipfile.ZIP_DEFLATED)
+    elif kind == 7:
+        return _zipped(entries, comment=random.choice((b"x", _zipped(entries))))
+    else:
+        entries[at] = name, random.choice((b"", content[:-1], content * 2, _bytes(content, random)))
+    return _zipped(entries)
 
 
 def _pickle(data: bytes, random: Random) -> bytes:
@@ -312,4 +362,5 @@ _BY_SUFFIX: dict[str, Change] = {
     ".txt": _lines,
     ".names": _lines,
     ".png": _png,
+    ".pt2": _program,
 }

@@ -1,11 +1,13 @@
 """Readers with a mistake put into them, by which the fuzzer is shown to find it."""
 
+import os
+import signal
 from pathlib import Path
 from unittest.mock import patch
 
 from vankit.data import label_maps
 
-from . import watch
+from . import corpus, watch
 from .targets import TARGETS, Target
 
 
@@ -27,6 +29,31 @@ def _for_ever(folder: Path) -> None:
         pass
 
 
+def _without_an_end(folder: Path) -> None:
+    """A reader that nothing in its process can end."""
+    if not _is_valid((folder / "pairs.txt").read_bytes()):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+_raised: list[bytes] = []
+
+
+def _slow_if_short(folder: Path) -> None:
+    """A reader whose mistake turns into another one as its case is made smaller."""
+    data = (folder / "pairs.txt").read_bytes()
+    if len(data) > 8 and not _is_valid(data):
+        _raised.append(data)
+        raise KeyError(data)
+    while _raised and 0 < len(data) < 8:
+        pass
+
+
+def _is_valid(data: bytes) -> bool:
+    return {"pairs.txt": data} in corpus.cases("map_labels")
+
+
 UNKNOWN_NAME = Target("semantic", TARGETS["semantic"].files, (_unknown_name,))
 FOR_EVER = Target("map_labels", TARGETS["map_labels"].files, (_for_ever,))
+WITHOUT_AN_END = Target("map_labels", TARGETS["map_labels"].files, (_without_an_end,))
+SLOW_IF_SHORT = Target("map_labels", TARGETS["map_labels"].files, (_slow_if_short,))
 watch.SECONDS = 2

@@ -19,7 +19,7 @@ from vankit.data.label_maps import parse_map
 from vankit.data.multilabel import open_multilabel
 from vankit.data.reading import Reading
 from vankit.data.scenes import open_scenes
-from vankit.deploy.folder import read_exported
+from vankit.deploy.folder import Exported, read_exported
 from vankit.deploy.opening import open_network
 from vankit.files import read_json
 from vankit.heads.build import build_network
@@ -30,6 +30,9 @@ from vankit.prediction.tables import open_table
 MAX_PIXELS = 1_000_000
 _LARGEST_INPUT = 4096  # pixels of a side; above, a test of preprocessing only allocates
 SEPARATOR = b"\n\0--\n"
+_PREPROCESSING = {
+    "input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9, "interpolation": "bicubic",
+}  # fmt: skip
 _READINGS = (Reading(), Reading(skip_bad=True, tolerant=True))
 
 Case = dict[str, bytes]
@@ -127,6 +130,22 @@ def _exported(folder: Path) -> None:
     found._verify()
 
 
+def _load_program(folder: Path) -> None:
+    """What passed has operators alone, on tensors that are in it; `watch` sees what is run meanwhile."""
+    content = {"task": "classify", "classes": ["a", "b"], "preprocessing": _PREPROCESSING}
+    description = Description.from_metadata(content, Description())
+    engine: Any = Exported(folder, "pt2", "float32", True, description)._torch_engine("float32")
+    for node in engine._eager.graph.nodes:
+        assert node.op != "call_module" or node.target == "_guards_fn", node.target  # PyTorch's own, of the sizes
+        assert node.op != "call_function" or _is_operator(node.target), node.target
+
+
+def _is_operator(target: Any) -> bool:
+    import torch
+
+    return isinstance(target, torch._ops.OpOverload) or target.__module__ in ("_operator", "math", "torch")
+
+
 def _resume(name: str) -> Callable[[Path], object]:
     row = {"image": "new.png", "labels": ["a", "b"], "indices": [0, 1], "scores": [0.5, 0.25], "error": None}
 
@@ -211,6 +230,7 @@ TARGETS = _by_name(
     ),
     Target("multilabel", ("train.csv", "val.csv"), tuple(map(_labels, _READINGS))),
     Target("exported", ("export.json", "preprocessing.json", "labels.txt"), (_exported,)),
+    Target("program", ("model.pt2",), (_load_program,)),
     Target("metadata", ("metadata.json",), (_describe, _describe_whole)),
     *(Target(f"table-{kind}", (f"rows.{kind}",), (_resume(f"rows.{kind}"),)) for kind in ("csv", "jsonl", "parquet")),
 )

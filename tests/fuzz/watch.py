@@ -1,4 +1,4 @@
-"""What a reader may not do: raise anything but an answer, take long or much memory, or leave its folder.
+"""What a reader may not do: raise anything but an answer, take long or much memory, leave its folder, run its text.
 
 Python's own calls are watched by an audit hook; what a library opens from C or Rust is not seen.
 """
@@ -8,14 +8,16 @@ import hashlib
 import linecache
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
 import sys
 import sysconfig
+import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +26,17 @@ from typing import Any, BinaryIO
 import vankit
 from vankit.errors import UserError
 
-from . import corpus
+from . import code, corpus
 from .targets import TARGETS, Target
 
 SECONDS = 10  # of computing
 _WAITING = 60  # seconds that may pass meanwhile: the machine may be busy, or a call may wait for ever
 MEMORY = 512 * 2**20  # bytes more, at the peak, that one case may take
 _ADDRESS_SPACE = 8 * 2**30  # bytes more than after the import
-_ATTEMPTS = 2000  # to make a finding smaller
+SMALLER = 60  # seconds in all to make a finding smaller
+MARGIN = (
+    300  # seconds more than it is given after which a process is ended from outside: to start, and for what it began
+)
 
 _SOURCE = Path(vankit.__file__).parent
 _PROGRAMS = tuple(
@@ -88,16 +93,33 @@ def audit(event: str, args: tuple[Any, ...]) -> None:
         return
     if event.startswith(_FORBIDDEN):
         _escape(f"{event}{args}"[:300])
+    if event == "exec" and (what := code.escapes(args[0], sys._getframe(1).f_code.co_filename)):
+        _escape(f"code from text: {what}"[:300])
     for path in args[: _ON_PATHS.get(event, 0)]:
         if isinstance(path, str | bytes) and not _allowed(event, os.fsdecode(path), args):
             _escape(f"{event} of {path!r}")
+
+
+class _Imports:
+    """Finds no module, but who asks for the one that cases name: of `importlib.import_module` no hook is told."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name.startswith(code.PLANTED) and _Watch.folder is not None:
+            _escape(f"import of {name}")
+
+
+def start() -> None:
+    """Watch this process from now on, whenever a case is read."""
+    sys.addaudithook(audit)
+    sys.meta_path.insert(0, _Imports)
 
 
 def _allowed(event: str, path: str, args: tuple[Any, ...]) -> bool:
     if not os.path.isabs(path) and sys._getframe(2).f_code.co_filename == shutil.__file__:
         return True  # rmtree has opened the folder that this is in
     path = os.path.abspath(path)
-    if _inside(path, str(_Watch.folder)) or path in ("/dev/null", "/dev/urandom"):
+    if _inside(path, str(_Watch.folder)) or path in ("/dev/null", "/dev/urandom", "/sys/fs/cgroup/cpu.max"):
         return True
     writes = event not in ("open", "os.listdir", "os.scandir") or (
         event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -119,10 +141,12 @@ def _escape(what: str) -> None:
 
 
 class _Formats(logging.Handler):
-    """Makes the text of a message, which nobody reads, so that one that cannot be made is found."""
+    """Makes the text of a message, which nobody reads, so that one that cannot be made is found, or a traceback."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        record.getMessage()
+        message = record.getMessage()
+        if record.exc_info and _Watch.folder is not None:
+            _escape(f"a traceback is shown with {message[:100]!r}")
 
 
 def lay_out(target: Target, folder: Path) -> None:
@@ -144,21 +168,24 @@ def warm_up(target: Target, folder: Path) -> None:
                 continue
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _ADDRESS_SPACE, resource.RLIM_INFINITY))
-    sys.addaudithook(audit)
+    start()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Messages are formatted and shown nowhere; a warning of vankit's own lines is an error, as in all tests."""
-    logger = logging.getLogger()
-    handlers, logger.handlers = logger.handlers, [_Formats()]
+    loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    handlers = {logger: logger.handlers for logger in loggers if logger.handlers or logger is logging.root}
+    for logger in handlers:
+        logger.handlers = [_Formats()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", module="vankit")
         try:
             yield
         finally:
-            logger.handlers = handlers
+            for logger, own in handlers.items():
+                logger.handlers = own
 
 
 def examine(target: Target, data: bytes, folder: Path) -> list[Finding]:
@@ -209,7 +236,8 @@ def _key(error: BaseException) -> str:
     ]
     # a reader that answers wrongly has no frame of its own in it
     place = frames[-2:] or [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.line][-1:]
-    return f"{type(error).__name__} in {' → '.join(map(str, place))}"
+    kind = re.match(r"[\w. ]*", str(error)) if isinstance(error, Escape) else None
+    return f"{type(error).__name__} in {' → '.join(map(str, place))}{f' ({kind[0].strip()})' if kind else ''}"
 
 
 @contextmanager
@@ -229,15 +257,21 @@ def limited(trace: BinaryIO) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def smaller(target: Target, finding: Finding, folder: Path) -> Finding:
-    """The same finding from less: parts of the case are left out as long as it is made."""
-    attempts, size = 0, len(finding.data) // 2
-    while size and attempts < _ATTEMPTS:
+def smaller(finding: Finding, read: Callable[[bytes], list[Finding]]) -> Finding:
+    """The same finding from less: parts of the case are left out as long as it is made, and there is time.
+
+    Args:
+        finding: to begin with.
+        read: what is wrong with a case, see `examine`.
+    """
+    end, size = time.monotonic() + SMALLER, len(finding.data) // 2
+    while size:
         at = 0
-        while at < len(finding.data) and attempts < _ATTEMPTS:
-            attempts += 1
+        while at < len(finding.data):
+            if time.monotonic() > end:
+                return finding
             less = finding.data[:at] + finding.data[at + size :]
-            again = next((each for each in examine(target, less, folder) if each.key == finding.key), None)
+            again = next((each for each in read(less) if each.key == finding.key), None)
             finding, at = (finding, at + size) if again is None else (again, at)
         size //= 2
     return finding

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 from msgspec import Meta
 
 from vankit.data.preprocessing import Preprocessing
-from vankit.deploy.programs import check_program
+from vankit.deploy.programs import load_program
 from vankit.engines.base import Engine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine
@@ -183,9 +183,8 @@ class Exported:
                 images = x.split(1) if len(x) else [x.new_zeros(1, *x.shape[1:])]
                 return torch.cat([model(image) for image in images])[: len(x)]
 
-        check_program(self.path)
+        program = load_program(self.path)
         with reading(self.path, Exception):
-            program = torch.export.load(self.path)
             model, own = program.module(), program.graph_signature.user_inputs
             *nodes, answer = program.graph.nodes
             inputs = [_lengths(node.meta["val"].shape) for node in nodes if node.name in own]
