@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -87,6 +88,7 @@ def expect(predictor: vankit.Predictor, output: Path, names: list[str], paths: l
 def kill_the_reader(photo: Path, instead: Path, killed: list[int]) -> None:
     """Once another process has the photo open: put another file in its place and kill the process."""
     while not killed:
+        time.sleep(0.1)
         for pid in {int(name) for name in os.listdir("/proc") if name.isdigit()} - {os.getpid()}:
             with contextlib.suppress(OSError):  # processes end while they are listed
                 if str(photo) in {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}:
