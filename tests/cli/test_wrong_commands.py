@@ -167,7 +167,10 @@ TYPED: dict[str, tuple[int, str]] = {
     "predict photo.png --address auto": (1, "--address names a Ray cluster: add --workers ray"),
     "predict photo.png --checkpoint nowhere.pth": (1, "no checkpoint at nowhere.pth"),
     "predict photo.png --checkpoint empty": (1, "no checkpoint in the folder empty: expected best.safetensors"),
-    "predict photo.png --checkpoint a-file": (1, "a-file is not a readable checkpoint"),
+    "predict photo.png --checkpoint a-file": (
+        1,
+        "a-file is not a checkpoint: expected .safetensors, or a file of torch.save",
+    ),
     "predict photo.png --model resnetty": (1, "unknown model 'resnetty': expected one of van_b0"),
     "predict photo.png --model van_b0.nope": (1, "van_b0.nope: Invalid pretrained tag (nope) for van_b0"),
     "predict photo.png --model hf-hub:user/name": (1, "could not fetch hf-hub:user/name from http://127.0.0.1:9: "),
