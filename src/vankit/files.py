@@ -217,6 +217,20 @@ def append(path: str | PathLike[str], content: bytes) -> None:
             raise
 
 
+def check_named(**paths: object) -> None:
+    """Refuse an empty name, as of an unset variable; pathlib would take it for the current folder.
+
+    Args:
+        paths: by the names of the caller's parameters; what is not text passes.
+
+    Raises:
+        ValueError: one is empty.
+    """
+    for name, path in paths.items():
+        if isinstance(path, str) and not path:
+            raise UserError(f"{name} is empty: expected a name")
+
+
 def check_file(path: str | PathLike[str] | None) -> None:
     """Refuse, before the work is done, what no file could be written to.
 
@@ -228,6 +242,7 @@ def check_file(path: str | PathLike[str] | None) -> None:
     """
     if path is None:
         return
+    check_named(output=path)
     mode = _mode(path)
     if stat.S_ISDIR(mode):
         raise UserError(f"{path} is a folder: pass the name of a file to write")
@@ -246,6 +261,7 @@ def check_folder(path: str | PathLike[str] | None) -> None:
     """
     if path is None:
         return
+    check_named(output=path)
     mode = _mode(path)
     if mode and not stat.S_ISDIR(mode):
         raise UserError(f"{path} is a file: pass a folder to write into")
@@ -276,6 +292,7 @@ def check_picture(path: str | PathLike[str] | None) -> None:
     """
     if path is None:
         return
+    check_named(picture=path)
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.filetypes

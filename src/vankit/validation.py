@@ -21,7 +21,7 @@ from vankit.data.reading import Reader, Reading
 from vankit.data.scenes import open_scenes
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
-from vankit.files import check_file, check_picture, save_figure, to_json, write_text
+from vankit.files import check_file, check_named, check_picture, save_figure, to_json, write_text
 from vankit.heads.build import HEADS
 from vankit.models.description import Weights
 from vankit.pages import Page
@@ -187,6 +187,7 @@ def validate(
         FileNotFoundError, ValueError: data or weights cannot be used, their classes do not match, or the network's
             output is not finite.
     """
+    check_named(data=data)
     check_file(output)
     check_picture(picture)
     check_page(report)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, UnusedCliTokensError
+from cyclopts import App, CoercionError, CycloptsError, UnusedCliTokensError
 
 _OTHER_NAMES = {"out": "--output", "picture": "--plot"}  # parameters that the API calls otherwise
 _PARAMETER = re.compile(r"^(\w+)(?= is )|`(\w+)`")
@@ -45,4 +45,7 @@ def mistake(error: CycloptsError) -> str:
     help_page = " ".join(("vankit", *(error.command_chain or ()), "--help"))
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return f"{error.unused_tokens[0]!r} is one word too many. See {help_page}"
+    if isinstance(error, CoercionError) and error.token is not None and not error.token.value:
+        name = error.token.keyword or (error.argument.name if error.argument is not None else "a value")
+        return f"{name} is empty: expected a value; a variable of the shell may not be set. See {help_page}"
     return f"{str(error).strip()} See {help_page}"

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from vankit.data.tree import HIDDEN, PatternTree, WholeTree, is_junk
 from vankit.errors import MissingFileError, ReadError, UserError
+from vankit.schema import shown
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ if find_spec("pillow_heif"):
 
 UNLISTED = "folders that cannot be listed"
 _SHOWN = 8
+_INPUTS = "a file, a folder or a pattern such as 'photos/*.jpg'"
 
 
 class PassedOver:
@@ -134,7 +136,7 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         FileNotFoundError: a folder or pattern held no image; raised once, after all other images, naming each.
     """
     barren = []
-    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+    for path in _one_by_one(paths):
         name = os.fspath(path)
         if os.path.isdir(name):
             found = _in_folder(name)
@@ -156,6 +158,15 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         )
 
 
+def _one_by_one(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterator[str | os.PathLike[str]]:
+    if isinstance(paths, bytes) or not isinstance(paths, str | os.PathLike | Iterable):
+        raise UserError(f"inputs is {shown(paths)}: expected {_INPUTS}, several of them in a list")
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        if not isinstance(path, str | os.PathLike) or path == "":
+            raise UserError(f"an input is {shown(path)}: expected {_INPUTS}")
+        yield path
+
+
 def begin(images: Iterator[T]) -> Iterator[T]:
     """The same images, the first of them found at once; and so is that there are none, where that raises an error."""
     first = list(itertools.islice(images, 1))
@@ -163,18 +174,18 @@ def begin(images: Iterator[T]) -> Iterator[T]:
 
 
 def find_inputs(
-    paths: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
 ) -> Iterator[Path]:
     """`find_images` for a run that writes into a folder: what the folder holds is not an input.
 
     Args:
-        paths: several, see `find_images`.
+        paths: see `find_images`.
         output: the folder; None for none.
 
     Raises:
         ValueError: one of the paths lies in the folder; raised at once, unlike the errors of `find_images`.
     """
-    given = list(paths)
+    given = list(_one_by_one(paths))
     if output is None:
         return find_images(given)
     folder = Path(os.path.realpath(output))

@@ -4,7 +4,7 @@ import logging
 from os import PathLike
 from pathlib import Path
 
-from vankit.files import check_file
+from vankit.files import check_file, check_named
 from vankit.heads.checkpoints import mmseg_head, network_in_file
 from vankit.models.description import Weights
 from vankit.models.weights import checkpoint_of, read_tensors, write_checkpoint, write_tensors
@@ -36,6 +36,7 @@ def convert(
             `vankit.files.check_file`.
         ImportError: a segmenter's head needs transformers.
     """
+    check_named(source=source, target=target)
     if to != "hf" or not Path(target).is_dir():
         check_file(target)
     file = read_tensors(source, weights)
