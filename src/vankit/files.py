@@ -250,6 +250,11 @@ def check_file(path: str | PathLike[str] | None) -> None:
         _check_writable(Path(path).resolve().parent)
 
 
+def is_stream(path: str | PathLike[str]) -> bool:
+    """Whether it is a device or a pipe, such as /dev/stdout, of which the name says nothing."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def check_folder(path: str | PathLike[str] | None) -> None:
     """Refuse, before the work is done, what could not be a folder to write into.
 

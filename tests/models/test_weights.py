@@ -128,10 +128,10 @@ def test_public_formats_take_no_other_attention(
     vankit.save_checkpoint(model, tmp_path / "own.safetensors")
     for target in PUBLIC:
         with pytest.raises(UserError, match=f"only vankit files have a place for lka=.*not those of {target}"):
-            vankit.convert(tmp_path / "own.safetensors", tmp_path / "public", target)
+            vankit.convert(tmp_path / "own.safetensors", tmp_path / "public.pth", target)
         with pytest.raises(UserError, match="only vankit files"):
-            vankit.save_checkpoint(model, tmp_path / "public", target)
-    assert not (tmp_path / "public").exists()
+            vankit.save_checkpoint(model, tmp_path / "public.pth", target)
+    assert not (tmp_path / "public.pth").exists()
     if "gate" in lka:  # the tensors fit
         vankit.load_checkpoint(timm.create_model("van_b0"), tmp_path / "own.safetensors")
         assert "was trained with lka={'gate': 'add'}, the model has lka={}" in caplog.text

@@ -19,7 +19,7 @@ from vankit.schema import shown
 
 T = TypeVar("T")
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
-Encoded = str | os.PathLike | bytes | io.IOBase  # type: ignore[type-arg]  for isinstance
+Encoded = str | os.PathLike | bytes | io.IOBase
 
 _EXPECTED = "a path, the bytes of an image file, a PIL image or a uint8 array (H, W, 3) or (H, W)"
 
@@ -291,7 +291,7 @@ def is_one_image(images: object) -> TypeGuard[ImageLike]:
     return isinstance(images, Encoded | Image.Image | np.ndarray)
 
 
-def several(images: Iterable[ImageLike], name: str = "images") -> Iterator[ImageLike]:
+def several(images: object, name: str = "images") -> Iterator[ImageLike]:
     """The images one by one.
 
     Args:

@@ -133,15 +133,18 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         paths: one path or pattern, or several.
 
     Raises:
-        FileNotFoundError: a folder or pattern held no image; raised once, after all other images, naming each.
+        FileNotFoundError: a folder or pattern held no image, or a path is a URL; raised once, after all other images.
     """
-    barren = []
+    barren, urls = [], []
     for path in _one_by_one(paths):
         name = os.fspath(path)
         if os.path.isdir(name):
             found = _in_folder(name)
         elif not os.path.exists(name) and glob.has_magic(name):
             found = _matching(name)
+        elif "://" in name and not os.path.exists(name):
+            urls.append(name)
+            continue
         else:
             yield Path(name)
             continue
@@ -151,6 +154,10 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
             continue
         yield Path(first)
         yield from map(Path, found)
+    if urls:
+        raise MissingFileError(
+            f"{urls[0]} is a URL, which is read only with workers on Ray (--workers ray): download it first"
+        )
     if barren:
         raise MissingFileError(
             f"no images in {', '.join(barren)}: expected a folder or pattern (such as 'photos/**/*.jpg') that holds "

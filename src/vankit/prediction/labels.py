@@ -206,7 +206,7 @@ class Predictor:
         """
         if is_one_image(images):
             return next(self.stream([images]))
-        return list(self.stream(images))
+        return list(self.stream(several(images)))
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[Prediction]:
         """Label images in order, on all cores; the iterable is read as needed, a few images ahead of the answers."""
