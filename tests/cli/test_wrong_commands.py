@@ -257,7 +257,7 @@ TYPED: dict[str, tuple[int, str]] = {
     "export van_b0 --output data": (1, "data holds other files, such as train: pass another folder (--output)"),
     "export --checkpoint SCENES": (1, "is not a classifier in PyTorch: export takes a model's name or a checkpoint"),
     "convert TWO x.pth --to caffe": (2, 'Invalid value "caffe" for --to. Choose from: "vankit", "official"'),
-    "convert nowhere.pth x.pth": (1, "no checkpoint at nowhere.pth"),
+    "convert nowhere.pth x.safetensors": (1, "no checkpoint at nowhere.pth"),
     "convert TWO x.pth": (1, "x.pth: vankit files are safetensors: expected a name that ends in .safetensors"),
     "convert TWO x.xyz": (1, "x.xyz: vankit files are safetensors: expected a name that ends in .safetensors"),
     "convert TWO x": (1, "x: vankit files are safetensors: expected a name that ends in .safetensors"),
