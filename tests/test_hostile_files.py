@@ -86,7 +86,7 @@ def test_an_exported_folder(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text("{}")
     (tmp_path / "labels.txt").write_text("a\n")
     pipe(tmp_path / "preprocessing.json")
-    refused(lambda: read_exported(tmp_path), "preprocessing.json is missing")
+    refused(lambda: read_exported(tmp_path), "preprocessing.json is a pipe: expected a file")
 
 
 def test_annotations_and_lists(tmp_path: Path) -> None:

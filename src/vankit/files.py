@@ -217,6 +217,20 @@ def append(path: str | PathLike[str], content: bytes) -> None:
             raise
 
 
+def check_named(**paths: object) -> None:
+    """Refuse an empty name, as of an unset variable; pathlib would take it for the current folder.
+
+    Args:
+        paths: by the names of the caller's parameters; what is not text passes.
+
+    Raises:
+        ValueError: one is empty.
+    """
+    for name, path in paths.items():
+        if isinstance(path, str) and not path:
+            raise UserError(f"{name} is empty: expected a name")
+
+
 def check_file(path: str | PathLike[str] | None) -> None:
     """Refuse, before the work is done, what no file could be written to.
 
@@ -228,11 +242,17 @@ def check_file(path: str | PathLike[str] | None) -> None:
     """
     if path is None:
         return
+    check_named(output=path)
     mode = _mode(path)
     if stat.S_ISDIR(mode):
         raise UserError(f"{path} is a folder: pass the name of a file to write")
     if not mode or stat.S_ISREG(mode):  # else a device or a pipe
         _check_writable(Path(path).resolve().parent)
+
+
+def is_stream(path: str | PathLike[str]) -> bool:
+    """Whether it is a device or a pipe, such as /dev/stdout, of which the name says nothing."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def check_folder(path: str | PathLike[str] | None) -> None:
@@ -246,6 +266,7 @@ def check_folder(path: str | PathLike[str] | None) -> None:
     """
     if path is None:
         return
+    check_named(output=path)
     mode = _mode(path)
     if mode and not stat.S_ISDIR(mode):
         raise UserError(f"{path} is a file: pass a folder to write into")
@@ -276,6 +297,7 @@ def check_picture(path: str | PathLike[str] | None) -> None:
     """
     if path is None:
         return
+    check_named(picture=path)
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.filetypes

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from vankit.data.reading import Reader, Reading
 from vankit.data.scenes import open_scenes
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
-from vankit.files import check_file, check_picture, save_figure, to_json, write_text
+from vankit.files import check_file, check_named, check_picture, is_stream, save_figure, to_json, write_text
 from vankit.heads.build import HEADS
 from vankit.models.description import Weights
 from vankit.pages import Page
@@ -187,7 +188,8 @@ def validate(
         FileNotFoundError, ValueError: data or weights cannot be used, their classes do not match, or the network's
             output is not finite.
     """
-    check_file(output)
+    check_named(data=data)
+    _check_output(output)
     check_picture(picture)
     check_page(report)
     if workers < 0:
@@ -223,6 +225,12 @@ def validate(
         settings = {"split": split, "engine": engine, "precision": precision, "device": device, "test": test}
         _write_report(report, data, figures, findings, opened, settings)
     return figures
+
+
+def _check_output(path: str | PathLike[str] | None) -> None:
+    check_file(path)
+    if path is not None and not is_stream(path) and Path(path).suffix.lower() != ".json":
+        raise UserError(f"{path} is not the name of a JSON file: expected one that ends in .json")
 
 
 def _validate_classifier(

@@ -102,7 +102,7 @@ def test_version(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         (("explain", "x.jpg", "--model", "van_b0.cifar10", "--target", "kat"), "such as cat"),
         (("explain", "--model", "van_b0.cifar10"), "grad-cam looks at images"),
         (("bench", "van_b7"), "unknown model 'van_b7'"),
-        (("convert", "nowhere.pth", "x.pth"), "no checkpoint at nowhere.pth"),
+        (("convert", "nowhere.pth", "x.safetensors"), "no checkpoint at nowhere.pth"),
     ],
 )
 def test_mistakes_end_in_one_line(

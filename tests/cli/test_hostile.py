@@ -424,7 +424,7 @@ def test_every_command_says_it_in_one_line(
         ["validate", data, "--checkpoint", path],
         ["explain", photo, "--checkpoint", path],
         ["export", "--checkpoint", path, "--output", out],
-        ["convert", path, out, "--to", "official"],
+        ["convert", path, tmp_path / "out.pth", "--to", "official"],
         ["train", data, *training],
         ["train", "shapes", "--task", "segment", *training],
     ):

@@ -84,7 +84,11 @@ def test_an_output_that_cannot_be_is_refused_before_a_network_is_loaded(
     monkeypatch.setattr("vankit.cli.predict.open_network", None)
     (tmp_path / "file").write_text("")
     (tmp_path / "rows.csv").mkdir()
-    for output, says in (("rows.csv", "is a folder"), ("file", "is a file"), ("file/rows.csv", "Not a directory")):
+    for output, says in (
+        ("rows.csv", "is a folder"),
+        ("file", "file: expected a name ending in .csv"),
+        ("file/rows.csv", "Not a directory"),
+    ):
         assert run("predict", "x.png", "--output", tmp_path / output) == 1
         assert says in capsys.readouterr().err
     with held(tmp_path / "free.csv"):

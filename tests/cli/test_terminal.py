@@ -11,7 +11,7 @@ import pytest
 from rich.table import Table
 
 from vankit import cli
-from vankit.cli.terminal import LogFormatter, console, say, stopped_by_sigterm
+from vankit.cli.terminal import LogFormatter, console, say, say_failure, stopped_by_sigterm
 
 EVIL = "\x1b]0;evil\x07\x9b2J\r[/red][bold]:smile:"
 SHOWN = r"\x1b]0;evil\x07\x9b2J\r[/red][bold]:smile:"
@@ -78,15 +78,20 @@ def test_a_closed_pipe_ends_quietly(flags: tuple[str, ...], text: str, status: i
         assert (process.stderr.read(), process.wait(60)) == (b"", status)
 
 
-def test_a_full_disk_is_said_once() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_said_once(unbuffered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
-    program = "from vankit import cli; cli.app = lambda *_, **__: print('x'); cli.main([])"
+    program = "from vankit import cli; cli.app = lambda *_, **__: cli.say('x'); cli.main([])"
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert (done.returncode, done.stderr) == (1, "vankit: [Errno 28] No space left on device\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "vankit: cannot write to the standard output: No space left on device\n",
+    )
 
 
 def test_an_error_of_another_pipe_is_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -104,3 +109,16 @@ def test_sigterm_ends_a_block_and_then_does_as_before() -> None:
     with pytest.raises(SystemExit) as end, stopped_by_sigterm():
         signal.raise_signal(signal.SIGTERM)
     assert end.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        ("a.jpg is empty", "a.jpg is empty"),
+        ("no such image file: a.jpg (looked from /)", "no such image file: a.jpg (looked from /)"),
+        ("the network's output is NaN", "a.jpg: the network's output is NaN"),
+    ],
+)
+def test_a_failure_names_its_image_once(error: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say_failure("a.jpg", error)
+    assert capsys.readouterr().err == f"{line}\n"

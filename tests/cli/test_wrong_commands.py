@@ -18,7 +18,11 @@ Run = Callable[..., int]
 TYPED: dict[str, tuple[int, str]] = {
     # commands
     "trian": (2, 'Unknown command "trian". Did you mean "train"?'),
-    "--verion": (2, '"--verion"'),
+    "--verion": (2, 'Unknown option "--verion". Did you mean "--version"? See vankit --help'),
+    "predict -dash.png": (
+        2,
+        "Unknown option: -dash.png. -d is not a recognized option. The file of that name is ./-dash",
+    ),
     "study nope": (2, 'Unknown command "nope". Available commands: decomposition, variants, ablation, compare.'),
     "train": (2, "DATA requires an argument. See vankit train --help"),
     "predict": (2, "IMAGES requires an argument. See vankit predict --help"),
@@ -33,6 +37,21 @@ TYPED: dict[str, tuple[int, str]] = {
     "demo --epochs 3": (2, "--epochs"),
     "predict photo.png --top_5": (2, "Unknown option: --top_5"),
     "study ablation --seed 4": (2, "Unknown option: --seed. Did you mean --seeds?"),
+    # what an unset variable of the shell leaves
+    "train ''": (2, "DATA is empty: expected a value; a variable of the shell may not be set. See vankit train --help"),
+    "predict ''": (2, "IMAGES is empty: expected a value"),
+    "predict photo.png ''": (2, "IMAGES is empty: expected a value"),
+    "validate ''": (2, "DATA is empty: expected a value"),
+    "inspect ''": (2, "DATA is empty: expected a value"),
+    "explain ''": (2, "IMAGES is empty: expected a value"),
+    "export ''": (2, "MODEL is empty: expected a value"),
+    "convert TWO ''": (2, "TARGET is empty: expected a value"),
+    "demo --output ''": (2, "--output is empty: expected a value"),
+    "predict photo.png --checkpoint ''": (2, "--checkpoint is empty: expected a value"),
+    "predict photo.png --model=": (2, "--model is empty: expected a value"),
+    "train data --output ''": (2, "--output is empty: expected a value"),
+    "train data --recipe ''": (2, "--recipe is empty: expected a value"),
+    "study ablation --train ''": (2, "--train is empty: expected a value"),
     # train: values of a wrong type, missing values, wrong choices
     "train data --epoch 3": (2, "Unknown option: --epoch. Did you mean --epochs?"),
     "train data --epochs": (2, "--epochs requires an argument"),
@@ -132,8 +151,8 @@ TYPED: dict[str, tuple[int, str]] = {
     "train data --task detect --map-labels 255:1": (1, "--map-labels is only for task segment, not for detect"),
     "train data --task panoptic --ignore-label 3": (1, "--ignore-label is only for task segment, not for panoptic"),
     "train data --task segment --allow-outside": (1, "--allow-outside is only for tasks detect and panoptic"),
-    "train data --allow-outside": (1, "a classifier has no --head and no --allow-outside"),
-    "train data --head mask_rcnn": (1, "a classifier has no --head and no --allow-outside"),
+    "train data --allow-outside": (1, "a classifier has no --allow-outside: pass --task detect, segment or panoptic"),
+    "train data --head mask_rcnn": (1, "a classifier has no --head: pass --task detect, segment or panoptic"),
     "train data --task detect --head upernet": (1, "unknown head 'upernet' for detect: expected one of retinanet"),
     "train data --recipe coco_1x": (1, "--recipe is 'coco_1x', expected one of in1k, finetune, short for classify"),
     "train data --task detect --recipe in1k": (1, "--recipe is 'in1k', expected one of coco_1x, coco_3x, short"),
@@ -167,17 +186,26 @@ TYPED: dict[str, tuple[int, str]] = {
     "predict photo.png --address auto": (1, "--address names a Ray cluster: add --workers ray"),
     "predict photo.png --checkpoint nowhere.pth": (1, "no checkpoint at nowhere.pth"),
     "predict photo.png --checkpoint empty": (1, "no checkpoint in the folder empty: expected best.safetensors"),
-    "predict photo.png --checkpoint a-file": (1, "a-file is not a readable checkpoint"),
+    "predict photo.png --checkpoint a-file": (
+        1,
+        "a-file is not a checkpoint: expected .safetensors, or a file of torch.save",
+    ),
     "predict photo.png --model resnetty": (1, "unknown model 'resnetty': expected one of van_b0"),
     "predict photo.png --model van_b0.nope": (1, "van_b0.nope: Invalid pretrained tag (nope) for van_b0"),
     "predict photo.png --model hf-hub:user/name": (1, "could not fetch hf-hub:user/name from http://127.0.0.1:9: "),
     "predict photo.png --model ./nowhere/": (1, "no checkpoint at nowhere"),
     "predict photo.png --checkpoint TWO --model van_b1": (1, "is a van_b0, not a van_b1: leave out model (--model)"),
-    "predict photo.png --checkpoint TWO --score 0.5": (1, "--score and --test are only for detectors and segmenters"),
-    "predict photo.png --checkpoint TWO --test slide": (1, "--score and --test are only for detectors and segmenters"),
+    "predict photo.png --checkpoint TWO --score 0.5": (1, "only detectors and segmenters have --score: pass the"),
+    "predict photo.png --checkpoint TWO --test slide": (1, "only detectors and segmenters have --test: pass the"),
     "predict photo.png --checkpoint TWO --resume": (1, "--resume continues an output: name it with --output"),
-    "predict photo.png --checkpoint SCENES --top-k 3": (1, "is a semantic_fpn, which cannot use --resume, --reduced"),
-    "predict photo.png --checkpoint SCENES --reduced": (1, "is a semantic_fpn, which cannot use --resume, --reduced"),
+    "predict photo.png --checkpoint SCENES --top-k 3": (1, "is a semantic_fpn, which cannot use --top-k: leave it out"),
+    "predict photo.png --checkpoint SCENES --reduced": (1, "is a semantic_fpn, which cannot use --reduced: leave"),
+    "predict photo.png --output /dev/full": (
+        1,
+        "cannot write predictions to /dev/full: expected a name ending in .csv",
+    ),
+    "predict photo.png --output a-file": (1, "cannot write predictions to a-file: expected a name ending in .csv"),
+    "predict s3://bucket/x --checkpoint TWO": (1, "s3://bucket/x is a URL, which is read only with workers on Ray"),
     "predict photo.png --checkpoint SCENES --score 0.5": (1, "--score is only for detectors, and"),
     "predict photo.png --checkpoint SCENES --model van_b0": (1, "is a detector or segmenter with its own classes"),
     "predict photo.png --checkpoint SCENES --precision int8": (1, "detectors and segmenters have no int8"),
@@ -188,6 +216,7 @@ TYPED: dict[str, tuple[int, str]] = {
     "validate data --workers -1": (1, "--workers is -1, expected 0 or more"),
     "validate data --seed -1": (1, "seed is -1"),
     "validate data --device toaster": (1, "--device is 'toaster', expected auto, cpu, or cuda"),
+    "validate data --output x.txt": (1, "x.txt is not the name of a JSON file: expected one that ends in .json"),
     "validate data --plot x.doc": (1, "x.doc is not the name of a picture: expected one that ends in .avif"),
     "validate data --report x.pdf": (1, "x.pdf is not the name of a page: expected one that ends in .html"),
     "validate nowhere --checkpoint TWO": (1, "no dataset at nowhere"),
@@ -228,8 +257,12 @@ TYPED: dict[str, tuple[int, str]] = {
     "export van_b0 --output data": (1, "data holds other files, such as train: pass another folder (--output)"),
     "export --checkpoint SCENES": (1, "is not a classifier in PyTorch: export takes a model's name or a checkpoint"),
     "convert TWO x.pth --to caffe": (2, 'Invalid value "caffe" for --to. Choose from: "vankit", "official"'),
-    "convert nowhere.pth x.pth": (1, "no checkpoint at nowhere.pth"),
+    "convert nowhere.pth x.safetensors": (1, "no checkpoint at nowhere.pth"),
     "convert TWO x.pth": (1, "x.pth: vankit files are safetensors: expected a name that ends in .safetensors"),
+    "convert TWO x.xyz": (1, "x.xyz: vankit files are safetensors: expected a name that ends in .safetensors"),
+    "convert TWO x": (1, "x: vankit files are safetensors: expected a name that ends in .safetensors"),
+    "convert TWO x.onnx --to official": (1, "x.onnx: official files are pickles of tensors: expected a name that ends"),
+    "convert TWO TWO": (1, "two.safetensors is what is to be converted: name another file to write"),
     # models, bench, inspect, study, demo
     "models --size 1.5": (2, "Invalid value for --size: '1.5', expected a whole number"),
     "models --size 0": (1, "--size is 0, expected 1 pixel or more"),
@@ -278,6 +311,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (32, 32)).save(root / "photo.png")
     (root / "empty").mkdir()
     (root / "a-file").write_text("x")
+    (root / "-dash.png").write_text("x")
     return root
 
 

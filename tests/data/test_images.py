@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from vankit.data.images import ImageError, is_turned, load_image, load_png, read_size, to_image
+from vankit.data.images import ImageError, is_turned, load_image, load_png, read_size, several, to_image
 from vankit.data.walk import find_images
 from vankit.errors import MissingFileError, UserError
 
@@ -576,3 +576,28 @@ def test_the_size_of_what_is_no_image(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(ImageError, match=r"a\.jpg is "):
         read_size(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("image", [np.zeros((0, 0, 3), np.uint8), np.zeros((4, 0), np.uint8), Image.new("RGB", (0, 3))])
+def test_a_picture_without_pixels_is_refused(image: Any) -> None:
+    with pytest.raises(ImageError, match=r"^(array|image) .* has no pixels$"):
+        to_image(image)
+
+
+def test_the_bytes_of_a_file_are_a_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (5, 4), "red").save(tmp_path / "a.png")
+    assert to_image((tmp_path / "a.png").read_bytes()).size == (5, 4)
+    with pytest.raises(ImageError, match="^image of 3 bytes is not an image: "):
+        to_image(b"abc")
+
+
+@pytest.mark.parametrize("image", [None, 5, ["a.png"], {}])
+def test_what_is_no_picture_is_refused(image: Any) -> None:
+    with pytest.raises(UserError, match="^the image is .*: expected a path, the bytes of an image file, "):
+        to_image(image)
+
+
+@pytest.mark.parametrize("images", [None, 5, "a.png", b"abc", Path("a.png")])
+def test_what_is_not_several_pictures_is_refused(images: Any) -> None:
+    with pytest.raises(UserError, match=r"^images is .*: expected a path, .*, several of them in a list$"):
+        several(images)

@@ -179,3 +179,10 @@ def test_a_split_alone_may_be_in_capitals_and_a_class_is_no_split(tmp_path: Path
     assert split_folder(tmp_path, "train") is None
     (tmp_path / "train").mkdir()
     assert split_folder(tmp_path, "train") == tmp_path / "train"
+
+
+def test_a_url_is_said_to_be_one_after_the_files(tmp_path: Path) -> None:
+    found = find_images([tmp_path / "a.png", "s3://bucket/x", tmp_path / "b.png"])
+    assert [next(found).name for _ in range(2)] == ["a.png", "b.png"]
+    with pytest.raises(MissingFileError, match="^s3://bucket/x is a URL, which is read only with workers on Ray"):
+        next(found)

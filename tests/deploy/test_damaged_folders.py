@@ -14,7 +14,7 @@ import pytest
 
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import Exported, Format, read_exported
-from vankit.errors import MissingFileError, UserError
+from vankit.errors import ReadError, UserError
 from vankit.files import sha256_of
 from vankit.models.description import Description
 
@@ -173,8 +173,30 @@ def test_a_pipe_is_not_waited_for(copied: Callable[[Format], Path], name: str) -
     folder = copied("onnx")
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(MissingFileError, match=f"{folder} is not a complete exported folder: {name} is missing"):
+    with pytest.raises(ReadError, match=f"^{folder / name} is a pipe: expected a file$"):
         read_exported(folder)
+
+
+OTHERS = {
+    "labels.txt": [b"r\ng\ncat\n", b"g\nr\nb\n", b"r\ng\ng\n", b"r\ng\nb"],
+    "preprocessing.json": [b'{"mean": [0.1, 0.2, 0.3]}', b'{"crop_pct": 0.5}', b'{"interpolation": "bicubic"}'],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, each) for name, found in OTHERS.items() for each in found])
+def test_a_file_of_another_export(copied: Callable[[Format], Path], name: str, content: bytes) -> None:
+    folder = copied("onnx")
+    before = json.loads((folder / "export.json").read_text())
+    if name == "labels.txt":
+        (folder / name).write_bytes(content)
+    else:
+        change(folder / name, **json.loads(content))
+    said = refusal(folder, name)
+    assert "is not the file that was exported with the model" in said and said.endswith("export the model again")
+    assert ("classes" in said) == (name == "labels.txt")
+    # folders of earlier versions have no checksum of it
+    change(folder / "export.json", sha256={"model.onnx": before["sha256"]["model.onnx"]})
+    read_exported(folder)
 
 
 GARBAGE = {
@@ -226,6 +248,7 @@ def test_other_classes_than_the_model_has(kind: Format, copied: Callable[[Format
     folder = copied(kind)
     (folder / "labels.txt").write_text("r\ng\nb\nx\n")
     change(folder / "export.json", classes=4)
+    seal(folder)
     path = read_exported(folder).path
     said = refusal(folder, path.name, {"openvino": "openvino", "onnx": "onnxruntime"}[kind])
     assert re.search(r"its output is \((1|None), 3\), and export.json asks for \(1, 4\)", said), said

@@ -115,7 +115,7 @@ def test_what_is_read_is_what_was_written(made: Callable[[Format, bool], Path]) 
     assert found.description.classes == ("red", "green", "blue")
     assert found.preprocessing == PREPROCESSING
     assert found.facts == {"by": "hand"}
-    assert set(found.checksums) == {"model.onnx"}
+    assert set(found.checksums) == {"model.onnx", "labels.txt", "preprocessing.json"}
 
 
 def test_the_whole_description_is_kept(made: Callable[[Format, bool], Path], tmp_path: Path) -> None:

@@ -372,6 +372,13 @@ def test_an_output_folder_has_one_writer(photo: Path, tmp_path: Path, monkeypatc
 
 
 def test_more_mistakes(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for inputs in (None, 5):
+        with pytest.raises(UserError, match=f"^inputs is {inputs}: expected a path"):
+            vankit.explain(inputs, CIFAR)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="^model is empty"):
+        vankit.explain(photo, "")
+    (empty,) = vankit.explain(np.zeros((0, 0, 3), np.uint8), CIFAR, method="attention")
+    assert isinstance(empty, vankit.Failure) and empty.error == "array (0, 0, 3) has no pixels"
     with pytest.raises(UserError, match="method grad-cam looks at images"):
         vankit.explain((), CIFAR)
     with pytest.raises(UserError, match="lies in the output folder"):

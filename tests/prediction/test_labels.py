@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -318,3 +319,43 @@ def test_a_picture_may_have_no_label(checkpoint: Path, photos: Path, tmp_path: P
     row = {"image": str(photos / "0.png"), "labels": [], "indices": [], "scores": [], "error": None}
     assert json.loads((tmp_path / "out.jsonl").read_text()) == row
     assert pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "out.parquet").to_pylist() == [row]
+
+
+def test_one_picture_in_any_form(predictor: Predictor, photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = photos / "0.png"
+    expected = predictor(path).labels
+    assert predictor(path.read_bytes()).labels == expected
+    assert predictor(Image.open(path)).labels == expected
+    assert [each.labels for each in predictor([path.read_bytes()])] == [expected]
+    empty = predictor(np.zeros((0, 0, 3), np.uint8))
+    assert (empty.labels, empty.error) == ((), "array (0, 0, 3) has no pixels")
+    assert predictor(b"abc").error.startswith("image of 3 bytes is not an image: ")
+    assert [each.error is None for each in predictor([path, 5])] == [True, False]
+    assert not caplog.records  # a bug would be logged
+
+
+@pytest.mark.parametrize("images", [None, 5])
+def test_what_is_no_picture_is_refused(predictor: Predictor, images: Any) -> None:
+    with pytest.raises(UserError, match=rf"^images is {images}: expected a path, "):
+        predictor(images)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"top_k": "a"}, "top_k is 'a', expected a whole number"),
+        ({"top_k": 1.5}, "top_k is 1.5, expected a whole number"),
+        ({"batch_size": "a"}, "batch_size is 'a', expected a whole number"),
+        ({"model": ""}, "model is empty: expected"),
+        ({"checkpoint": ""}, "checkpoint is empty: expected"),
+    ],
+)
+def test_options_of_another_kind_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=f"^{says}"):
+        Predictor(**options)
+
+
+@pytest.mark.parametrize("inputs", [None, 5, b"abc", "", [""], [None]])
+def test_inputs_that_name_nothing_are_refused(checkpoint: Path, inputs: Any) -> None:
+    with pytest.raises(UserError, match=r"input.* is .*: expected a file, a folder or a pattern"):
+        predict(inputs, checkpoint=checkpoint)

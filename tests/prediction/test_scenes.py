@@ -111,6 +111,15 @@ def test_one_broken_picture_does_not_stop_the_rest(segmenter: Path, photograph: 
     assert {row["file_name"] for row in rows} == {photograph.name}
 
 
+def test_what_is_no_picture_is_refused(segmenter: Path) -> None:
+    predictor = vankit.DensePredictor(segmenter, engine="torch")
+    for picture, says in ((None, "the image is None: expected"), (np.zeros((0, 0, 3), np.uint8), "has no pixels")):
+        with pytest.raises(UserError, match=says):
+            predictor(picture)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="^images is 5: expected a path"):
+        next(predictor.stream(5))  # type: ignore[arg-type]
+
+
 def test_a_bug_is_seen_and_the_rest_goes_on(
     segmenter: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

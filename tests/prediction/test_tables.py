@@ -261,7 +261,7 @@ def test_what_cannot_be_a_table_is_refused_before_the_work(name: str, tmp_path: 
     for path, says in ((tmp_path / name, "is a folder"), (tmp_path / "file" / name, "Not a directory")):
         with pytest.raises(UserError, match=says), reserved(path):
             pass
-    with pytest.raises(UserError, match="file is a file: pass a folder"), reserved(tmp_path / "file"):
+    with pytest.raises(UserError, match=r"file: expected a name ending in \.csv"), reserved(tmp_path / "file"):
         pass
 
 
@@ -305,3 +305,12 @@ def test_another_file_is_not_continued(tmp_path: Path, name: str, content: bytes
     with pytest.raises(UserError, match=rf"cannot continue .*{name}.*write another file"):
         open_table(tmp_path / name, 2, resume=True)
     assert (tmp_path / name).read_bytes() == content
+
+
+def test_what_is_no_table_is_not_continued(tmp_path: Path) -> None:
+    for name, advice in (("a.jsonl", "name the file that was begun"), ("a.csv", r"ask for as many labels \(top_k\)")):
+        (tmp_path / name).write_text("garbage\n")
+        with pytest.raises(UserError, match=rf"it starts with b'garbage\\n', .*; {advice}") as error:
+            open_table(tmp_path / name, 2, resume=True)
+        assert ("top_k" in str(error.value)) == (name == "a.csv")
+        assert (tmp_path / name).read_text() == "garbage\n"

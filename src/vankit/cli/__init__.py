@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError
 
 from vankit.cli.help import PARAMETERS, reflow_commands
 from vankit.cli.messages import mistake, with_options
-from vankit.cli.terminal import LogFormatter, drop_unwritten, is_unread, say, show_traceback
+from vankit.cli.terminal import LogFormatter, drop_unwritten, is_unread, printing, say, show_traceback
 from vankit.errors import UserError, out_of_memory
 
 app = App(
@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         status = app(words, result_action="return_value", exit_on_error=False, print_error=False)
         if sys.stdout is not None:
-            sys.stdout.flush()
+            with printing():
+                sys.stdout.flush()
     except Exception as error:
         status = _UNREAD if is_unread(error) else _tell(error, words)
     except KeyboardInterrupt:

@@ -1,10 +1,9 @@
 """`vankit explain`: what a network looks at."""
 
-import sys
 from pathlib import Path
 from typing import Literal
 
-from vankit.cli.terminal import say
+from vankit.cli.terminal import say, say_failure
 from vankit.errors import UserError
 from vankit.models.description import Weights
 
@@ -64,7 +63,7 @@ def command(
     ):  # fmt: skip
         if isinstance(found, Failure):
             failed += 1
-            say(f"{found.source}: {found.error}", file=sys.stderr)
+            say_failure(found.source, found.error)
         else:
             say(f"{found.source}: {found.summary}: {found.path}")
     return int(failed > 0)

@@ -1,9 +1,18 @@
 """Messages of the Python API, and of cyclopts, as the command line says them."""
 
+import difflib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from cyclopts import App, CycloptsError, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 _OTHER_NAMES = {"out": "--output", "picture": "--plot"}  # parameters that the API calls otherwise
 _PARAMETER = re.compile(r"^(\w+)(?= is )|`(\w+)`")
@@ -45,4 +54,22 @@ def mistake(error: CycloptsError) -> str:
     help_page = " ".join(("vankit", *(error.command_chain or ()), "--help"))
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return f"{error.unused_tokens[0]!r} is one word too many. See {help_page}"
+    if isinstance(error, CoercionError) and error.token is not None and not error.token.value:
+        name = error.token.keyword or (error.argument.name if error.argument is not None else "a value")
+        return f"{name} is empty: expected a value; a variable of the shell may not be set. See {help_page}"
+    if isinstance(error, UnknownOptionError) and error.token is not None and os.path.exists(error.token.value):
+        return f"{str(error).strip()} The file of that name is ./{error.token.value}. See {help_page}"
+    if isinstance(error, UnknownCommandError) and error.unused_tokens:
+        word = error.unused_tokens[0]
+        if near := difflib.get_close_matches(word, ("--help", "--version"), 1):
+            return f'Unknown option "{word}". Did you mean "{near[0]}"? See {help_page}'
     return f"{str(error).strip()} See {help_page}"
+
+
+def typed(options: Mapping[str, bool]) -> str:
+    """Those options that were typed, for a message: `--score and --test`.
+
+    Args:
+        options: by name, whether each was.
+    """
+    return " and ".join(name for name, given in options.items() if given)

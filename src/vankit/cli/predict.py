@@ -1,6 +1,5 @@
 """`vankit predict`: labels, boxes and masks for photographs."""
 
-import sys
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from vankit.cli.terminal import say, stopped_by_sigterm
+from vankit.cli.messages import typed
+from vankit.cli.terminal import say, say_failure, stopped_by_sigterm
 from vankit.deploy.opening import Network, open_network, says_dense
 from vankit.engines.base import EngineName, Precision
 from vankit.errors import UserError
@@ -89,21 +89,26 @@ def command(
     if workers == "ray" and output is None:
         raise UserError("--workers ray writes Parquet files: name a folder or URL with --output")
     written = _SCENES if output is None and says_dense(model, checkpoint) else output
-    with stopped_by_sigterm(), reserved(written, folder=workers == "ray"):
+    with stopped_by_sigterm(), reserved(written, folder=workers == "ray" or output is None):
         opened = open_network(model, checkpoint, weights=weights)
         if opened.dense:
             head = opened.description.head
-            if resume or reduced or safe_csv or workers == "ray" or top_k is not None:
-                raise UserError(
-                    f"{opened.source} is a {head}, which cannot use --resume, --reduced, --safe-csv, --top-k or "
-                    "--workers ray: leave them out"
-                )
+            unused = {
+                "--resume": resume,
+                "--reduced": reduced,
+                "--safe-csv": safe_csv,
+                "--top-k": top_k is not None,
+                "--workers ray": workers == "ray",
+            }
+            if any(unused.values()):
+                raise UserError(f"{opened.source} is a {head}, which cannot use {typed(unused)}: leave it out")
             if score is not None and opened.description.task != "detect":
                 raise UserError(f"--score is only for detectors, and {opened.source} is a {head}: leave it out")
             given = {name: value for name, value in (("score", score), ("test", test)) if value is not None}
             return _predict_scenes(images, opened, Path(output or _SCENES), {**options, **given})
-        if score is not None or test is not None:
-            raise UserError("--score and --test are only for detectors and segmenters: pass the --checkpoint of one")
+        dense = {"--score": score is not None, "--test": test is not None}
+        if any(dense.values()):
+            raise UserError(f"only detectors and segmenters have {typed(dense)}: pass the --checkpoint of one")
         options |= {"top_k": top_k, "batch_size": batch_size, "reduced": reduced}
         if workers == "ray" and output is not None:
             options |= {"weights": weights} if weights is not None else {}
@@ -123,7 +128,7 @@ def _count_labels(rows: Iterable[Any], output: str) -> int:
             failed += row.error is not None
             progress.advance(task)
             if row.error is not None:
-                say(f"{row.source}: {row.error}", file=sys.stderr)
+                say_failure(row.source, row.error)
     say(f"{count} images, {failed} failed: {output}")
     return int(failed > 0)
 
@@ -133,7 +138,7 @@ def _print_labels(rows: Iterable[Any]) -> int:
     for row in rows:
         if row.error is not None:
             failed = True
-            say(f"{row.source}: {row.error}", file=sys.stderr)
+            say_failure(row.source, row.error)
             continue
         say(row.source)
         if not row.labels:
@@ -179,7 +184,7 @@ def _predict_scenes(images: list[str], opened: Network, output: Path, options: d
         for result in results:
             if isinstance(result, Failure):
                 failed += 1
-                say(f"{result.source}: {result.error}", file=sys.stderr)
+                say_failure(result.source, result.error)
             else:
                 say(f"{result.source}: {result.summary()}")
     say(f"pictures and predictions.json: {output}")

@@ -8,18 +8,41 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-from vankit.errors import printable
+from vankit.errors import WriteError, printable
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Name the standard output in what the system says against writing to it, but for a pipe that nobody reads.
+
+    Raises:
+        OSError: the block raised one.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise WriteError(f"cannot write to the standard output: {error.strerror or error}") from None
 
 
 def say(line: str = "", file: TextIO | None = None) -> None:
     """Print a line, to the standard output unless another file is given; control characters are escaped."""
-    print(printable(line), file=file)
+    with printing() if file is None else nullcontext():
+        print(printable(line), file=file)
+
+
+def say_failure(source: str, error: str | None) -> None:
+    """Print why an image failed, to the error stream, with its name once: most reasons begin with it."""
+    error = error or ""
+    named = error.startswith(source) or f": {source} (" in error
+    say(error if named else f"{source}: {error}", file=sys.stderr)
 
 
 def show_traceback() -> None:
@@ -32,6 +55,10 @@ class _Console(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(_lines(text), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with printing():
+            super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
         raise  # the error that rich is handling as it calls this; it would end with status 1

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from vankit.cli.messages import typed
 from vankit.cli.settings import given, settings
 from vankit.cli.terminal import say
+from vankit.errors import UserError
 from vankit.models.description import Weights
 from vankit.training import recipes
 
@@ -76,6 +78,9 @@ def command(
         max_pixels: an image with more pixels than this is not decoded.
         settings: they override the recipe.
     """
+    dense = {"--head": head is not None, "--allow-outside": allow_outside}
+    if task == "classify" and any(dense.values()):
+        raise UserError(f"a classifier has no {typed(dense)}: pass --task detect, segment or panoptic")
     name, changes = recipe or recipes.default_recipe(data, task, head), given(settings)
     recipes.check_settings(changes, task, head)
     config = recipes.override(recipes.recipe(name, model, task, head), **changes)

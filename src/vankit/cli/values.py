@@ -20,6 +20,9 @@ def read_value(kind: Any, tokens: Sequence[Token]) -> Any:
     if is_typeddict(kind):
         message = f"{tokens[0].value!r}, expected its parts one by one, such as {tokens[0].keyword}.{_first(kind)}."
         raise CoercionError(msg=message, token=tokens[0], target_type=kind)
+    for token in tokens:
+        if not token.value:  # pathlib would take it for the current folder
+            raise CoercionError(msg="it is empty.", token=token, target_type=kind)
     for number, words in _NUMBERS.items():
         if number in (kind, *get_args(kind)):
             for token in tokens:

@@ -18,7 +18,7 @@ from vankit.data.reading import STRICT, Reader, Reading
 from vankit.data.shapes import Shapes
 from vankit.data.walk import SPLITS, PassedOver, split_folder, subfolders, walk_images
 from vankit.errors import MissingFileError, UserError, few
-from vankit.files import read_text
+from vankit.files import check_named, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ def open_dataset(
         FileNotFoundError: there is no such directory or split.
         ValueError: the directory is not an ImageFolder.
     """
+    check_named(data=data)
     name = str(data)
     if name == "shapes":
         return Shapes(split, _SHAPES_LENGTH.get(split, 1_000), size, seed, transform)

@@ -3,9 +3,9 @@
 import io
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,13 @@ from PIL.ImageFile import ImageFile
 from vankit.data.decoders import MAX_PIXELS, PNG_START, ImageError, load_pixels, open_decoder, with_decoder
 from vankit.errors import MissingFileError, ReadError, UserError
 from vankit.files import open_file
+from vankit.schema import shown
 
 T = TypeVar("T")
-ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any]
+ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+Encoded = str | os.PathLike | bytes | io.IOBase
+
+_EXPECTED = "a path, the bytes of an image file, a PIL image or a uint8 array (H, W, 3) or (H, W)"
 
 _ORIENTATION_TAG = 0x0112
 _WITH_ORIENTATION = ("exif", "xmp", "XML:com.adobe.xmp")
@@ -87,7 +91,7 @@ def open_image(
 def _stream(source: str | os.PathLike[str] | bytes | BinaryIO, held: ExitStack) -> tuple[BinaryIO, str]:
     """The bytes of an image from their start, and its name."""
     if isinstance(source, bytes):
-        return io.BytesIO(source), f"image of {len(source)} bytes"
+        return io.BytesIO(source), source_name(source)
     if isinstance(source, str | os.PathLike):
         return held.enter_context(_open(source)), os.fspath(source)
     stream = source if source.seekable() else io.BytesIO(source.read())
@@ -250,9 +254,9 @@ def to_image(image: ImageLike, max_pixels: int = MAX_PIXELS, min_side: int | Non
     """An upright RGB picture from whatever a predictor is given.
 
     Args:
-        image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB order or (H, W) grey.
+        image: a path, the bytes of an image file, a PIL image, or a uint8 array (H, W, 3) in RGB order or (H, W) grey.
         max_pixels: largest image that is decoded, in pixels.
-        min_side: of a path, see `load_image`.
+        min_side: of a file, see `load_image`.
 
     Raises:
         FileNotFoundError, ValueError: the image cannot be used; `ImageError` if it is broken.
@@ -262,9 +266,13 @@ def to_image(image: ImageLike, max_pixels: int = MAX_PIXELS, min_side: int | Non
             raise UserError(
                 f"the array is {image.dtype} of shape {image.shape}: expected uint8 (H, W, 3) in RGB order or (H, W)"
             )
+        _check_pixels(image, image.shape)
         image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
+    if isinstance(image, Encoded):
         return load_image(image, max_pixels, min_side)
+    if not isinstance(image, Image.Image):
+        raise UserError(f"the image is {shown(image)}: expected {_EXPECTED}")
+    _check_pixels(image, image.size)
     try:
         return to_rgb(image)
     except Exception as error:  # it may have been opened but not decoded yet, see `_decode`
@@ -273,10 +281,37 @@ def to_image(image: ImageLike, max_pixels: int = MAX_PIXELS, min_side: int | Non
         ) from error
 
 
+def _check_pixels(image: ImageLike, lengths: tuple[int, ...]) -> None:
+    if 0 in lengths:
+        raise ImageError(f"{source_name(image)} has no pixels")
+
+
+def is_one_image(images: object) -> TypeGuard[ImageLike]:
+    """Whether it is one image as `to_image` takes it, rather than several."""
+    return isinstance(images, Encoded | Image.Image | np.ndarray)
+
+
+def several(images: object, name: str = "images") -> Iterator[ImageLike]:
+    """The images one by one.
+
+    Args:
+        images: not a single path, whose letters would be taken for paths.
+        name: what the caller calls them.
+
+    Raises:
+        ValueError: it is a single image, or nothing that has images.
+    """
+    if isinstance(images, Encoded) or not isinstance(images, Iterable):
+        raise UserError(f"{name} is {shown(images)}: expected {_EXPECTED}, several of them in a list")
+    return iter(images)
+
+
 def source_name(image: ImageLike) -> str:
     """What a result calls its image: the path, or a description of one passed in memory."""
     if isinstance(image, np.ndarray):
         return f"array {image.shape}"
     if isinstance(image, Image.Image):
         return getattr(image, "filename", "") or f"image {image.size[0]}x{image.size[1]}"
-    return str(image)
+    if isinstance(image, bytes):
+        return f"image of {len(image)} bytes"
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else shown(image)

@@ -22,6 +22,7 @@ from vankit.data.semantic import open_semantic
 from vankit.data.shapes import CLASSES, render_scene
 from vankit.data.walk import SPLITS
 from vankit.errors import MissingFileError, UserError
+from vankit.files import check_named
 
 TASKS = ("detect", "segment", "panoptic")
 
@@ -77,6 +78,7 @@ def open_scenes(
     """
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
+    check_named(data=data)
     if str(data) == "shapes":
         return ShapeScenes(task, split, _SHAPES_LENGTH.get(split, 200), size, seed, transform)
     root = Path(data)

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from vankit.data.tree import HIDDEN, PatternTree, WholeTree, is_junk
 from vankit.errors import MissingFileError, ReadError, UserError
+from vankit.schema import shown
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ if find_spec("pillow_heif"):
 
 UNLISTED = "folders that cannot be listed"
 _SHOWN = 8
+_INPUTS = "a file, a folder or a pattern such as 'photos/*.jpg'"
 
 
 class PassedOver:
@@ -131,15 +133,18 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         paths: one path or pattern, or several.
 
     Raises:
-        FileNotFoundError: a folder or pattern held no image; raised once, after all other images, naming each.
+        FileNotFoundError: a folder or pattern held no image, or a path is a URL; raised once, after all other images.
     """
-    barren = []
-    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+    barren, urls = [], []
+    for path in _one_by_one(paths):
         name = os.fspath(path)
         if os.path.isdir(name):
             found = _in_folder(name)
         elif not os.path.exists(name) and glob.has_magic(name):
             found = _matching(name)
+        elif "://" in name and not os.path.exists(name):
+            urls.append(name)
+            continue
         else:
             yield Path(name)
             continue
@@ -149,11 +154,24 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
             continue
         yield Path(first)
         yield from map(Path, found)
+    if urls:
+        raise MissingFileError(
+            f"{urls[0]} is a URL, which is read only with workers on Ray (--workers ray): download it first"
+        )
     if barren:
         raise MissingFileError(
             f"no images in {', '.join(barren)}: expected a folder or pattern (such as 'photos/**/*.jpg') that holds "
             f"files ending in {' '.join(sorted(IMAGE_SUFFIXES))}"
         )
+
+
+def _one_by_one(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterator[str | os.PathLike[str]]:
+    if isinstance(paths, bytes) or not isinstance(paths, str | os.PathLike | Iterable):
+        raise UserError(f"inputs is {shown(paths)}: expected {_INPUTS}, several of them in a list")
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        if not isinstance(path, str | os.PathLike) or path == "":
+            raise UserError(f"an input is {shown(path)}: expected {_INPUTS}")
+        yield path
 
 
 def begin(images: Iterator[T]) -> Iterator[T]:
@@ -163,18 +181,18 @@ def begin(images: Iterator[T]) -> Iterator[T]:
 
 
 def find_inputs(
-    paths: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
 ) -> Iterator[Path]:
     """`find_images` for a run that writes into a folder: what the folder holds is not an input.
 
     Args:
-        paths: several, see `find_images`.
+        paths: see `find_images`.
         output: the folder; None for none.
 
     Raises:
         ValueError: one of the paths lies in the folder; raised at once, unlike the errors of `find_images`.
     """
-    given = list(paths)
+    given = list(_one_by_one(paths))
     if output is None:
         return find_images(given)
     folder = Path(os.path.realpath(output))

@@ -4,11 +4,12 @@ import logging
 from os import PathLike
 from pathlib import Path
 
-from vankit.files import check_file
+from vankit.errors import UserError
+from vankit.files import check_file, check_named, is_stream
 from vankit.heads.checkpoints import mmseg_head, network_in_file
 from vankit.models.description import Weights
 from vankit.models.weights import checkpoint_of, read_tensors, write_checkpoint, write_tensors
-from vankit.models.weights.files import not_finite
+from vankit.models.weights.files import file_in, not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +33,13 @@ def convert(
         What `source` is: vankit, official, mmpretrain, hf or mmseg.
 
     Raises:
+        ValueError: `target` is `source`, or its suffix is that of another kind of file.
         FileNotFoundError, ValueError: see `vankit.read_checkpoint`, `vankit.models.weights.write_checkpoint` and
             `vankit.files.check_file`.
         ImportError: a segmenter's head needs transformers.
     """
-    if to != "hf" or not Path(target).is_dir():
-        check_file(target)
+    check_named(source=source, target=target)
+    _check_target(Path(source), Path(target), to)
     file = read_tensors(source, weights)
     if to == "vankit" and mmseg_head(file):
         network, description = network_in_file(file)
@@ -51,3 +53,21 @@ def convert(
         )  # fmt: skip
     write_checkpoint(checkpoint.state_dict, target, to, checkpoint.metadata)
     return checkpoint.format
+
+
+_PICKLES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
+_SUFFIXES = {"vankit": (".safetensors",), "hf": (".safetensors", *_PICKLES)}
+
+
+def _check_target(source: Path, target: Path, to: str) -> None:
+    """Refuse, before the source is read, a target that would be something else than its name says."""
+    if to != "hf" or not target.is_dir():
+        check_file(target)
+    if to == "hf" and (target.is_dir() or not (target.suffix or target.exists())):
+        target /= "model.safetensors"
+    given, known = target.suffix.lower(), _SUFFIXES.get(to, _PICKLES)
+    if given not in known and not is_stream(target):
+        kind = "safetensors" if to == "vankit" else "pickles of tensors"
+        raise UserError(f"{target}: {to} files are {kind}: expected a name that ends in {' or '.join(known)}")
+    if target.exists() and target.samefile(file_in(source)):
+        raise UserError(f"{target} is what is to be converted: name another file to write")

@@ -23,7 +23,7 @@ from vankit.engines.base import Array
 from vankit.engines.cache import versions
 from vankit.engines.convert import SMALLEST, to_onnx, to_openvino, to_program
 from vankit.errors import UserError, check_output
-from vankit.files import check_folder
+from vankit.files import check_folder, check_named
 from vankit.locks import check_free, held
 from vankit.models.description import Weights
 
@@ -76,6 +76,7 @@ def export(
         ImportError: a package is missing.
     """
     _check_options(format, int8, calibrate, max_drop)
+    check_named(out=out, calibrate=calibrate)
     if out is not None:
         _check_target(Path(out).absolute())
     opened = open_network(model, checkpoint, pretrained, classes, weights)

@@ -15,7 +15,7 @@ from vankit.engines.base import Engine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine
 from vankit.errors import MissingFileError, UserError
-from vankit.files import read_json, read_text, reading, sha256_of, to_json
+from vankit.files import open_file, read_json, read_text, reading, sha256_of, to_json
 from vankit.models.description import Description
 from vankit.schema import Count, check_fields, made
 
@@ -28,6 +28,7 @@ FILES: dict[str, tuple[str, ...]] = {
 }
 _ENGINES = {"openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch"}
 DESCRIPTION = ("export.json", "preprocessing.json", "labels.txt")
+_BESIDE = DESCRIPTION[1:]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Exported:
         dynamic: whether it takes every batch and size, or batches of 1 of the preprocessing's size.
         description: of the network.
         facts: how it was made and checked.
-        checksums: SHA-256 in hexadecimal of the model's files by name; empty until the folder is read.
+        checksums: SHA-256 in hexadecimal of the other files by name; empty until the folder is read.
     """
 
     folder: Path
@@ -78,19 +79,19 @@ class Exported:
             )
         description, preprocessing, labels = (self.folder / name for name in DESCRIPTION)
         labels.write_text("".join(f"{name}\n" for name in self.description.classes), encoding="utf-8")
+        preprocessing.write_text(to_json(asdict(self.preprocessing)) + "\n", encoding="utf-8")
         facts = {
             "format": self.format,
             "precision": self.precision,
             "dynamic": self.dynamic,
-            "sha256": {name: sha256_of(self.folder / name) for name in FILES[self.format]},
+            "sha256": {name: sha256_of(self.folder / name) for name in (*FILES[self.format], *_BESIDE)},
             **self.facts,
             **self.description.to_metadata(),
             "named": self.description.named,
             "classes": len(self.description.classes),
         }
         del facts["preprocessing"]
-        for path, content in ((preprocessing, asdict(self.preprocessing)), (description, facts)):
-            path.write_text(to_json(content) + "\n", encoding="utf-8")
+        description.write_text(to_json(facts) + "\n", encoding="utf-8")
 
     def engine(
         self, engine: str = "auto", precision: str = "auto", device: str = "auto", cached: bool = True
@@ -205,8 +206,10 @@ class _Record:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if set(self.sha256) != set(names := FILES[self.format]):
-            raise UserError(f"sha256 is {reprlib.repr(dict(self.sha256))}: expected those of {' and '.join(names)}")
+        needed, stated = {*FILES[self.format]}, set(self.sha256)
+        if stated not in (needed | {*_BESIDE}, needed):  # folders of earlier versions vouch for the model alone
+            names = " and ".join((*FILES[self.format], *_BESIDE))
+            raise UserError(f"sha256 is {reprlib.repr(dict(self.sha256))}: expected those of {names}")
 
 
 _LARGEST_LABELS = 2**26  # bytes
@@ -254,8 +257,10 @@ def read_exported(path: str | PathLike[str]) -> Exported:
 
 
 def _check_present(part: Path) -> None:
-    if not part.is_file():  # a pipe would be waited for
-        raise MissingFileError(f"{part.parent} is not a complete exported folder: {part.name} is missing")
+    try:
+        open_file(part).close()
+    except MissingFileError:
+        raise MissingFileError(f"{part.parent} is not a complete exported folder: {part.name} is missing") from None
 
 
 def _described(folder: Path, description: Path, settings: Path, labels: Path) -> Exported:
@@ -274,7 +279,18 @@ def _described(folder: Path, description: Path, settings: Path, labels: Path) ->
             raise UserError(f"task is {network.task}: expected classify")
     known = {*_Record.__dataclass_fields__, *Description.__dataclass_fields__}
     facts = {name: value for name, value in content.items() if name not in known}
+    _check_beside(folder, own.sha256)
     return Exported(folder, own.format, own.precision, own.dynamic, network, facts, dict(own.sha256))
+
+
+def _check_beside(folder: Path, checksums: Mapping[str, str]) -> None:
+    """Refuse class names and preprocessing that are not those of the model, well-formed as they may be."""
+    for name in _BESIDE:
+        if name in checksums and sha256_of(folder / name) != checksums[name]:
+            hint = " (other names are passed as classes to vankit.Predictor or vankit.export)" * (
+                name == DESCRIPTION[2]
+            )
+            raise UserError(f"{folder / name} is not the file that was exported with the model{hint}")
 
 
 def _names(labels: Path) -> list[str]:

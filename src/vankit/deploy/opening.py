@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vankit.deploy.folder import Exported, is_exported, read_exported
 from vankit.errors import UserError
+from vankit.files import check_named
 from vankit.models.description import Description, Weights
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def open_network(
             together.
         ImportError: a detector's or segmenter's head needs transformers.
     """
+    check_named(model=model, checkpoint=checkpoint)
     if isinstance(model, Network):
         if (checkpoint, classes, weights) != (None, None, None):
             raise UserError(f"{model.source} is open: leave out checkpoint, classes and weights")

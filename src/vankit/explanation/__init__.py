@@ -8,11 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-from PIL import Image
 from torch import nn
 
-from vankit.data.images import MAX_PIXELS, ImageLike, source_name, to_image
+from vankit.data.images import MAX_PIXELS, ImageLike, is_one_image, several, source_name, to_image
 from vankit.data.preprocessing import check_img_size
 from vankit.data.walk import begin, find_inputs
 from vankit.errors import UserError, reason_of
@@ -51,8 +49,8 @@ def explain(
             over images and positions.
 
     Args:
-        inputs: files, folders (searched through), glob patterns, PIL images, uint8 arrays (H, W, 3) in RGB order or
-            (H, W) grey; one or several.
+        inputs: files, folders (searched through), glob patterns, bytes of image files, PIL images, uint8 arrays
+            (H, W, 3) in RGB order or (H, W) grey; one or several.
         model, checkpoint: see `vankit.Predictor`; any timm model for grad-cam and receptive-field. The checkpoint alone
             of a detector or segmenter, whose VAN is looked at. Of a VAN without a head for all but grad-cam.
         output: folder for a PNG per image, or one named after the method with a CSV of its rows. What the folder holds
@@ -101,7 +99,7 @@ def iter_explanations(
     weights: Weights | None = None,
 ) -> Iterator[Explanation | Failure]:
     """`explain`, one image at a time: images are read, and pictures written, as the iterator is consumed."""
-    given = [inputs] if isinstance(inputs, str | PathLike | Image.Image | np.ndarray) else list(inputs)
+    given = [inputs] if is_one_image(inputs) else list(several(inputs, "inputs"))
     others = [compare] if isinstance(compare, str | nn.Module) else list(compare)
     _check(method, given, target, stage, layer, others)
     check_folder(output)

@@ -7,6 +7,7 @@ from typing import Any
 from vankit.data.images import MAX_PIXELS
 from vankit.data.reading import Reading
 from vankit.errors import MissingFileError, UserError
+from vankit.files import check_named
 from vankit.inspection.advice import Advice, advise
 from vankit.inspection.classify import ClassStudy, ClassTally
 from vankit.inspection.detect import ObjectStudy, stride_of
@@ -81,6 +82,7 @@ def inspect(
 
 
 def _check(data: Any, task: str | None, output: Any, workers: int) -> None:
+    check_named(data=data)
     if str(data) == "shapes" or str(data).startswith(("hfds/", "wds/")):
         raise UserError(f"{data} is not a folder of files: expected one, in any layout that vankit train reads")
     if not Path(data).exists():

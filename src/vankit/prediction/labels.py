@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from vankit.data.images import MAX_PIXELS, ImageLike, open_image, source_name, to_image
+from vankit.data.images import MAX_PIXELS, Encoded, ImageLike, is_one_image, open_image, several, source_name, to_image
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine
 from vankit.engines.processes import PerProcess, avoid_lost_threads
@@ -150,7 +149,8 @@ class Predictor:
         """Decode and prepare one image.
 
         Args:
-            image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB order or (H, W) grey.
+            image: a path, the bytes of an image file, a PIL image, or a uint8 array (H, W, 3) in RGB order or (H, W)
+                grey.
 
         Returns:
             (3, height, width) as `preprocessing` says.
@@ -158,7 +158,7 @@ class Predictor:
         Raises:
             FileNotFoundError, ValueError: the image cannot be used; `vankit.data.images.ImageError` if it is broken.
         """
-        if isinstance(image, str | PathLike):  # within its share of the pixels, as resizing takes memory too
+        if isinstance(image, Encoded):  # within its share of the pixels, as resizing takes memory too
             with open_image(image, self.max_pixels, self._min_side) as picture:
                 return self.preprocessing(picture)
         return self.preprocessing(to_image(image))
@@ -200,14 +200,17 @@ class Predictor:
 
         Returns:
             A `Prediction`, or a list of them for a sequence. An image that fails gives a Prediction with its error.
+
+        Raises:
+            ValueError: it is neither.
         """
-        if isinstance(images, str | PathLike | Image.Image | np.ndarray):
+        if is_one_image(images):
             return next(self.stream([images]))
-        return list(self.stream(images))
+        return list(self.stream(several(images)))
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[Prediction]:
         """Label images in order, on all cores; the iterable is read as needed, a few images ahead of the answers."""
-        source, failure = iter(images), None
+        source, failure = several(images), None
 
         def take(count: int) -> list[ImageLike]:
             nonlocal failure

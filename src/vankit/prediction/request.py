@@ -1,5 +1,6 @@
 """What may be asked of a predictor, checked before a network is opened or downloaded."""
 
+from numbers import Integral, Real
 from typing import Any
 
 from vankit.deploy.folder import is_exported
@@ -32,10 +33,12 @@ def check_request(
     check_options(engine, precision)
     counts: dict[str, Any] = {"top_k": top_k, "batch_size": batch_size, "max_pixels": max_pixels}
     for name, value in counts.items():
+        if not isinstance(value, Integral | None):
+            raise UserError(f"{name} is {value!r}, expected a whole number")
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}, expected 1 or more")
-    if not 0 <= score <= 1:
-        raise UserError(f"score is {score}, expected 0 to 1")
+    if not isinstance(score, Real) or not 0 <= score <= 1:
+        raise UserError(f"score is {score!r}, expected 0 to 1")
     exported = is_exported(model) or getattr(model, "exported", None) is not None
     if device not in ("auto", "cpu") and not exported:
         from vankit.engines.choose import device_for  # PyTorch, which alone knows what there is

@@ -15,7 +15,7 @@ from PIL import Image
 from timm.models import FeatureListNet
 from torch import Tensor, nn
 
-from vankit.data.images import MAX_PIXELS, ImageLike, source_name, to_image
+from vankit.data.images import MAX_PIXELS, ImageLike, several, source_name, to_image
 from vankit.data.walk import begin, find_inputs
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine
@@ -134,7 +134,8 @@ class DensePredictor:
         """What is in one picture.
 
         Args:
-            image: a path, a PIL image, or a uint8 array (H, W, 3) in RGB order or (H, W) grey.
+            image: a path, the bytes of an image file, a PIL image, or a uint8 array (H, W, 3) in RGB order or (H, W)
+                grey.
 
         Raises:
             FileNotFoundError, ValueError: the image cannot be used, or the network's output is not finite.
@@ -149,7 +150,7 @@ class DensePredictor:
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[tuple[Result | Failure, Image.Image | None]]:
         """What is in each picture, with the picture; one that fails gives a `Failure` and None."""
-        for image in images:
+        for image in several(images):
             source = source_name(image)
             try:
                 rgb = to_image(image, self.max_pixels)
@@ -244,8 +245,7 @@ def iter_scenes(
             raise UserError(f"a detector or segmenter writes a folder of pictures: expected one, not {output}")
         check_folder(output)
         check_free(output)
-    given = [inputs] if isinstance(inputs, str | PathLike) else list(inputs)
-    sources = begin(find_inputs(given, output))
+    sources = begin(find_inputs(inputs, output))
     predictor = DensePredictor(checkpoint, **options)
     if output is None:
         yield from (result for result, _ in predictor.stream(sources))

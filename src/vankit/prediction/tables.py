@@ -128,10 +128,8 @@ class _TextTable(Table):
     def _refuse(self, why: str) -> NoReturn:
         raise UserError(f"cannot continue {self.path}: {why}, or write another file")
 
-    def _refuse_start(self, line: bytes, expected: str) -> NoReturn:
-        self._refuse(
-            f"it starts with {line[:200]!r}, and this run writes {expected}; ask for as many labels (top_k) as before"
-        )
+    def _refuse_start(self, line: bytes, expected: str, advice: str) -> NoReturn:
+        self._refuse(f"it starts with {line[:200]!r}, and this run writes {expected}; {advice}")
 
     def _refuse_row(self, number: int) -> NoReturn:
         self._refuse(f"its row {number} is damaged; remove that row")
@@ -161,7 +159,7 @@ class CsvTable(_TextTable):
         header = ",".join(self._header)
         for number, (row, complete) in enumerate(_csv_rows(lines)):
             if not number and not f"{header}\r\n".encode().startswith(row) and row.rstrip() != header.encode():
-                self._refuse_start(row, header)
+                self._refuse_start(row, header, "ask for as many labels (top_k) as before")
             if complete:
                 yield (row, *self._parse(row, number)) if number else (row, None, False)
 
@@ -218,7 +216,9 @@ class JsonLinesTable(_TextTable):
         start = b'{"image": "'
         for number, line in enumerate(lines, 1):
             if not line.startswith(start[: len(line)]):
-                self._refuse_start(line, start.decode()) if number == 1 else self._refuse_row(number)
+                if number > 1:
+                    self._refuse_row(number)
+                self._refuse_start(line, start.decode(), "name the file that was begun")
             if line.endswith(b"\n"):
                 yield (line, *self._parse(line, number))
 
@@ -252,7 +252,7 @@ def check_table(path: str | PathLike[str], safe_csv: bool = False) -> None:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise UserError(f"cannot write predictions to {path}: expected a name ending in {', '.join(SUFFIXES)}")
+        _refuse_name(path)
     if safe_csv and suffix != ".csv":
         raise UserError(f"safe_csv (--safe-csv) is for .csv, and the output is {path}: leave it out")
     if suffix == ".parquet":
@@ -260,6 +260,13 @@ def check_table(path: str | PathLike[str], safe_csv: bool = False) -> None:
 
         parquet_schema()
     check_file(path)
+
+
+def _refuse_name(path: str | PathLike[str]) -> NoReturn:
+    raise UserError(
+        f"cannot write predictions to {path}: expected a name ending in {', '.join(SUFFIXES)}, or for a detector or "
+        "segmenter a folder"
+    )
 
 
 @contextmanager
@@ -282,6 +289,8 @@ def reserved(output: str | PathLike[str] | None, folder: bool = False) -> Iterat
         with held(output):
             yield
     else:
+        if not folder and Path(output).exists() and not Path(output).is_dir():
+            _refuse_name(output)
         check_folder(output)
         check_free(output)
         yield

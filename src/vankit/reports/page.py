@@ -10,7 +10,7 @@ from typing import Any
 
 from vankit.engines.cache import versions
 from vankit.errors import UserError
-from vankit.files import check_file
+from vankit.files import check_file, check_named
 from vankit.pages import Page
 
 _PACKAGES = ("vankit", "torch", "torchvision", "timm", "lightning", "transformers", "openvino", "numpy", "pillow")
@@ -26,6 +26,7 @@ def check_page(path: str | PathLike[str] | None) -> None:
     Raises:
         ValueError: it does not end in .html, or see `vankit.files.check_file`.
     """
+    check_named(output=path)
     if path is not None and Path(path).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{path} is not the name of a page: expected one that ends in .html")
     check_file(path)

@@ -253,6 +253,18 @@ def test_another_models_config_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "config.json").read_text() == '{"model_type": "bert"}'
 
 
+def test_a_checkpoint_is_not_converted_onto_itself(tmp_path: Path) -> None:
+    own = tmp_path / "model.safetensors"
+    vankit.save_checkpoint(vankit.VAN(num_classes=3, **SMALL), own)
+    before = own.read_bytes()
+    (tmp_path / "link.safetensors").symlink_to(own)
+    link = tmp_path / "link.safetensors"
+    for source, target, to in ((own, own, "vankit"), (tmp_path, link, "vankit"), (own, tmp_path, "hf")):
+        with pytest.raises(UserError, match="is what is to be converted: name another file to write"):
+            vankit.convert(source, target, to)
+    assert own.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("to", "name"),
     [
@@ -261,6 +273,10 @@ def test_another_models_config_is_not_overwritten(tmp_path: Path) -> None:
         ("vankit", "x.pth"),
         ("vankit", "x.pth.tar"),
         ("vankit", "x.bin"),
+        ("vankit", "x.xyz"),
+        ("vankit", "x"),
+        ("official", "x.onnx"),
+        ("hf", "x.h5"),
     ],
 )
 def test_a_name_that_promises_another_kind_of_file(to: str, name: str, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _USUAL_NAMES = ("best.safetensors", "model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
+_EXPECTED = ".safetensors, or a file of torch.save"
 _TRAINED = "model."  # what Lightning has before the names of the network in training
 _MMSEG = ("decode_head.", "auxiliary_head.")
 _KINDS: dict[str, Any] = {"model": str, "lka": dict, "classes": list, "preprocessing": dict, "thresholds": list}
@@ -81,20 +82,22 @@ def _read(path: Path, weights: Weights | None) -> TensorFile:
             f"Expected tensors and plain values; ask its author for a safetensors file. Found: {error}"
         ) from None
     except (Unreadable, safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({_cause(path)}): {error}") from None
+        raise UserError(f"{path} {_no_checkpoint(path, error)}") from None
 
 
-def _cause(path: Path) -> str:
+def _no_checkpoint(path: Path, error: Exception) -> str:
     """What a file that is no checkpoint often is, by its first bytes."""
     with open_file(path) as file:
         start = file.read(100)
     if not start:
-        return "the file is empty"
+        return f"is empty: expected {_EXPECTED}"
     if start.startswith(b"version https://git-lfs"):
-        return "it is a pointer of git-lfs: run git lfs pull"
+        return "is not a checkpoint, but a pointer of git-lfs: run git lfs pull"
     if start.lstrip().startswith(b"<"):
-        return "it is a web page: download the file itself"
-    return "truncated download?" if start.startswith((b"PK", b"\x80")) else "neither safetensors nor a PyTorch file"
+        return "is not a checkpoint, but a web page: download the file itself"
+    if start.startswith((b"PK", b"\x80")) or start[8:9] == b"{":
+        return f"is truncated or damaged, or not a checkpoint: {error}"
+    return f"is not a checkpoint: expected {_EXPECTED}"
 
 
 def _of_pickle(path: Path, file: PickleFile, weights: Weights | None) -> TensorFile:
@@ -175,7 +178,7 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, Any]:
             check_metadata(metadata)
             return metadata
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a readable checkpoint (truncated download?): {error}") from None
+        raise UserError(f"{path} is truncated or damaged: {error}") from None
 
 
 def names_head(path: str | PathLike[str]) -> bool:

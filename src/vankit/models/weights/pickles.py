@@ -229,7 +229,8 @@ class _Machine:
                     raise Unreadable(f"a pickle with {opcode.name}")
                 self.stack.append(arg) if act is None else act(arg)
         except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, struct.error) as error:
-            raise Unreadable(f"damaged: {error}"[:200]) from None
+            # whose words are about Python's parser, not the file
+            raise Unreadable("its pickle breaks off or makes no sense") from error
         raise Unreadable("it ends too early")
 
     # marks and memo
