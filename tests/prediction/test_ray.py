@@ -31,6 +31,12 @@ parquet = pytest.importorskip("pyarrow.parquet")
 MODEL = "van_b0.cifar10"
 
 
+@pytest.fixture(autouse=True)
+def _at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker goes to its driver's folder, and in these tests so does their process."""
+    monkeypatch.chdir(Path.cwd())
+
+
 @pytest.fixture(scope="module")
 def predictor() -> vankit.Predictor:
     return vankit.Predictor(MODEL)
