@@ -315,17 +315,17 @@ def _answers(keep: KeepWeights) -> Iterator[None]:
 
 
 def _prepare(out: Path, record: dict[str, Any], log: Log, begun: Begun | None) -> None:
-    """Clear up after a run that was killed, write down the settings, and have the log go on, or begin."""
+    """Clear up after a run that was killed, have the log go on, or begin, and write down the settings."""
     clear_partials(out)
     clear_partials(out / "tensorboard")
-    (out / NAME).unlink(missing_ok=True)  # the report is of the end of a run
-    write_text(out / "config.json", to_json(record) + "\n")
     rows = begun.state["callbacks"]["KeepWeights"].get("rows") if begun else None
     if rows is not None:
         log.go_on(rows)
     elif log.table.exists():  # of an early version, or of a run that wrote no state
         with writing(log.table):
             log.table.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
+    (out / NAME).unlink(missing_ok=True)  # the report is of the end of a run
+    write_text(out / "config.json", to_json(record) + "\n")
 
 
 def _trainer(
