@@ -1,6 +1,7 @@
 """An output has one writer at a time, who is named to the others."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vankit.errors import UserError, WriteError
-from vankit.locks import check_free, held
+from vankit.locks import check_free, held, in_place
 
 
 def test_whether_an_output_is_free(tmp_path: Path) -> None:
@@ -38,6 +39,25 @@ def test_an_output_has_one_writer(tmp_path: Path) -> None:
     with held(path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_held_folder_is_known_from_another_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose number may be that of the first, once that is deleted and closed."""
+    monkeypatch.chdir(tmp_path)
+    out = Path("run")
+    assert not in_place(out)
+    for remove in (lambda: shutil.rmtree(out), lambda: out.rename("elsewhere")):
+        out.mkdir()
+        with held(out):
+            assert in_place(out) and in_place(out.absolute())
+            remove()
+            assert not in_place(out)
+            out.mkdir()
+            assert not in_place(out)
+            (out / ".lock").write_text("of another process")
+        assert in_place(out)  # whoever asks, who does not hold it
+        assert (out / ".lock").read_text() == "of another process"
+        shutil.rmtree(out)
 
 
 def test_folders_made_for_a_lock_are_taken_away_unless_something_was_written(tmp_path: Path) -> None:

@@ -138,11 +138,15 @@ def sha256_of(path: str | PathLike[str]) -> str:
 
 
 @contextmanager
-def replacing(path: str | PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | PathLike[str], make_folder: bool = True) -> Iterator[Path]:
     """A name to write a file under, which takes the place of `path` when the block ends well.
 
-    It is in the same folder, which is made if need be, and no other process or thread has it. If anything is raised it
-    is removed, and `path` stays as it was. A device or a pipe, such as /dev/stdout, is written to directly.
+    It is in the same folder, and no other process or thread has it. If anything is raised it is removed, and `path`
+    stays as it was. A device or a pipe, such as /dev/stdout, is written to directly.
+
+    Args:
+        path: of the file.
+        make_folder: make its folder if need be; else that has to be there.
 
     Raises:
         OSError: the folder cannot be made, or the file cannot take its place.
@@ -152,8 +156,9 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
         yield path
         return
     path = path.resolve()  # a link stays, and what it points to is replaced
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if make_folder:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid4().hex}{_PARTIAL}")  # without the old name, which may be as long as names can be
     try:
         yield partial
@@ -198,7 +203,9 @@ def writing(path: str | PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
+        refused = WriteError(f"cannot write {path}: {error.strerror or error}")
+        refused.errno = error.errno
+        raise refused from None
 
 
 def append(path: str | PathLike[str], content: bytes) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
@@ -36,7 +36,7 @@ def held(path: str | PathLike[str]) -> Iterator[None]:
     if os.name == "nt" or (path.exists() and not (path.is_file() or path.is_dir())):
         yield
         return
-    path = path.resolve()
+    given, path = path.absolute(), path.resolve()
     lock = path / ".lock" if path.is_dir() else path.with_name(f".{_short(path.name)}.lock")
     with making(lock.parent):
         with writing(path):
@@ -44,12 +44,14 @@ def held(path: str | PathLike[str]) -> Iterator[None]:
         _OPEN.add(descriptor)
         owner = os.getpid()
         try:
-            yield
+            with _watched(given) if path.is_dir() else nullcontext():
+                yield
         finally:
             if os.getpid() == owner:  # a child that leaves the block has nothing to give back
                 _OPEN.discard(descriptor)
-                with suppress(OSError):  # the folder is gone, or may only be read by now
-                    lock.unlink()  # before others can have it
+                with suppress(OSError):  # the folder may only be read by now
+                    if _is_at(descriptor, lock):  # else it is of who holds what took the place of the folder
+                        lock.unlink()  # before others can have it
                 os.close(descriptor)
 
 
@@ -70,6 +72,30 @@ def making(folder: str | PathLike[str]) -> Iterator[None]:
         with suppress(OSError):  # it is not empty
             for each in missing:
                 each.rmdir()
+
+
+@contextmanager
+def _watched(folder: Path) -> Iterator[None]:
+    """Keep a folder open, so that none that takes its place gets its number, by which `in_place` knows it."""
+    with writing(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    _OPEN.add(descriptor)
+    _FOLDERS[folder] = descriptor
+    owner = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() == owner:
+            del _FOLDERS[folder]
+            _OPEN.discard(descriptor)
+            os.close(descriptor)
+
+
+def in_place(folder: str | PathLike[str]) -> bool:
+    """Whether a folder is there and, if this process holds it, is still the same one."""
+    folder = Path(folder).absolute()
+    descriptor = _FOLDERS.get(folder)
+    return folder.is_dir() if descriptor is None else _is_at(descriptor, folder)
 
 
 def _short(name: str) -> str:
@@ -121,16 +147,18 @@ def _flock(descriptor: int, path: Path) -> None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
     return False
 
 
 _OPEN: set[int] = set()
+_FOLDERS: dict[Path, int] = {}
 
 
 def _close_all() -> None:
     """A child, such as a process that loads images, would hold the locks beyond its parent's end."""
+    _FOLDERS.clear()
     while _OPEN:
         os.close(_OPEN.pop())
 

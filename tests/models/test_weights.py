@@ -356,6 +356,25 @@ def test_absent_file() -> None:
         weights.read_checkpoint("nowhere.pth")
 
 
+def test_equal_networks_are_equal_files_byte_for_byte(tmp_path: Path) -> None:
+    """Whichever order tensors and metadata come in, and in whichever process: the library shuffles the metadata."""
+    tensors = {"b": torch.ones(3), "a": torch.zeros(2, dtype=torch.float16), "n\u00e4me": torch.arange(3)}
+    metadata = {"classes": ["d\u00fcne", "palm"], "epoch": 3, "measures": {"top-1": 0.5}, "thresholds": [], "x": None}
+    content = weights.tensor_bytes(tensors, metadata)
+    turned = [dict(reversed(each.items())) for each in (tensors, metadata)]
+    assert {weights.tensor_bytes(*turned) for _ in range(20)} == {content}
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
+        found = file.metadata()
+        assert found.pop("format") == "pt"
+        assert {key: json.loads(value) for key, value in found.items()} == metadata
+    loaded = safetensors.torch.load(content)
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    length = struct.unpack("<Q", content[:8])[0]
+    assert length % 8 == 0 and len(content) == 8 + length + 3 * 4 + 2 * 2 + 3 * 8
+
+
 @pytest.mark.parametrize("to", weights.FORMATS)
 def test_failing_write_keeps_the_old_file(
     to: str, small: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

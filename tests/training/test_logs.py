@@ -16,6 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vankit.errors import UserError, WriteError
+from vankit.locks import held
 from vankit.training.logs import Log, LogEpochLoss
 
 
@@ -77,7 +78,7 @@ def test_a_second_log_of_a_run_follows_the_first(tmp_path: Path) -> None:
 def test_a_table_goes_on_after_the_rows_of_a_state(kept: int, tmp_path: Path) -> None:
     first = Log(tmp_path)
     for step in range(3):
-        first.log_metrics({"loss": float(step), **({"lr": 0.5} if step == 2 else {})}, step=step)
+        first.log_metrics({"epoch": 0, "loss": float(step), **({"lr": 0.5} if step == 2 else {})}, step=step)
     log = Log(tmp_path)
     log.go_on(kept)
     log.log_metrics({"lr": 0.25}, step=7)
@@ -86,10 +87,22 @@ def test_a_table_goes_on_after_the_rows_of_a_state(kept: int, tmp_path: Path) ->
     assert log.rows == len(found) and found[-1]["lr"] == "0.25"
 
 
-def test_a_table_that_is_damaged_is_answered(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_bytes(b"loss,step\n1,2,3\n")
+@pytest.mark.parametrize(
+    "table",
+    [
+        "epoch,loss,step\n0,1,2,3\n",
+        "epoch,loss,step\n0,1\n",
+        "garbage,,,\n",
+        "garbage,,,\n0,1,2,3\n",
+        "epoch,epoch,step\n0,1,2\n",
+        "",
+    ],
+)
+def test_a_table_that_is_damaged_is_answered_and_left_as_it_is(table: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(table)
     with pytest.raises(UserError, match=r"metrics\.csv is damaged: move it away"):
         Log(tmp_path).go_on(1)
+    assert (tmp_path / "metrics.csv").read_text() == table
 
 
 @pytest.mark.parametrize("metrics", [{"loss": 1.0}, {"loss": 1.0, "further": 1.0}])
@@ -128,6 +141,20 @@ def test_a_folder_that_is_gone_stays_gone(begun: bool, tmp_path: Path) -> None:
         with pytest.raises(WriteError, match="cannot write .*No such file"):
             call()
     assert not out.exists()
+
+
+def test_nothing_is_written_into_a_folder_that_has_taken_the_place_of_the_runs(tmp_path: Path) -> None:
+    """A further column, the first event and the first picture make files."""
+    out = tmp_path / "run"
+    out.mkdir()
+    with held(out):
+        log = Log(out)
+        shutil.rmtree(out)
+        out.mkdir()
+        for call in (lambda: log.log_metrics({"loss": 1.0}), lambda: log.log_picture("x", Image.new("RGB", (4, 4)), 1)):
+            with pytest.raises(WriteError, match="cannot write .*No such file"):
+                call()
+        assert list(out.iterdir()) == []
 
 
 def test_a_batch_whose_images_were_all_left_out_counts_nothing() -> None:

@@ -157,8 +157,11 @@ def test_unknown_task() -> None:
     ("field", "value", "says"),
     [
         ("epochs", 0, "1 or more"),
-        ("smoothing", 1.5, "0 to 1"),
-        ("drop_path_rate", -0.1, "0 to 1"),
+        ("smoothing", 1.5, "less than 1"),
+        ("drop_path_rate", -0.1, "0 or more, and less than 1"),
+        ("drop_path_rate", 1, "less than 1"),
+        ("drop_rate", 1.0, "less than 1"),
+        ("ema_decay", 1.0, "less than 1"),
         ("lr", -1.0, "0 or more"),
         ("nan_tolerance", -1, "0 or more"),
         ("patience", -1, "0 or more"),

@@ -1,6 +1,7 @@
 """Runs that are killed or stopped and resumed: bit for bit what an unbroken run leaves; damage is said in a line."""
 
 import csv
+import hashlib
 import io
 import json
 import multiprocessing
@@ -183,17 +184,30 @@ def test_a_run_that_is_stopped_in_a_validation_stops_at_once(
     assert_same_run(tmp_path, unbroken)
 
 
-def test_before_the_first_step_there_is_nothing_to_resume(
-    data: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("vankit.training.run.SeedSteps", stopped_after(0))
-        with pytest.raises(KeyboardInterrupt):
-            train(data, "van_b0", TINY, tmp_path, small)
-    assert "stopped before the first step; start again\n" in capsys.readouterr().out
-    with pytest.raises(MissingFileError, match="nothing to resume in"):
-        train(data, "van_b0", TINY, tmp_path, small, resume=True)
-    train(data, "van_b0", replace(TINY, epochs=1), tmp_path, small)
+def test_a_run_that_ended_before_its_first_state_begins_again(
+    data: Path, small: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """From the same start, whether or not that is named again, so that whoever restarts it may always say --resume."""
+    for resume in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr("vankit.training.run.SeedSteps", stopped_after(0))
+            with pytest.raises(KeyboardInterrupt):
+                train(data, "van_b0", RANDOM, tmp_path, small, resume=resume)
+        assert "stopped before the first step; start again\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="was begun with --optimizer adamw, and its optimiser keeps that"):
+        train(data, "van_b0", replace(RANDOM, optimizer="sgd"), tmp_path, resume=True)
+    train(data, "van_b0", RANDOM, tmp_path, resume=True)
+    assert f"no epoch of the run in {tmp_path} was finished: started from the beginning\n" in capsys.readouterr().out
+    assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("found", [None, '{"architectures": ["VanForImageClassification"]}'])
+def test_a_folder_that_holds_no_run_is_not_resumed(found: str | None, data: Path, tmp_path: Path) -> None:
+    if found:
+        (tmp_path / "config.json").write_text(found)
+    with pytest.raises(MissingFileError, match=f"nothing to resume in {tmp_path}: expected .*; leave out --resume to"):
+        train(data, "van_b0", TINY, tmp_path, resume=True)
 
 
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,17 +328,50 @@ def test_damaged_weights_are_written_anew_from_the_state(
     assert_same_run(finished, unbroken)
 
 
+@pytest.mark.parametrize("damage", ["empty", "missing", "tampered"])
 def test_the_best_weights_of_an_earlier_epoch_cannot_be_written_anew(
-    data: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+    damage: str, data: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """So they are never said to be what they are not."""
     figures = iter([0.9, 0.8, 0.7])
     monkeypatch.setattr(Classifier, "measures", lambda self: {"top-1": next(figures)})
-    train(data, "van_b0", replace(TINY, epochs=2), tmp_path, small)
-    (tmp_path / "best.safetensors").write_bytes(b"")
+    result = train(data, "van_b0", replace(TINY, epochs=2), tmp_path, small)
+    content = bytearray(result.best.read_bytes())
+    content[len(content) // 2] ^= 1
+    result.best.unlink() if damage == "missing" else result.best.write_bytes(content if damage == "tampered" else b"")
+    says = f"the run in {tmp_path} is finished, and its best weights are lost: use those of its last epoch, "
+    with pytest.raises(UserError, match=f"{says}{result.last}, or continue it with more --epochs"):
+        train(data, "van_b0", replace(TINY, epochs=2), tmp_path, small, resume=True)
+    caplog.clear()
     result = train(data, "van_b0", TINY, tmp_path, small, resume=True)
-    says = f"{tmp_path / 'best.safetensors'} is missing or damaged: the best of the epochs to come takes its place"
+    says = (
+        f"{result.best} is missing, damaged or not what the run wrote: the best of the epochs to come takes its place"
+    )
     assert says in caplog.text
     assert result.score == 0.7 and read_metadata(result.best)["epoch"] == 3
+
+
+def test_a_state_knows_the_weights_of_all_epochs(
+    data: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Across resumptions, and within an epoch, when it is written with none. What is sound is left as it is."""
+    figures = iter([0.9, 0.8, 0.7])
+    monkeypatch.setattr(Classifier, "measures", lambda self: {"top-1": next(figures)})
+    train(data, "van_b0", replace(TINY, epochs=1), tmp_path, small)
+    with monkeypatch.context() as patch:
+        patch.setattr("vankit.training.run.SeedSteps", stopped_after(7))
+        with pytest.raises(KeyboardInterrupt):
+            train(data, "van_b0", TINY, tmp_path, small, resume=True)
+    state = torch.load(tmp_path / "resume.ckpt", weights_only=True)
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("best", "last")}
+    assert state["place"] == {"epoch": 2, "batch": 2, "images": 20, "processes": 1} and not state["weights"]["names"]
+    assert state["weights"]["sha256"] == {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
+    }
+    caplog.clear()
+    result = train(data, "van_b0", TINY, tmp_path, small, resume=True)
+    assert (result.score, read_metadata(result.best)["epoch"]) == (0.9, 1) and "missing" not in caplog.text
 
 
 class Mischief:
@@ -349,7 +396,10 @@ def tampered(path: Path) -> None:
 def test_a_damaged_state_is_answered_in_a_line_and_runs_nothing(data: Path, small: Path, finished: Path) -> None:
     state, proof = finished / "resume.ckpt", finished / "proof"
     given = (data, "van_b0", replace(RANDOM, epochs=4), finished, small)
-    whole, damage = state.read_bytes(), rf"{state} is damaged: choose another folder \(--output\) to start anew"
+    anew = (
+        rf"choose another folder \(--output\) to start anew, there from its last weights with --checkpoint {finished}"
+    )
+    whole, damage = state.read_bytes(), f"{state} is damaged: {anew}/last.safetensors$"
     torch.save({**torch.load(state, weights_only=True), "mischief": Mischief(proof)}, state)
     cases: list[tuple[bytes, str]] = [
         (b"", damage),
@@ -376,6 +426,11 @@ def test_a_damaged_state_is_answered_in_a_line_and_runs_nothing(data: Path, smal
         with pytest.raises(UserError, match=says) as error:
             train(*given, resume=True)
         assert "\n" not in str(error.value) and contents(finished) == before
+    (finished / "last.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"is not the state of a run: choose another folder \(--output\) to start anew$"
+    ):
+        train(*given, resume=True)
     assert not proof.exists() and not (finished.parent / "victim.safetensors").exists()
 
 
@@ -423,6 +478,9 @@ def test_a_damaged_state_falls_back_to_the_one_before(
         (None, "is missing, which says what the run is: choose another folder"),
         ("", "is not JSON: .*; it says what the run is: choose another folder"),
         ("[]", "is JSON, but not an object.*; it says what the run is: choose another folder"),
+        ({"batch_size": "x"}, "is damaged, batch_size is 'x': choose"),
+        ({"lr": [1]}, r"is damaged, lr is \[1\]: choose"),
+        ({"ema_decay": None}, "is damaged, ema_decay is None: choose"),
         ({"classes": 5}, "is damaged, classes is 5: choose another folder"),
         ({"classes": [1, 2]}, r"is damaged, classes is \[1, 2\]: choose"),
         ({"sizes": {"depth": [1]}}, r"is damaged, sizes is \{'depth': \[1\]\}: choose"),
@@ -470,7 +528,13 @@ def test_other_settings_are_said_or_refused(
 
 def test_one_run_at_a_time_has_a_folder(data: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with held(tmp_path / "run"), pytest.raises(UserError, match=f"run is being written by process {os.getpid()} on"):
+    with held(tmp_path / "run"):
+        for state in ("none", "resume.ckpt"):  # before its first state is written, and after
+            (tmp_path / "run" / state).touch()
+            for resume in (False, True):
+                with pytest.raises(UserError, match=f"run is being written by process {os.getpid()} on"):
+                    train(data, "van_b0", TINY, tmp_path / "run", resume=resume)
+    with pytest.raises(UserError, match=r"run already holds a run: choose another folder \(--output\), or continue it"):
         train(data, "van_b0", TINY, tmp_path / "run")
 
 

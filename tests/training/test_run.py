@@ -232,19 +232,23 @@ def test_a_disk_with_room_for_the_weights_alone(
     assert files(tmp_path) == {}  # weights without their state would disagree with the one before
 
 
-@pytest.mark.parametrize("step", [1, 3])
-def test_a_folder_that_is_removed_ends_the_run(step: int, data: Path, tmp_path: Path) -> None:
-    """Whether the log or the weights are what is to be written next."""
+@pytest.mark.parametrize(("step", "replaced"), [(1, True), (1, False), (3, True), (3, False), (8, False)])
+def test_a_folder_that_is_removed_ends_the_run(step: int, replaced: bool, data: Path, tmp_path: Path) -> None:
+    """Whether the log, the weights or the report are what is to be written next; nothing is written to another one."""
 
     def remove(self: KeepWeights, trainer: Trainer, *_: object) -> None:
         if trainer.global_step == step:
             shutil.rmtree(self.out)
+            if replaced:
+                self.out.mkdir()
+                (self.out / "other").touch()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KeepWeights, "on_train_batch_end", remove, raising=False)
-        with pytest.raises(WriteError, match="the run's folder .*run is gone: start another run"):
+        found = "another one by now" if replaced else "gone"
+        with pytest.raises(WriteError, match=f"the run's folder .*run is {found}: start another run"):
             train(data, "van_b0", TINY, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert sorted(tmp_path.rglob("*")) == ([tmp_path / "run", tmp_path / "run" / "other"] if replaced else [])
 
 
 @pytest.mark.parametrize("below", ["", "run"])

@@ -1,6 +1,7 @@
 """What a run keeps of every epoch: the weights, the best ones, and the state to resume."""
 
 import dataclasses
+import errno
 import math
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from vankit.errors import WriteError
+from vankit.locks import in_place
 from vankit.models.description import Description
 from vankit.models.weights import read_metadata
 from vankit.training.classify import MultiLabelClassifier
@@ -17,6 +19,8 @@ from vankit.training.loaders import share_buffers
 from vankit.training.logs import Log
 from vankit.training.progress import last_loss
 from vankit.training.state import STATE, State, place_of
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class KeepWeights(Callback):
@@ -94,8 +98,8 @@ class KeepWeights(Callback):
     def _save(self, trainer: Trainer, epoch: int, batch: int) -> None:
         if self.saved == (epoch, batch):  # as a run is resumed there
             return
-        if trainer.is_global_zero and not self.out.is_dir():
-            raise WriteError  # before the file would make a folder of its own
+        if trainer.is_global_zero and not in_place(self.out):
+            raise WriteError  # before the file would be in another folder
         self._place = (epoch, batch)
         trainer.save_checkpoint(self.out / STATE, weights_only=False)
         self.saved, self.has_state = self._place, True
@@ -142,11 +146,13 @@ class KeepWeights(Callback):
 
     def what_to_do(self, error: WriteError) -> str:
         """A file of the run could not be written: which, and what is left."""
-        if not self.out.is_dir():
-            return f"the run's folder {self.out} is gone: start another run"
-        if self.has_state:
-            return f"{error}; what was written before is whole: make room, and continue the run with --resume"
-        return f"{error}; there is nothing to resume yet: make room, or choose another folder (--output)"
+        if not in_place(self.out):
+            found = "another one by now" if self.out.is_dir() else "gone"
+            return f"the run's folder {self.out} is {found}: start another run"
+        room = "make room" if error.errno in _NO_ROOM else "put that right"
+        if (self.out / STATE).is_file():
+            return f"{error}; what was written before is whole: {room}, and continue the run with --resume"
+        return f"{error}; there is nothing to resume yet: {room}, or choose another folder (--output)"
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "measure": self.measure, "loss": self.loss, "rows": self.table.rows}

@@ -1,6 +1,7 @@
 """A run's log: metrics.csv and TensorBoard's events."""
 
 import csv
+import errno
 import io
 import os
 import socket
@@ -17,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.optim import Optimizer
 
-from vankit.errors import UserError
+from vankit.errors import UserError, WriteError
 from vankit.files import append, replacing, write_text, writing
+from vankit.locks import in_place
 from vankit.training.loaders import gathered
 
 _EVERY = 20  # updates
@@ -72,6 +74,7 @@ class Log(Logger):
             metrics: figures by name.
             step: updates before this one.
         """
+        self._check_folder()
         # events first: they go into a file that exists, and the table may be made anew
         self._add_event(step, [{"tag": name, "simple_value": value} for name, value in metrics.items()])
         self._add_row({**metrics, "step": step})
@@ -79,10 +82,15 @@ class Log(Logger):
     @rank_zero_only
     def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
         """Add an RGB picture to TensorBoard's."""
+        self._check_folder()
         content = io.BytesIO()
         picture.save(content, "JPEG", quality=_QUALITY, subsampling=0)
         size = {"width": picture.width, "height": picture.height, "colorspace": 3}
         self._add_event(step, [{"tag": name, "image": {**size, "encoded_image_string": content.getvalue()}}])
+
+    def _check_folder(self) -> None:
+        if not in_place(self.table.parent):
+            raise WriteError(f"cannot write {self.table}: {os.strerror(errno.ENOENT)}")
 
     def _add_event(self, step: int | None, values: list[dict[str, Any]]) -> None:
         if self.events is None:
@@ -109,6 +117,8 @@ class Log(Logger):
                 reader = csv.DictReader(file)
                 self.columns = list(reader.fieldnames or ())
                 kept = list(islice(reader, rows))
+            if rows or self.columns:
+                _check_table(self.columns, kept)
             self.rows, text = len(kept), self._text(kept)
         except (csv.Error, ValueError):
             raise UserError(f"{self.table} is damaged: move it away, and the run begins another") from None
@@ -127,12 +137,20 @@ class Log(Logger):
             with self.table.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
         self.columns = sorted({*self.columns, *row})
-        write_text(self.table, ",".join(self.columns) + "\n" + self._text([*rows, row]))
+        with replacing(self.table, make_folder=False) as partial, writing(self.table):
+            partial.write_text(",".join(self.columns) + "\n" + self._text([*rows, row]), encoding="utf-8")
 
     def _text(self, rows: list[dict[str, Any]]) -> str:
         text = io.StringIO()
         csv.DictWriter(text, self.columns, lineterminator="\n").writerows(rows)
         return text.getvalue()
+
+
+def _check_table(columns: list[str], rows: list[dict[str, Any]]) -> None:
+    """Refuse a table that no run has written."""
+    whole = {"epoch", "step"} <= set(columns) and len(set(columns)) == len(columns)
+    if not whole or any(None in (*row, *row.values()) for row in rows):  # which has too many values, or too few
+        raise csv.Error
 
 
 def _record(**fields: Any) -> bytes:

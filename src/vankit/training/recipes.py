@@ -43,7 +43,7 @@ class Config:
             or infinite). Such a step changes nothing in the network; one more stops the run.
         batch_size: images per process and step.
         accumulate: steps whose gradients are summed before an update.
-        drop_path_rate: stochastic depth of the last block, 0 to 1.
+        drop_path_rate: stochastic depth of the last block, 0 or more, and less than 1.
         patience: validations in a row without a better figure after which the run stops; 0 to train to the end.
         ema_decay: decay per update of the moving average of the weights that is validated and kept, warmed up as
             min(ema_decay, (1 + updates) / (10 + updates)); 0 for no average.
@@ -85,7 +85,7 @@ class Config:
     def __post_init__(self) -> None:
         self._check_finite()
         self._check_range("batch_size", "accumulate", "lr_batch", low=1)
-        self._check_range("drop_path_rate", "ema_decay", high=1)
+        self._check_below_1("drop_path_rate", "ema_decay")
         self._check_range("lr", "min_lr", "weight_decay", "clip_grad", "nan_tolerance", "patience")
         self._check_range("workers", high=_MOST_WORKERS)
         self._check_choice("precision", "logger")
@@ -108,6 +108,11 @@ class Config:
         for name in names:
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected more than 0, to 1")
+
+    def _check_below_1(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more, and less than 1")
 
     def _check_range(self, *names: str, low: float = 0, high: float = float("inf")) -> None:
         for name in names:
@@ -136,10 +141,10 @@ class TrainConfig(Config):
         mixup: alpha of mixup's Beta distribution; 0 for no mixup.
         cutmix: alpha of cutmix's Beta distribution; 0 for no cutmix.
         mixup_switch_prob: probability of cutmix instead of mixup if both are on, 0 to 1.
-        smoothing: label smoothing, 0 to 1; not used for multi-label sets.
+        smoothing: label smoothing, 0 or more, and less than 1; not used for multi-label sets.
         balance: for classes of unequal size: weights to weight each image's loss by its class, the more the rarer, or
             sampling to draw every class equally often; none to train on the images as they are.
-        drop_rate: dropout before the head, 0 to 1.
+        drop_rate: dropout before the head, 0 or more, and less than 1.
         compile: torch.compile the network.
     """
 
@@ -170,11 +175,10 @@ class TrainConfig(Config):
             "min_scale",
             "random_erasing",
             "mixup_switch_prob",
-            "smoothing",
-            "drop_rate",
             "layer_decay",
             high=1,
         )
+        self._check_below_1("smoothing", "drop_rate")
         self._check_above_0("crop_pct", "min_scale", "layer_decay")
         self._check_range("cooldown_epochs", "warmup_epochs", "warmup_lr", "color_jitter", "mixup", "cutmix")
         self._check_choice("interpolation", "balance")

@@ -3,17 +3,29 @@
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from vankit.data.reading import Reading
 from vankit.errors import MissingFileError, UserError
-from vankit.files import read_json
+from vankit.files import read_json, sha256_of
 from vankit.models.description import Description
 from vankit.models.weights import read_metadata
-from vankit.training.state import State, place_of, read_state, restore_weights, within_epoch
+from vankit.training.recipes import DenseConfig, TrainConfig
+from vankit.training.state import (
+    PREVIOUS,
+    STATE,
+    State,
+    hashes_in,
+    names_in,
+    place_of,
+    read_state,
+    restore_weights,
+    within_epoch,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +39,14 @@ _OF_THE_ORDER = ("images", "processes", "batch_size", "accumulate", "seed", "bal
 _FREE = ("workers", "logger", "patience", "nan_tolerance")
 # which hold when a run begins, or are compared by themselves
 _OF_THE_START = ("pretrained", "checkpoint", "weights", "classes", "held_out", "thresholds", "preprocessing")
+# what JSON has for the type of a setting
+_IN_JSON: dict[type, Any] = {bool: bool, int: int | float, float: int | float, str: str, tuple: list}
+_KINDS = {
+    f.name: _IN_JSON[type(f.default)]
+    for kind in (TrainConfig, DenseConfig, Reading)
+    for f in fields(kind)
+    if type(f.default) in _IN_JSON
+}
 _SIZES = {"embed_dims", "depths", "mlp_ratios"}
 _DIVISION = {"share", "seed", "total"}
 
@@ -59,15 +79,7 @@ class Begun:
             ValueError: it is another network, has another optimiser, other data or another start, or goes on within an
                 epoch whose batches would be others.
         """
-        _check_network(self.out, self.record, description, record["model"])
-        _check_optimiser(self.out, self.record, record)
-        _check_division(self.out, self.record.get("held_out"), _plain(description.to_metadata()).get("held_out"))
-        start = self.record.get("checkpoint", checkpoint)
-        if checkpoint is not None and str(checkpoint) != str(start):
-            raise UserError(
-                f"the run in {self.out} was begun from {start or 'no checkpoint'}: leave out --checkpoint, or choose "
-                "another folder (--output)"
-            )
+        _check_same_run(self.out, self.record, record, description, checkpoint)
         changed = _changed({**self.record, **self.state.get("place", {})}, record, _OF_THE_ORDER)
         if changed and within_epoch(self.state):
             raise UserError(
@@ -82,9 +94,8 @@ class Begun:
             record: settings that are asked for.
             say: log which are others than before.
         """
-        compared = [name for name in record if name not in (*_FREE, *_OF_THE_START)]
-        if say and (changed := _changed(self.record, record, compared)):
-            logger.warning("the run in %s goes on with other settings than before: %s", self.out, ", ".join(changed))
+        if say:
+            _say_changed(self.out, self.record, record)
         kept = {name: self.record[name] for name in ("checkpoint", "weights") if name in self.record}
         if self.record.get("logger") == record["logger"] and "logger_run" in self.record:
             kept["logger_run"] = self.record["logger_run"]
@@ -117,12 +128,24 @@ class Begun:
         if place_of(self.state)[0]:
             self._lacks("last", "it is written anew after the next epoch")
 
+    def check_best(self) -> None:
+        """Refuse to call a run finished whose best weights `restore_weights` found lost.
+
+        Raises:
+            ValueError: they are.
+        """
+        if self.state["callbacks"]["KeepWeights"]["best"] < 0:
+            raise UserError(
+                f"the run in {self.out} is finished, and its best weights are lost: use those of its last epoch, "
+                f"{self.out / 'last.safetensors'}, or continue it with more --epochs"
+            )
+
     def _lacks(self, name: str, remedy: str) -> bool:
-        """Whether a file of weights that are not in the state cannot be read, which is said."""
+        """Whether a file of weights that are not in the state is not what the run wrote, which is said."""
         path = self.out / f"{name}.safetensors"
-        if name in self.state.get("weights", {"names": ()})["names"] or _readable(path):
+        if name in names_in(self.state) or _is_whole(path, hashes_in(self.state).get(name)):
             return False
-        logger.warning("%s is missing or damaged: %s", path, remedy)
+        logger.warning("%s is missing, damaged or not what the run wrote: %s", path, remedy)
         return True
 
 
@@ -135,6 +158,54 @@ def read_run(out: Path) -> Begun:
     """
     state, whole = read_state(out)
     return Begun(out, _read_record(out / "config.json"), state, whole)
+
+
+def check_new(out: Path) -> None:
+    """Refuse a folder that holds a run.
+
+    Raises:
+        ValueError: it does.
+    """
+    if any((out / name).is_file() for name in (STATE, PREVIOUS)):
+        raise UserError(f"{out} already holds a run: choose another folder (--output), or continue it with --resume")
+
+
+def read_unstarted(out: Path) -> dict[str, Any] | None:
+    """The settings of a run that was ended before it had a state, so that it has to begin again; None if it had one.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    path = out / "config.json"
+    written = (STATE, PREVIOUS, "best.safetensors", "last.safetensors")
+    if not path.is_file() or any((out / name).is_file() for name in written):
+        return None
+    record = _read_record(path)
+    return record if record.keys() >= {"data", "model", "epochs"} else None  # else of another program
+
+
+def start_over(
+    out: Path,
+    before: Mapping[str, Any],
+    record: Mapping[str, Any],
+    description: Description,
+    checkpoint: Any,
+    say: bool,
+) -> None:
+    """Say that the run in a folder begins again, as it had no state yet; refuse another run, see `Begun.check`.
+
+    Args:
+        out: the folder.
+        before: settings of that run, see `read_unstarted`.
+        record: settings that are asked for.
+        description: of the network.
+        checkpoint: to start from, or None.
+        say: whether this process does.
+    """
+    _check_same_run(out, before, record, description, checkpoint)
+    if say:
+        _say_changed(out, before, record)
+        print(f"no epoch of the run in {out} was finished: started from the beginning", flush=True)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -162,12 +233,14 @@ def _right(record: Mapping[str, Any]) -> dict[str, bool]:
         "held_out": division is None or (isinstance(division, dict) and division.keys() >= _DIVISION),
         "thresholds": isinstance(thresholds, list | None),
         "logger_run": isinstance(run, str | None),
+        **{name: isinstance(record.get(name), kind) for name, kind in _KINDS.items()},
     }
 
 
-def _readable(path: Path) -> bool:
+def _is_whole(path: Path, sha256: str | None) -> bool:
+    """Whether a weights file is the one with this hash, or, of a run of an earlier version, can be read."""
     try:
-        return "epoch" in read_metadata(path)
+        return sha256_of(path) == sha256 if sha256 else "epoch" in read_metadata(path)
     except UserError:
         return False
 
@@ -179,6 +252,12 @@ def _changed(before: Mapping[str, Any], record: Mapping[str, Any], names: Iterab
     return [f"{_option(name)} {now[name]} (before {before[name]})" for name in both]
 
 
+def _say_changed(out: Path, before: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    compared = [name for name in record if name not in (*_FREE, *_OF_THE_START)]
+    if changed := _changed(before, record, compared):
+        logger.warning("the run in %s goes on with other settings than before: %s", out, ", ".join(changed))
+
+
 def _plain(values: Any) -> Any:
     """As JSON has it."""
     return json.loads(json.dumps(values))
@@ -186,6 +265,20 @@ def _plain(values: Any) -> Any:
 
 def _option(name: str) -> str:
     return name if name in ("images", "processes", "data", "model") else f"--{name.replace('_', '-')}"
+
+
+def _check_same_run(
+    out: Path, before: Mapping[str, Any], record: Mapping[str, Any], description: Description, checkpoint: Any
+) -> None:
+    _check_network(out, before, description, record["model"])
+    _check_optimiser(out, before, record)
+    _check_division(out, before.get("held_out"), _plain(description.to_metadata()).get("held_out"))
+    start = before.get("checkpoint", checkpoint)
+    if checkpoint is not None and str(checkpoint) != str(start):
+        raise UserError(
+            f"the run in {out} was begun from {start or 'no checkpoint'}: leave out --checkpoint, or choose another "
+            "folder (--output)"
+        )
 
 
 def _check_network(out: Path, record: Mapping[str, Any], description: Description, model: str) -> None:

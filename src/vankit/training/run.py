@@ -23,7 +23,7 @@ from vankit.data.own import Data, name_of
 from vankit.data.reading import STRICT, Reading
 from vankit.errors import NotFiniteError, UserError, WriteError
 from vankit.files import check_folder, clear_partials, to_json, write_text, writing
-from vankit.locks import held, making
+from vankit.locks import held, in_place, making
 from vankit.models.description import Weights
 from vankit.models.van import VARIANTS, check_van
 from vankit.models.weights import file_in, sizes_of
@@ -43,7 +43,7 @@ from vankit.training.progress import Progress, open_view
 from vankit.training.quiet import quiet_lightning
 from vankit.training.recipes import DEFAULT_HEADS, Config, DenseConfig, TrainConfig, default_recipe, recipe
 from vankit.training.report import NAME, KeepFindings, write_run_report
-from vankit.training.resume import Begun, read_run
+from vankit.training.resume import Begun, check_new, read_run, read_unstarted, start_over
 from vankit.training.state import PREVIOUS, STATE, StateFile, place_of
 
 
@@ -96,7 +96,8 @@ def train(
         checkpoint: weights of any public format to start from, rather than the model's public ones; for the other tasks
             also of a whole network.
         resume: continue the run in `out` where its state is: within an epoch if a signal has stopped it, else after its
-            last trained epoch, which is validated first if it was not. A finished run is left as it is.
+            last trained epoch, which is validated first if it was not; from the beginning if it ended before there was
+            a state. A finished run is left as it is.
         task: classify, detect, segment or panoptic.
         head: see `vankit.heads.build.HEADS`; mask_rcnn, semantic_fpn or mask2former if None.
         skip_bad, tolerant, allow_outside: what to do about images and annotations that cannot be used as they are, see
@@ -142,14 +143,19 @@ def train(
     if config.pretrained and checkpoint is None and not resume:
         _check_public_weights(model)
     out = Path(out) if out is not None else Path("runs") / "-".join(filter(None, (model, head, head and task)))
-    if not resume and any((out / name).is_file() for name in (STATE, PREVIOUS)):
-        raise UserError(f"{out} already holds a run: choose another folder (--output), or continue it with --resume")
     processes = Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     with nullcontext() if processes.rank else _only_run(out):
-        begun = read_run(out) if resume else None
+        if not resume:
+            check_new(out)
+        before = read_unstarted(out) if resume else None
+        if before is not None and checkpoint is None:
+            checkpoint, weights = before.get("checkpoint"), before.get("weights")
+        begun = read_run(out) if resume and before is None else None
         seed_everything(config.seed, verbose=False)
         setup = _set_up(data, model, config, processes, checkpoint, task, head, reading, weights, begun)
         record = _record(setup, data, model, config, reading, checkpoint, weights)
+        if before is not None:
+            start_over(out, before, record, setup.description, checkpoint, say=processes.rank == 0)
         if begun is not None:
             _check_same_run(begun, setup, record, checkpoint, processes)
             begun.restore_weights(write=processes.rank == 0)
@@ -221,6 +227,9 @@ def _finished(begun: Begun, config: Config, batches: int) -> TrainResult | None:
     waited = begun.state["callbacks"].get("StopEarly", {}).get("waited", 0)
     stopped = 0 < config.patience <= waited
     written = (out / NAME).is_file()  # at the very end
+    kept = begun.state["callbacks"]["KeepWeights"]
+    if stopped or epochs >= longest:
+        begun.check_best()
     if epochs <= longest and not (written and (stopped or epochs == longest)):
         return None
     if int(os.environ.get("RANK", 0)) == 0:
@@ -229,7 +238,6 @@ def _finished(begun: Begun, config: Config, batches: int) -> TrainResult | None:
             f"nothing to do: the run in {out} is finished, after {epochs} epochs; more {further} continue it",
             flush=True,
         )
-    kept = begun.state["callbacks"]["KeepWeights"]
     return TrainResult(kept["best"], kept["measure"], out / "best.safetensors", out / "last.safetensors", 0.0)
 
 
@@ -275,6 +283,8 @@ def _fit(setup: Setup, config: Config, out: Path, record: dict[str, Any], begun:
         )
     seconds = time.perf_counter() - start
     if trainer.is_global_zero:
+        if not in_place(out):
+            raise WriteError(keep.what_to_do(WriteError()))
         (out / PREVIOUS).unlink(missing_ok=True)
         write_run_report(out, record, findings, seconds)
     return TrainResult(keep.best, keep.measure, out / "best.safetensors", out / "last.safetensors", seconds)
@@ -305,17 +315,17 @@ def _answers(keep: KeepWeights) -> Iterator[None]:
 
 
 def _prepare(out: Path, record: dict[str, Any], log: Log, begun: Begun | None) -> None:
-    """Clear up after a run that was killed, write down the settings, and have the log go on, or begin."""
+    """Clear up after a run that was killed, have the log go on, or begin, and write down the settings."""
     clear_partials(out)
     clear_partials(out / "tensorboard")
-    (out / NAME).unlink(missing_ok=True)  # the report is of the end of a run
-    write_text(out / "config.json", to_json(record) + "\n")
     rows = begun.state["callbacks"]["KeepWeights"].get("rows") if begun else None
     if rows is not None:
         log.go_on(rows)
     elif log.table.exists():  # of an early version, or of a run that wrote no state
         with writing(log.table):
             log.table.rename(out / f"metrics-{len(list(out.glob('metrics-*.csv'))) + 1}.csv")
+    (out / NAME).unlink(missing_ok=True)  # the report is of the end of a run
+    write_text(out / "config.json", to_json(record) + "\n")
 
 
 def _trainer(

@@ -1,5 +1,6 @@
 """The state to resume, as a file; and the weights, whose files are written together with it and could be from it."""
 
+import hashlib
 import io
 import json
 import logging
@@ -7,7 +8,7 @@ import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -19,14 +20,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vankit.errors import MissingFileError, UserError
-from vankit.files import replacing, writing
+from vankit.files import replacing, sha256_of, writing
 from vankit.models.weights import read_metadata, tensor_bytes, write_tensors
 
 logger = logging.getLogger(__name__)
 
 STATE, PREVIOUS = "resume.ckpt", "resume-previous.ckpt"
 
-State = dict[str, Any]  # as Lightning's Trainer makes it; `KeepWeights` adds `weights` and `place`
+# as Lightning's Trainer makes it; `KeepWeights` adds `weights` and `place`, and `StateFile` the SHA-256 of the weights'
+# files as they are once the state is written, by name, those from an earlier state included
+State = dict[str, Any]
 
 _PARTS = {"state_dict": Mapping, "loops": dict, "callbacks": dict, "optimizer_states": list}
 _PLACE = ("epoch", "batch", "images", "processes")
@@ -51,6 +54,7 @@ class StateFile(TorchCheckpointIO):
 
     def __init__(self, state: State | None = None, whole: bool = True) -> None:
         self._state, self._whole = state, whole
+        self._sha256 = dict(hashes_in(state or {}))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> State:
         assert self._state is not None
@@ -60,12 +64,18 @@ class StateFile(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: State, path: Any, storage_options: Any = None) -> None:
         path = Path(path)
+        weights = _bytes_of(checkpoint)
+        names = names_in(checkpoint)
+        if names:
+            self._sha256 |= dict.fromkeys(names, hashlib.sha256(weights).hexdigest())
+        if "weights" in checkpoint:
+            checkpoint["weights"]["sha256"] = dict(self._sha256)
         content = io.BytesIO()  # into a file, torch.save turns the system's error into one of its own
         torch.save(checkpoint, content)
         with ExitStack() as files:
-            for target, tensors, metadata in weights_in(checkpoint, path.parent):
-                _write(tensor_bytes(tensors, metadata), files.enter_context(replacing(target)), target)
-            _write(content.getbuffer(), files.enter_context(replacing(path)), path)
+            for target in (path.with_name(f"{name}.safetensors") for name in names):
+                _write(weights, files.enter_context(replacing(target, make_folder=False)), target)
+            _write(content.getbuffer(), files.enter_context(replacing(path, make_folder=False)), path)
             if self._whole:
                 with writing(path):
                     _keep(path)
@@ -101,23 +111,39 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def weights_in(state: State, out: Path) -> Iterator[tuple[Path, dict[str, Tensor], dict[str, Any]]]:
-    """The weights files that go with a state, last the one of the last epoch: path, content and metadata.
+def names_in(state: State) -> tuple[str, ...]:
+    """The weights files that are written with a state, last the one of the last epoch: best, last.
 
     There are none within an epoch, and what an early version wrote does not name them.
     """
-    weights = state.get("weights", {"names": ()})
-    for name in weights["names"]:
-        tensors = {key.removeprefix("model."): tensor for key, tensor in state["state_dict"].items()}
-        yield out / f"{name}.safetensors", tensors, json.loads(json.dumps(weights["metadata"]))
+    return tuple(state["weights"]["names"]) if "weights" in state else ()
+
+
+def hashes_in(state: State) -> Mapping[str, str]:
+    """What the weights files of a run are when a state is the last, as SHA-256 by name; earlier versions do not say."""
+    return state["weights"].get("sha256", {}) if "weights" in state else {}
+
+
+def _weights_in(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Content and metadata of the weights that go with a state."""
+    tensors = {key.removeprefix("model."): tensor for key, tensor in state["state_dict"].items()}
+    return tensors, json.loads(json.dumps(state["weights"]["metadata"]))
+
+
+def _bytes_of(state: State) -> bytes:
+    """The file of the weights that go with a state; none within an epoch."""
+    return tensor_bytes(*_weights_in(state)) if names_in(state) else b""
 
 
 def restore_weights(state: State, out: Path) -> None:
     """Write the weights files that go with a state where they are not there, damaged, or those of another state."""
-    for path, tensors, metadata in weights_in(state, out):
+    for name in names_in(state):
+        path = out / f"{name}.safetensors"
+        tensors, metadata = _weights_in(state)
         if not _holds(path, tensors, metadata):
             logger.warning("%s is missing, damaged or not of the state to resume: written anew from that", path)
             write_tensors(tensors, path, metadata)
+        state["weights"].setdefault("sha256", {})[name] = sha256_of(path)  # other bytes may hold the same
 
 
 def _holds(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
@@ -143,18 +169,26 @@ def read_state(out: Path) -> tuple[State, bool]:
     """
     state, previous = out / STATE, out / PREVIOUS
     if not state.is_file() and not previous.is_file():
-        raise MissingFileError(f"nothing to resume in {out}: expected {state}; leave out --resume to start a run")
+        start = "leave out --resume to start a run"
+        raise MissingFileError(f"nothing to resume in {out}: expected {state}; {start}{_or_from_last(out)}")
+    anew = f"choose another folder (--output) to start anew{_or_from_last(out)}"
     try:
         return _read(state), True
     except UserError as problem:
         if not previous.is_file():
-            raise UserError(f"{problem}: choose another folder (--output) to start anew") from None
+            raise UserError(f"{problem}: {anew}") from None
         try:
             earlier = _read(previous)
         except UserError as other:
-            raise UserError(f"{problem}, and {other}: choose another folder (--output) to start anew") from None
+            raise UserError(f"{problem}, and {other}: {anew}") from None
         logger.warning("%s: the run goes on from the state before it, %s", problem, previous)
         return earlier, False
+
+
+def _or_from_last(out: Path) -> str:
+    """What is left of a run whose state is not."""
+    last = out / "last.safetensors"
+    return f", there from its last weights with --checkpoint {last}" if last.is_file() else ""
 
 
 def _read(path: Path) -> State:
@@ -186,6 +220,7 @@ def _is_state(state: Any) -> TypeGuard[State]:
         and isinstance(weights.get("metadata"), dict)
         and isinstance(weights.get("names"), list | tuple)
         and all(name in ("best", "last") for name in weights["names"])  # which are names of files
+        and isinstance(weights.get("sha256", {}), dict)
         and isinstance(state["loops"].get("fit_loop"), dict)
         and isinstance(place, dict)
         and all(isinstance(place.get(name), int) for name in _PLACE)

@@ -224,9 +224,19 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | PathLike[str], meta
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
-    """The content of a vankit file, see `write_tensors`."""
-    header = {key: to_json(value, indent=None) for key, value in metadata.items()}
-    return safetensors.torch.save(stored(tensors), {**header, "format": "pt"})
+    """The content of a vankit file, see `write_tensors`; of the same tensors and metadata the same bytes."""
+    said = {key: to_json(value, indent=None) for key, value in metadata.items()}
+    return _in_order(safetensors.torch.save(stored(tensors), {**said, "format": "pt"}))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted, which the library writes in another order each time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format has the numbers begin at a multiple of 8
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[end:]))
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: str | PathLike[str]) -> None:
