@@ -21,6 +21,7 @@ from vankit.files import (
     check_file,
     check_folder,
     check_picture,
+    is_stream,
     open_file,
     read_json,
     read_text,
@@ -287,3 +288,11 @@ def test_a_pipe_that_takes_the_files_place_is_not_waited_for(tmp_path: Path, mon
     os.mkfifo(path)
     monkeypatch.setattr("vankit.files.os.stat", lambda _: known)
     assert str(soon(lambda: open_file(path))).endswith("x is a pipe: expected a file")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="no /dev")
+def test_the_standard_output_is_a_stream_though_it_is_led_into_a_file(tmp_path: Path) -> None:
+    ask = "from vankit.files import is_stream; import sys; sys.exit(not is_stream('/dev/stdout'))"
+    with (tmp_path / "x").open("wb") as file:
+        subprocess.run([sys.executable, "-c", ask], stdout=file, check=True)
+    assert not is_stream(tmp_path / "x")

@@ -1,5 +1,6 @@
 """An output has one writer at a time, who is named to the others."""
 
+import errno
 import os
 import shutil
 import signal
@@ -58,6 +59,15 @@ def test_a_held_folder_is_known_from_another_in_its_place(tmp_path: Path, monkey
         assert in_place(out)  # whoever asks, who does not hold it
         assert (out / ".lock").read_text() == "of another process"
         shutil.rmtree(out)
+
+
+def test_a_held_folder_that_another_machine_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(first: os.stat_result, second: os.stat_result) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with held(tmp_path), monkeypatch.context() as patch:
+        patch.setattr(os.path, "samestat", stale)
+        assert not in_place(tmp_path)
 
 
 def test_folders_made_for_a_lock_are_taken_away_unless_something_was_written(tmp_path: Path) -> None:

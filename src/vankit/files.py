@@ -177,7 +177,7 @@ def clear_partials(folder: str | PathLike[str]) -> None:
 def write_text(path: str | PathLike[str], text: str) -> None:
     """Write a whole text file in UTF-8, see `replacing`."""
     with replacing(path) as partial, writing(path):
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def to_json(content: Any, indent: int | None = 2) -> str:
@@ -259,6 +259,8 @@ def check_file(path: str | PathLike[str] | None) -> None:
 
 def is_stream(path: str | PathLike[str]) -> bool:
     """Whether it is a device or a pipe, such as /dev/stdout, of which the name says nothing."""
+    if os.path.abspath(path).startswith(("/dev/", "/proc/")):  # which a shell may lead into a file
+        return True
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 

@@ -86,7 +86,7 @@ def _watched(folder: Path) -> Iterator[None]:
         yield
     finally:
         if os.getpid() == owner:
-            del _FOLDERS[folder]
+            _FOLDERS.pop(folder, None)
             _OPEN.discard(descriptor)
             os.close(descriptor)
 
@@ -147,11 +147,15 @@ def _flock(descriptor: int, path: Path) -> None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    with suppress(FileNotFoundError, NotADirectoryError):
+    try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
     return False
 
 
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _OPEN: set[int] = set()
 _FOLDERS: dict[Path, int] = {}
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 import sys
+import tempfile
 import threading
 import warnings
 import zlib
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from vankit.data.images import ImageError, is_turned, load_image, load_png, read_size, several, to_image
+from vankit.data.images import ImageError, is_one_image, is_turned, load_image, load_png, read_size, several, to_image
 from vankit.data.walk import find_images
 from vankit.errors import MissingFileError, UserError
 
@@ -601,3 +602,21 @@ def test_what_is_no_picture_is_refused(image: Any) -> None:
 def test_what_is_not_several_pictures_is_refused(images: Any) -> None:
     with pytest.raises(UserError, match=r"^images is .*: expected a path, .*, several of them in a list$"):
         several(images)
+
+
+def test_a_file_that_is_wrapped_is_a_picture() -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(encoded(Image.new("RGB", (3, 2)), "PNG"))
+        file.flush()
+        assert is_one_image(file) and to_image(file).size == (3, 2)
+
+
+def test_a_large_file_may_be_looked_at(tmp_path: Path) -> None:
+    """Whose pixels are decoded with a larger --max-pixels alone."""
+    path = tmp_path / "x.png"
+    path.write_bytes(encoded(Image.new("RGB", (3, 2)), "PNG"))
+    os.truncate(path, 600 * 2**20)
+    assert read_size(path) == (3, 2)
+    with pytest.raises(ImageError, match="629,145,600 bytes, more than the 536,870,912"):
+        load_image(path)
+    assert load_image(path, 2**27).size == (3, 2)

@@ -199,6 +199,13 @@ def test_a_file_of_another_export(copied: Callable[[Format], Path], name: str, c
     read_exported(folder)
 
 
+@pytest.mark.parametrize("name", ["labels.txt", "preprocessing.json"])
+def test_git_may_change_the_ends_of_lines(copied: Callable[[Format], Path], name: str) -> None:
+    path = copied("onnx") / name
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    read_exported(path.parent)
+
+
 GARBAGE = {
     "nothing": b"", "text": b"no model", "half": None, "zeros": bytes(1000), "a page": b"<!DOCTYPE html><p>404",
     "XML": b"<?xml version='1.0'?><net name='x' version='11'><layers/></net>",

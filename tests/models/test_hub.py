@@ -230,8 +230,13 @@ def test_a_model_whose_weights_are_not_in_the_cache(
     server.add(json.dumps(own).encode(), "user/name/config.json")
     monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
     hub.fetch("user/name", "config.json")
+    elsewhere = hub.fetch("user/name", "config.json", cache_dir=cache / "elsewhere")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert create_model("hf-hub:user/name").num_classes == 7
+    with pytest.raises(hub.DownloadError, match=f"not in the cache, {cache / 'empty'};"):
+        create_model("hf-hub:user/name", cache_dir=cache / "empty")
+    assert elsewhere.is_relative_to(cache / "elsewhere")
+    assert create_model("hf-hub:user/name", cache_dir=cache / "elsewhere").num_classes == 7
     with pytest.raises(hub.DownloadError, match="fetch hf-hub:user/name from .*: HF_HUB_OFFLINE is set, and"):
         create_model("hf-hub:user/name", pretrained=True)
 

@@ -193,12 +193,20 @@ def test_a_run_that_ended_before_its_first_state_begins_again(
         with monkeypatch.context() as patch:
             patch.setattr("vankit.training.run.SeedSteps", stopped_after(0))
             with pytest.raises(KeyboardInterrupt):
-                train(data, "van_b0", RANDOM, tmp_path, small, resume=resume)
+                train(
+                    data,
+                    "van_b0",
+                    RANDOM if resume else replace(RANDOM, pretrained=True),
+                    tmp_path,
+                    small,
+                    resume=resume,
+                )
         assert "stopped before the first step; start again\n" in capsys.readouterr().out
     with pytest.raises(UserError, match="was begun with --optimizer adamw, and its optimiser keeps that"):
         train(data, "van_b0", replace(RANDOM, optimizer="sgd"), tmp_path, resume=True)
     train(data, "van_b0", RANDOM, tmp_path, resume=True)
     assert f"no epoch of the run in {tmp_path} was finished: started from the beginning\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["pretrained"] is True
     assert_same_run(tmp_path, unbroken)
 
 

@@ -23,6 +23,7 @@ Encoded = str | os.PathLike | bytes | io.IOBase
 
 _EXPECTED = "a path, the bytes of an image file, a PIL image or a uint8 array (H, W, 3) or (H, W)"
 
+_LARGEST = 2**28  # pixels of what is only looked at, however many may be decoded
 _ORIENTATION_TAG = 0x0112
 _WITH_ORIENTATION = ("exif", "xmp", "XML:com.adobe.xmp")
 _UPRIGHT = {
@@ -123,7 +124,7 @@ def _from_file(path: str | os.PathLike[str], look: Callable[[ImageFile], T]) -> 
     """What is seen of an image file before its pixels are decoded."""
 
     def finish(decoder: type[ImageFile], data: BinaryIO, head: bytes) -> T:
-        image = open_decoder(decoder, data, head, os.fspath(path))
+        image = open_decoder(decoder, data, head, os.fspath(path), _LARGEST)
         if decoder is PngImagePlugin.PngImageFile:
             _read_late_exif(image, data)
         return look(image)
@@ -268,7 +269,7 @@ def to_image(image: ImageLike, max_pixels: int = MAX_PIXELS, min_side: int | Non
             )
         _check_pixels(image, image.shape)
         image = Image.fromarray(image)
-    if isinstance(image, Encoded):
+    if is_encoded(image):
         return load_image(image, max_pixels, min_side)
     if not isinstance(image, Image.Image):
         raise UserError(f"the image is {shown(image)}: expected {_EXPECTED}")
@@ -286,9 +287,14 @@ def _check_pixels(image: ImageLike, lengths: tuple[int, ...]) -> None:
         raise ImageError(f"{source_name(image)} has no pixels")
 
 
+def is_encoded(image: object) -> TypeGuard[str | os.PathLike[str] | bytes | BinaryIO]:
+    """Whether it is a path, the bytes of an image file, or an open one, also of a kind that wraps another."""
+    return isinstance(image, Encoded) or (hasattr(image, "read") and hasattr(image, "seekable"))
+
+
 def is_one_image(images: object) -> TypeGuard[ImageLike]:
     """Whether it is one image as `to_image` takes it, rather than several."""
-    return isinstance(images, Encoded | Image.Image | np.ndarray)
+    return is_encoded(images) or isinstance(images, Image.Image | np.ndarray)
 
 
 def several(images: object, name: str = "images") -> Iterator[ImageLike]:
@@ -301,7 +307,7 @@ def several(images: object, name: str = "images") -> Iterator[ImageLike]:
     Raises:
         ValueError: it is a single image, or nothing that has images.
     """
-    if isinstance(images, Encoded) or not isinstance(images, Iterable):
+    if is_encoded(images) or not isinstance(images, Iterable):
         raise UserError(f"{name} is {shown(images)}: expected {_EXPECTED}, several of them in a list")
     return iter(images)
 

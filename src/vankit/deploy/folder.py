@@ -1,5 +1,6 @@
 """Exported folders: what `vankit export` writes, opened without PyTorch (except its own format, pt2)."""
 
+import hashlib
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -286,11 +287,17 @@ def _described(folder: Path, description: Path, settings: Path, labels: Path) ->
 def _check_beside(folder: Path, checksums: Mapping[str, str]) -> None:
     """Refuse class names and preprocessing that are not those of the model, well-formed as they may be."""
     for name in _BESIDE:
-        if name in checksums and sha256_of(folder / name) != checksums[name]:
+        if name in checksums and _sha256_of_text(folder / name) != checksums[name]:
             hint = " (other names are passed as classes to vankit.Predictor or vankit.export)" * (
                 name == DESCRIPTION[2]
             )
             raise UserError(f"{folder / name} is not the file that was exported with the model{hint}")
+
+
+def _sha256_of_text(path: Path) -> str:
+    """As it was written: git may have given it the line ends of Windows."""
+    with open_file(path) as file:
+        return hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest()
 
 
 def _names(labels: Path) -> list[str]:

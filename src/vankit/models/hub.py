@@ -103,12 +103,13 @@ _FROM_HUB = ("hf-hub", "hf_hub")
 
 
 @contextmanager
-def reached(name: str) -> Iterator[None]:
+def reached(name: str, cache_dir: str | Path | None = None) -> Iterator[None]:
     """Say in a line what timm, which fetches a model `hf-hub:user/name` in the block, could not have of it; and say it
     soon, since timm tries for half a minute.
 
     Args:
         name: of any timm model.
+        cache_dir: where timm looks for it; None for the hub's own cache.
 
     Raises:
         ValueError: timm has not put a model there.
@@ -120,17 +121,21 @@ def reached(name: str) -> Iterator[None]:
         return
     repo_id, _, revision = repository.partition("@")
     try:
-        if "architecture" not in read_json(fetch(repo_id, "config.json", revision=revision or None)):
+        if "architecture" not in read_json(
+            fetch(repo_id, "config.json", revision=revision or None, cache_dir=cache_dir)
+        ):
             raise UserError(
                 f"{name} is not a model of timm's, its config.json names no architecture: download its weights, and "
                 "pass the file (--checkpoint FILE)"
             )
         yield
     except (DownloadError, EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
-        raise DownloadError(f"could not fetch {name} from {shown(_endpoint())}: {_what_to_do(error)}") from error
+        raise DownloadError(
+            f"could not fetch {name} from {shown(_endpoint())}: {_what_to_do(error, cache_dir)}"
+        ) from error
 
 
-def _what_to_do(error: BaseException) -> str:
+def _what_to_do(error: BaseException, cache_dir: str | Path | None) -> str:
     while error.__cause__ is not None and not isinstance(error, HfHubHTTPError):
         error = error.__cause__
     or_file = "or pass a file of weights (--checkpoint FILE)"
@@ -139,7 +144,7 @@ def _what_to_do(error: BaseException) -> str:
         return f"{answer}; check the name, log in (hf auth login) if it is not public, {or_file}"
     offline = constants.is_offline_mode()
     why = "HF_HUB_OFFLINE is set" if offline else " ".join(str(error).split()) or type(error).__name__
-    cache = f"it is not in the cache, {constants.HF_HUB_CACHE} (HF_HOME)"
+    cache = f"it is not in the cache, {cache_dir or f'{constants.HF_HUB_CACHE} (HF_HOME)'}"
     return f"{why}, and {cache}; fetch it there with a network, {or_file}"
 
 

@@ -503,7 +503,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     elif architecture(name) not in VARIANTS:
         raise UserError(f"{name} has no large kernel attention to set: leave out lka, or use {', '.join(VARIANTS)}")
     try:
-        with hub.reached(name):
+        with hub.reached(name, kwargs.get("cache_dir")):
             return timm.create_model(name, **kwargs)
     except RuntimeError as error:
         if "pretrained" not in str(error).lower():

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vankit.data.images import MAX_PIXELS, Encoded, ImageLike, is_one_image, open_image, several, source_name, to_image
+from vankit.data.images import (
+    MAX_PIXELS,
+    ImageLike,
+    is_encoded,
+    is_one_image,
+    open_image,
+    several,
+    source_name,
+    to_image,
+)
 from vankit.deploy.opening import Network, open_network
 from vankit.engines.base import Engine
 from vankit.engines.processes import PerProcess, avoid_lost_threads
@@ -158,7 +167,7 @@ class Predictor:
         Raises:
             FileNotFoundError, ValueError: the image cannot be used; `vankit.data.images.ImageError` if it is broken.
         """
-        if isinstance(image, Encoded):  # within its share of the pixels, as resizing takes memory too
+        if is_encoded(image):  # within its share of the pixels, as resizing takes memory too
             with open_image(image, self.max_pixels, self._min_side) as picture:
                 return self.preprocessing(picture)
         return self.preprocessing(to_image(image))

@@ -7,7 +7,7 @@ import json
 import re
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -166,8 +166,9 @@ def _one_budget(path: Path, budget: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        if all(each.name in (path.name, ".lock") for each in path.parent.iterdir()):
-            path.unlink()
+        with suppress(OSError):  # the folder is gone, which the error says that is on its way
+            if all(each.name in (path.name, ".lock") for each in path.parent.iterdir()):
+                path.unlink()
 
 
 def _check_budget(path: Path, budget: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ _FREE = ("workers", "logger", "patience", "nan_tolerance")
 # which hold when a run begins, or are compared by themselves
 _OF_THE_START = ("pretrained", "checkpoint", "weights", "classes", "held_out", "thresholds", "preprocessing")
 # what JSON has for the type of a setting
-_IN_JSON: dict[type, Any] = {bool: bool, int: int | float, float: int | float, str: str, tuple: list}
+_IN_JSON: dict[type, Any] = {bool: int, int: int | float, float: int | float, str: str, tuple: list}
 _KINDS = {
     f.name: _IN_JSON[type(f.default)]
     for kind in (TrainConfig, DenseConfig, Reading)
@@ -134,7 +134,7 @@ class Begun:
         Raises:
             ValueError: they are.
         """
-        if self.state["callbacks"]["KeepWeights"]["best"] < 0:
+        if self.state["callbacks"]["KeepWeights"]["best"] < 0 and "best" in hashes_in(self.state):
             raise UserError(
                 f"the run in {self.out} is finished, and its best weights are lost: use those of its last epoch, "
                 f"{self.out / 'last.safetensors'}, or continue it with more --epochs"

@@ -148,8 +148,9 @@ def train(
         if not resume:
             check_new(out)
         before = read_unstarted(out) if resume else None
-        if before is not None and checkpoint is None:
-            checkpoint, weights = before.get("checkpoint"), before.get("weights")
+        if before is not None:
+            config = dataclasses.replace(config, pretrained=bool(before.get("pretrained")))
+            checkpoint, weights = checkpoint or before.get("checkpoint"), weights or before.get("weights")
         begun = read_run(out) if resume and before is None else None
         seed_everything(config.seed, verbose=False)
         setup = _set_up(data, model, config, processes, checkpoint, task, head, reading, weights, begun)
