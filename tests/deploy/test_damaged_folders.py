@@ -202,8 +202,9 @@ def test_a_file_of_another_export(copied: Callable[[Format], Path], name: str, c
 @pytest.mark.parametrize("name", ["labels.txt", "preprocessing.json"])
 def test_git_may_change_the_ends_of_lines(copied: Callable[[Format], Path], name: str) -> None:
     path = copied("onnx") / name
+    before = read_exported(path.parent)
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    read_exported(path.parent)
+    assert read_exported(path.parent).description == before.description
 
 
 GARBAGE = {

@@ -19,7 +19,6 @@ from vankit.schema import shown
 
 T = TypeVar("T")
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
-Encoded = str | os.PathLike | bytes | io.IOBase
 
 _EXPECTED = "a path, the bytes of an image file, a PIL image or a uint8 array (H, W, 3) or (H, W)"
 
@@ -289,7 +288,7 @@ def _check_pixels(image: ImageLike, lengths: tuple[int, ...]) -> None:
 
 def is_encoded(image: object) -> TypeGuard[str | os.PathLike[str] | bytes | BinaryIO]:
     """Whether it is a path, the bytes of an image file, or an open one, also of a kind that wraps another."""
-    return isinstance(image, Encoded) or (hasattr(image, "read") and hasattr(image, "seekable"))
+    return isinstance(image, str | os.PathLike | bytes) or (hasattr(image, "read") and hasattr(image, "seekable"))
 
 
 def is_one_image(images: object) -> TypeGuard[ImageLike]:

@@ -16,7 +16,7 @@ from vankit.engines.base import Engine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine
 from vankit.errors import MissingFileError, UserError
-from vankit.files import open_file, read_json, read_text, reading, sha256_of, to_json
+from vankit.files import open_file, read_json, read_text, reading, sha256_of, to_json, write_text
 from vankit.models.description import Description
 from vankit.schema import Count, check_fields, made
 
@@ -79,8 +79,8 @@ class Exported:
                 f"class name {broken[0]!r} contains a line break; labels.txt has one name per line: rename it"
             )
         description, preprocessing, labels = (self.folder / name for name in DESCRIPTION)
-        labels.write_text("".join(f"{name}\n" for name in self.description.classes), encoding="utf-8")
-        preprocessing.write_text(to_json(asdict(self.preprocessing)) + "\n", encoding="utf-8")
+        write_text(labels, "".join(f"{name}\n" for name in self.description.classes))
+        write_text(preprocessing, to_json(asdict(self.preprocessing)) + "\n")
         facts = {
             "format": self.format,
             "precision": self.precision,
@@ -92,7 +92,7 @@ class Exported:
             "classes": len(self.description.classes),
         }
         del facts["preprocessing"]
-        description.write_text(to_json(facts) + "\n", encoding="utf-8")
+        write_text(description, to_json(facts) + "\n")
 
     def engine(
         self, engine: str = "auto", precision: str = "auto", device: str = "auto", cached: bool = True
@@ -288,9 +288,8 @@ def _check_beside(folder: Path, checksums: Mapping[str, str]) -> None:
     """Refuse class names and preprocessing that are not those of the model, well-formed as they may be."""
     for name in _BESIDE:
         if name in checksums and _sha256_of_text(folder / name) != checksums[name]:
-            hint = " (other names are passed as classes to vankit.Predictor or vankit.export)" * (
-                name == DESCRIPTION[2]
-            )
+            other = " (other names are passed as classes to vankit.Predictor or vankit.export)"
+            hint = other if name == "labels.txt" else ""
             raise UserError(f"{folder / name} is not the file that was exported with the model{hint}")
 
 
