@@ -82,6 +82,10 @@ def test_lightning_is_known_to_training_alone() -> None:
             "vankit.explanation, vankit.inspection, vankit.prediction.scenes, vankit.validation",
             "lightning, lightning_fabric",
         ),
+        (
+            ", ".join(f"vankit.tasks.{p.stem}" for p in SOURCE.glob("tasks/[!_]*.py") if p.stem != "inference"),
+            "torch, torchvision, matplotlib, torchmetrics, lightning, timm",
+        ),
         ("vankit.timm", "torch, timm"),
         ("vankit.ops", "triton, torch._dynamo"),
     ],

@@ -35,6 +35,7 @@ from vankit.reports.page import check_page, finish, write_measures
 from vankit.reports.scenes import SceneFindings, scene_findings
 from vankit.reports.worst import items_of
 from vankit.tasks.dense import EVALUATORS
+from vankit.tasks.inference import arrays
 from vankit.tasks.multilabel import MultiLabelMeasure, MultiLabelReport, without_nan
 from vankit.tasks.segment import Test
 
@@ -173,7 +174,7 @@ def validate(
         workers: processes that load images.
         seed: of generated `shapes`; the one they were trained with.
         split: train, val, or the name of a folder such as test.
-        test: for semantic segmentation, see `vankit.tasks.segment.segment_logits`.
+        test: for semantic segmentation, see `vankit.tasks.inference.segment_logits`.
         skip_bad, tolerant, allow_outside: what to do about images and annotations that cannot be used as they are, see
             `vankit.data.reading.Reading`; a classifier's images that cannot be read are left out in any case.
         max_pixels: of the largest image that is decoded.
@@ -311,9 +312,8 @@ def _measure_scenes(
     findings = scene_findings(predictor.description)
     for index, (images, targets) in enumerate(track(loader, "validating", transient=True)):
         if images:  # else left out
-            result = predictor.results(images)[0]
-            alone = evaluator.add(targets[0], result)
-            findings.add(index, images[0], targets[0], result, alone)
+            result, target = arrays(predictor.results(images)[0]), arrays(targets[0])
+            findings.add(index, images[0], target, result, evaluator.add(target, result))
     skipped = list(dataset.skipped)
     if not (count := findings.count):
         raise UserError(f"no image of {data} could be used; {skipped[-1][1] if skipped else 'it is empty'}")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from page_reader import Report
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor
 
 from vankit.models.description import Description
 from vankit.pages import Page
@@ -36,13 +36,13 @@ def written(findings: Any, folder: Path) -> Report:
 
 def objects(*boxes: tuple[int, ...], labels: list[int], **more: Any) -> dict[str, Any]:
     count = len(labels)
-    given = {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), "labels": torch.tensor(labels).long()}
-    return {**given, "iscrowd": torch.zeros(count, dtype=torch.bool), "area": torch.ones(count), **more}
+    given = {"boxes": np.array(boxes, np.float32).reshape(-1, 4), "labels": np.array(labels, np.int64)}
+    return {**given, "iscrowd": np.zeros(count, bool), "area": np.ones(count, np.float32), **more}
 
 
-def found(*boxes: tuple[int, ...], labels: list[int], scores: list[float]) -> dict[str, Tensor]:
+def found(*boxes: tuple[int, ...], labels: list[int], scores: list[float]) -> dict[str, NDArray[Any]]:
     answer = objects(*boxes, labels=labels)
-    return {"boxes": answer["boxes"], "labels": answer["labels"], "scores": torch.tensor(scores)}
+    return {"boxes": answer["boxes"], "labels": answer["labels"], "scores": np.array(scores, np.float32)}
 
 
 def measured(
@@ -197,10 +197,10 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
 def test_the_pictures_with_the_lowest_miou_beside_the_truth(tmp_path: Path) -> None:
     scenes = []
     for wrong in (10, 90, 50):  # columns of 100 that are taken for dog, all are cat
-        logits = torch.zeros(2, 40, 100)
-        logits[0], logits[1, :, :wrong] = 1, 2
-        scenes.append(({"semantic": torch.zeros(40, 100, dtype=torch.long)}, {"logits": logits}))
-    unlabelled = ({"semantic": torch.full((40, 100), 255)}, {"logits": torch.zeros(2, 40, 100)})
+        truth, found = np.zeros((2, 40, 100), np.int64)
+        found[:, :wrong] = 1
+        scenes.append(({"semantic": truth}, {"semantic": found}))
+    unlabelled = ({"semantic": np.full((40, 100), 255)}, {"semantic": np.zeros((40, 100), np.int64)})
     findings, measure = measured("segment", [*scenes, unlabelled], (40, 100))
     page = written(findings, tmp_path)
     assert page.captions["Worst pictures"] == [  # IoU of cat, and 0 of dog
@@ -216,15 +216,15 @@ def test_the_pictures_with_the_lowest_miou_beside_the_truth(tmp_path: Path) -> N
 
 
 def test_the_pictures_with_the_lowest_panoptic_quality(tmp_path: Path) -> None:
-    masks = torch.zeros(2, 20, 20, dtype=torch.bool)
+    masks = np.zeros((2, 20, 20), bool)
     masks[0, :10], masks[1, 10:] = True, True
-    target = {"masks": masks, "labels": torch.tensor([0, 1]), "iscrowd": torch.zeros(2, dtype=torch.bool)}
-    whole = torch.ones(20, 20, dtype=torch.long)
+    target = {"masks": masks, "labels": np.array([0, 1]), "iscrowd": np.zeros(2, bool)}
+    whole = np.ones((20, 20), np.int64)
     whole[10:] = 2
     answers = [  # right; the thing as stuff; the stuff alone
-        {"segments": whole, "labels": torch.tensor([0, 1]), "scores": torch.ones(2)},
-        {"segments": whole, "labels": torch.tensor([1, 1]), "scores": torch.ones(2)},
-        {"segments": whole - 1, "labels": torch.tensor([1]), "scores": torch.ones(1)},
+        {"segments": whole, "labels": np.array([0, 1]), "scores": np.ones(2, np.float32)},
+        {"segments": whole, "labels": np.array([1, 1]), "scores": np.ones(2, np.float32)},
+        {"segments": whole - 1, "labels": np.array([1]), "scores": np.ones(1, np.float32)},
     ]
     page = written(measured("panoptic", [(target, answer) for answer in answers], (20, 20))[0], tmp_path)
     # cat 0, dog 1 / (1 + 0.5) of the second; cat 0, dog 1 of the third

@@ -1,18 +1,17 @@
-"""From a panoptic network's tensors to the panoptic quality and to a scene."""
+"""From what a panoptic network found to the panoptic quality and to a scene."""
 
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vankit.data.augment import collate
 from vankit.data.scenes import ShapeScenes
+from vankit.tasks.inference import arrays as as_arrays
 from vankit.tasks.panoptic import Panoptic, segments_of
 from vankit.tasks.results import PanopticMap
 
@@ -20,14 +19,14 @@ SCENES = ShapeScenes("panoptic", "val", 6, (40, 56))
 
 
 def targets() -> list[dict[str, Any]]:
-    return collate(list(SCENES))[1]
+    return [as_arrays(target) for target in collate(list(SCENES))[1]]
 
 
-def found(target: dict[str, Any]) -> dict[str, Tensor]:
+def found(target: dict[str, Any]) -> dict[str, NDArray[Any]]:
     """The target as a result, its segments in another order."""
-    masks, labels = target["masks"].flip(0), target["labels"].flip(0)
-    segments = (masks * torch.arange(1, len(masks) + 1)[:, None, None]).sum(0)
-    return {"segments": segments, "labels": labels, "scores": torch.full((len(labels),), 0.75)}
+    masks, labels = target["masks"][::-1], target["labels"][::-1]
+    segments = (masks * np.arange(1, len(masks) + 1)[:, None, None]).sum(0)
+    return {"segments": segments, "labels": labels, "scores": np.full(len(labels), 0.75, np.float32)}
 
 
 def evaluator() -> Panoptic:
@@ -84,9 +83,7 @@ def test_crowds_are_not_missed() -> None:
 def test_reset_forgets() -> None:
     panoptic = evaluator()
     target = targets()[0]
-    panoptic.add(
-        target, {"segments": torch.zeros(40, 56, dtype=torch.long), "labels": torch.zeros(0, dtype=torch.long)}
-    )
+    panoptic.add(target, {"segments": np.zeros((40, 56), np.int64), "labels": np.zeros(0, np.int64)})
     assert panoptic.measure.compute()["PQ"] == 0
     panoptic.reset()
     panoptic.add(target, found(target))
@@ -105,18 +102,18 @@ def test_a_scene_has_the_segments() -> None:
 
 def test_each_image_is_measured_by_itself_too() -> None:
     evaluator = Panoptic(["a", "b"], [True, False], True)
-    masks = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masks = np.zeros((1, 4, 4), bool)
     masks[0, :2] = True
-    target = {"masks": masks, "labels": torch.tensor([0]), "iscrowd": torch.zeros(1, dtype=torch.bool)}
-    right = {"segments": masks[0].long(), "labels": torch.tensor([0])}
+    target = {"masks": masks, "labels": np.array([0]), "iscrowd": np.zeros(1, bool)}
+    right = {"segments": masks[0].astype(np.int64), "labels": np.array([0])}
     assert evaluator.add(target, right).compute()["PQ"] == 1
-    assert evaluator.add(target, right | {"labels": torch.tensor([1])}).compute()["PQ"] == 0
+    assert evaluator.add(target, right | {"labels": np.array([1])}).compute()["PQ"] == 0
     # a: one of two is found; b: one that is not there
     assert evaluator.measure.compute()["PQ"] == pytest.approx((1 / 1.5 + 0) / 2)
 
 
 def test_the_truth_as_a_map_at_another_size() -> None:
-    masks = torch.tensor([[[True, False], [False, False]], [[False, False], [True, True]]])
-    truth = Panoptic.truth("a.png", ["a", "b"], [True, False], {"masks": masks, "labels": torch.tensor([1, 0])})
+    masks = np.array([[[True, False], [False, False]], [[False, False], [True, True]]])
+    truth = Panoptic.truth("a.png", ["a", "b"], [True, False], {"masks": masks, "labels": np.array([1, 0])})
     assert truth.segments.tolist() == [[1, 0], [2, 2]] and truth.labels.tolist() == [1, 0]
     assert truth.resized((4, 2)).segments.tolist() == [[1, 1, 0, 0], [2, 2, 2, 2]]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from vankit.errors import UserError
-from vankit.tasks.drawing import colour
+from vankit.tasks.colours import PALETTE, object_colours
 from vankit.tasks.results import Detections, PanopticMap, SemanticMap
 
 CLASSES = ["circle", "star", "sky"]
@@ -58,6 +58,11 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
+def colour(label: int) -> tuple[int, int, int]:
+    """Of a class; the sky has its own."""
+    return [*PALETTE.values()][label] if CLASSES[label] != "sky" else PALETTE["sky"]
+
+
 def half(label: int) -> np.ndarray:
     return (np.array(colour(label)) + 100) / 2
 
@@ -94,8 +99,11 @@ def test_detections_are_drawn_with_small_masks_over_large_ones() -> None:
     drawn = pixels(detections().draw(picture()))
     for (x, y), label in {(20, 105): 1, (70, 80): 0, (40, 80): 1}.items():  # the last of both masks
         assert np.abs(drawn[y, x] - half(label)).max() < 1
-    assert (drawn[110, 110:150] == colour(1)).all()  # a box
-    assert (drawn[112:] == 100).all()
+    second = object_colours(CLASSES, [1, 1], [0, 1])[1]
+    assert (drawn[110, 110:150] == second).all() and second != colour(1)  # a box, and its mask is tinted alike
+    assert np.abs(drawn[100, 130] - (np.array(second) + 100) / 2).max() < 1
+    assert (drawn[60, 11:50] == colour(1)).all() and (drawn[99, 51:89] == colour(0)).all()  # outlines
+    assert (drawn[117:] == 100).all()
 
 
 def test_a_semantic_map_is_drawn_over_a_legend_of_the_classes_present() -> None:
@@ -110,7 +118,8 @@ def test_things_differ_in_shade_and_have_an_outline() -> None:
     drawn = pixels(panoptic().draw(picture()))
     assert np.abs(drawn[60, 60] - half(0)).max() < 1
     assert np.abs(drawn[60, 100] - drawn[60, 60]).max() > 20
-    assert (drawn[60, [40, 79, 80, 119]] == 255).all()
+    one, other = object_colours(CLASSES, [0, 0], [0, 1])
+    assert (drawn[60, [40, 79]] == one).all() and (drawn[60, [80, 119]] == other).all()
     assert np.abs(drawn[60, [39, 120]] - half(2)).max() < 1
     assert (drawn[:6, :160] == 100).all()
     assert legend_of(drawn) == {0, 2}

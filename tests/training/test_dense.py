@@ -18,7 +18,8 @@ from vankit.data.scenes import ShapeScenes
 from vankit.errors import UserError
 from vankit.models.description import Description
 from vankit.models.van import VAN
-from vankit.tasks.dense import EVALUATORS, infer
+from vankit.tasks.dense import EVALUATORS
+from vankit.tasks.inference import arrays, infer
 from vankit.training.dense import DenseTask, setup_dense
 from vankit.training.draws import Draw
 from vankit.training.loaders import Processes
@@ -247,7 +248,7 @@ def test_measures_are_of_the_images_of_all_processes(monkeypatch: pytest.MonkeyP
     own, other, both = (EVALUATORS["segment"](CLASSES, [True] * 3, False) for _ in range(3))
     for evaluator, answers in ((own, [truth]), (other, [wrong]), (both, [truth, wrong])):
         for answer in answers:
-            evaluator.add({"semantic": truth}, one_hot(answer))
+            evaluator.add({"semantic": truth.numpy()}, arrays(one_hot(answer)))
 
     def gather(states: list[Any], mine: Any) -> None:
         states[:] = [mine, other.measure.state()]

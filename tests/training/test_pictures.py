@@ -14,6 +14,8 @@ from vankit.data.scenes import ShapeScenes
 from vankit.models.description import Description
 from vankit.reports.worst import picture_of
 from vankit.tasks.dense import EVALUATORS
+from vankit.tasks.inference import arrays
+from vankit.tasks.results import Arrays
 from vankit.training import pictures
 from vankit.training.logs import Log
 from vankit.training.pictures import Pictures, draw_class, draw_labels, draw_scenes
@@ -45,7 +47,7 @@ def test_a_multi_label_networks_answer(labels: list[int], says: str, paint: tupl
     assert caption == f"dog\ntrue: {says}" and colour == paint
 
 
-def scene(task: str) -> tuple[Tensor, dict[str, Any], dict[str, Tensor], Description]:
+def scene(task: str) -> tuple[Tensor, dict[str, Any], Arrays, Description]:
     """A generated image, its target, the result of a network that is right, and the description."""
     scenes = ShapeScenes(task, "val", size=(32, 48))
     (image,), (target,) = collate([scenes[3]])
@@ -60,7 +62,7 @@ def scene(task: str) -> tuple[Tensor, dict[str, Any], dict[str, Tensor], Descrip
             "scores": torch.ones(len(target["labels"]))
         }
     description = Description(task, classes=scenes.classes, things=scenes.things)
-    return image / 255, target, result, description
+    return image / 255, target, arrays(result), description
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "panoptic"])
@@ -77,17 +79,16 @@ def test_a_network_that_is_right_looks_like_the_truth(task: str) -> None:
 def test_a_network_that_finds_other_things_looks_otherwise(task: str) -> None:
     image, target, result, description = scene(task)
     if task == "segment":
-        result["logits"] = result["logits"].roll(1, 0)
+        result = {"semantic": result["semantic"] + 1}
     else:
-        result["labels"] = (result["labels"] + 1) % len(description.classes)
+        result = {**result, "labels": (result["labels"] + 1) % len(description.classes)}
     (found, _, _), (truth, _, _) = draw_scenes(image, target, result, description, side=192)
     assert not same(found, truth)
 
 
 def test_objects_of_low_score_are_not_drawn() -> None:
     image, target, result, description = scene("detect")
-    result["scores"] = result["scores"] * 0.29
-    (found, _, _), _ = draw_scenes(image, target, result, description, side=192)
+    (found, _, _), _ = draw_scenes(image, target, {**result, "scores": result["scores"] * 0.29}, description, side=192)
     assert same(found, picture_of(image, 192))
 
 

@@ -23,7 +23,7 @@ from vankit.models.description import Description, Weights
 from vankit.models.van import create_model, variant_of
 from vankit.models.weights import checkpoint_of, load_checkpoint, read_tensors
 from vankit.prediction.scenes import DensePredictor
-from vankit.tasks.dense import infer
+from vankit.tasks.inference import infer
 
 Scores = tuple[Tensor, NDArray[np.float64]]
 

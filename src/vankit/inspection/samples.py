@@ -4,8 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.functional import to_pil_image
@@ -13,9 +11,8 @@ from torchvision.transforms.functional import to_pil_image
 from vankit.data.images import load_image
 from vankit.errors import UserError
 from vankit.inspection.tallies import Tally
-from vankit.tasks.detect import Detect
-from vankit.tasks.panoptic import segments_of
-from vankit.tasks.results import PanopticMap, SemanticMap
+from vankit.tasks.dense import EVALUATORS
+from vankit.tasks.inference import arrays
 
 SIDE = 160  # of a picture of one class
 SCENE_SIDE = 256  # as wide as a page shows it
@@ -85,12 +82,6 @@ def enlarged(image: Image.Image) -> Image.Image:
 
 
 def _draw(task: str, image: Any, target: dict[str, Any], dataset: Any) -> Image.Image:
-    picture, classes = to_pil_image(image), dataset.classes
-    if task == "segment":
-        return SemanticMap("", classes, target["semantic"].numpy().astype(np.int64)).draw(picture)
-    if task == "detect":
-        scores = torch.ones(len(target["labels"]))
-        return Detect.scene("", classes, (), {**target, "scores": scores}).draw(picture, scores=False)
-    labels = target["labels"].numpy()
-    segments = segments_of(target["masks"].numpy())
-    return PanopticMap("", classes, dataset.things, segments, labels, np.ones(len(labels), np.float32)).draw(picture)
+    truth = EVALUATORS[task].truth("", dataset.classes, getattr(dataset, "things", ()), arrays(target))
+    plain = {"scores": False} if task == "detect" else {}
+    return truth.draw(to_pil_image(image), **plain)

@@ -28,7 +28,8 @@ from vankit.locks import check_free, held, making
 from vankit.models.portable import Portable
 from vankit.prediction.request import check_request
 from vankit.prediction.tables import is_table
-from vankit.tasks.dense import EVALUATORS, infer
+from vankit.tasks.dense import EVALUATORS
+from vankit.tasks.inference import arrays, infer
 from vankit.tasks.results import Detections, Failure, PanopticMap, SemanticMap
 from vankit.tasks.segment import Test
 
@@ -43,7 +44,7 @@ class DensePredictor:
     Args:
         checkpoint: a file that `vankit train` wrote, or what `vankit.deploy.opening.open_network` returned.
         score: lowest score of the objects returned, 0 to 1; for detectors.
-        test: for semantic segmentation, see `vankit.tasks.segment.segment_logits`.
+        test: for semantic segmentation, see `vankit.tasks.inference.segment_logits`.
         engine: what runs the backbone, see `vankit.Predictor`; the head runs on PyTorch.
         precision: float32 or bf16, of the backbone; 'auto' is float32.
         device: torch's name, or 'auto' for CUDA where there is one.
@@ -145,7 +146,8 @@ class DensePredictor:
     def _found(self, source: str, rgb: Image.Image) -> Result:
         avoid_lost_threads()
         x = torch.from_numpy(np.array(rgb)).permute(2, 0, 1) / 255
-        scene: Result = EVALUATORS[self.task].scene(source, self.classes, self.things, self.results([x])[0])
+        found = arrays(self.results([x])[0])
+        scene: Result = EVALUATORS[self.task].scene(source, self.classes, self.things, found)
         return scene.above(self.score) if isinstance(scene, Detections) else scene
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[tuple[Result | Failure, Image.Image | None]]:

@@ -15,6 +15,7 @@ from vankit.reports.worst import Mistake, Place, picture_of
 from vankit.tasks.dense import EVALUATORS
 from vankit.tasks.detect import box_areas, match_objects
 from vankit.tasks.drawing import draw_boxes
+from vankit.tasks.results import Arrays
 
 SCORE = 0.3  # from which on an object counts as found, as `vankit.DensePredictor` has it
 
@@ -43,13 +44,13 @@ class SceneFindings(Findings):
         self.description = description
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, index: int, image: Tensor, target: dict[str, Any], result: dict[str, Tensor], alone: Any) -> None:
+    def add(self, index: int, image: Tensor, target: Arrays, result: Arrays, alone: Any) -> None:
         """Take in one image.
 
         Args:
             index: of the item.
             image: (3, H, W), 0 to 1.
-            target, result: see `vankit.heads`.
+            target, result: see `vankit.tasks.dense`.
             alone: the task's measure of this image.
         """
         raise NotImplementedError
@@ -58,7 +59,7 @@ class SceneFindings(Findings):
         """Take the figures of the task's measure of all images."""
         self.rows = measure.per_class()
 
-    def _scene(self, kind: str, given: dict[str, Any]) -> Any:
+    def _scene(self, kind: str, given: Arrays) -> Any:
         make = getattr(EVALUATORS[self.description.task], kind)
         return make("", self.description.classes, self.description.things, given)
 
@@ -77,10 +78,10 @@ class DetectFindings(SceneFindings):
         self.missed, self.false = np.zeros((2, len(description.classes)), np.int64)
         self.curves: NDArray[np.float64] = np.empty((0, 0))
 
-    def add(self, index: int, image: Tensor, target: dict[str, Any], result: dict[str, Tensor], alone: Any) -> None:
+    def add(self, index: int, image: Tensor, target: Arrays, result: Arrays, alone: Any) -> None:
         truth, found = (self._scene(kind, _boxes(given)) for kind, given in (("truth", target), ("scene", result)))
         found = found.above(SCORE)
-        missed, false = match_objects(truth, target["iscrowd"].cpu().numpy(), found)
+        missed, false = match_objects(truth, target["iscrowd"], found)
         np.add.at(self.missed, truth.labels[missed], 1)
         np.add.at(self.false, found.labels[false], 1)
         shares = box_areas(truth.boxes[missed]) / (image.shape[1] * image.shape[2])
@@ -140,7 +141,7 @@ class MapFindings(SceneFindings):
 
     headings = (_PICTURES,)
 
-    def add(self, index: int, image: Tensor, target: dict[str, Any], result: dict[str, Tensor], alone: Any) -> None:
+    def add(self, index: int, image: Tensor, target: Arrays, result: Arrays, alone: Any) -> None:
         name, value = next(iter(alone.compute().items()))
         if value == value and self.worst[_PICTURES].takes(1 - value):  # NaN of a picture without labels
             picture = picture_of(image, _HALF)
@@ -160,7 +161,7 @@ def scene_findings(description: Description) -> SceneFindings:
     return (DetectFindings if description.task == "detect" else MapFindings)(description)
 
 
-def _boxes(given: dict[str, Any]) -> dict[str, Any]:
+def _boxes(given: Arrays) -> Arrays:
     """What of an annotation or a result is needed here: masks are large."""
     return {name: given[name] for name in ("boxes", "labels", "scores") if name in given}
 

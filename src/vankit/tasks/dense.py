@@ -1,14 +1,20 @@
-"""The dense tasks by name: how each is measured, and how a network answers for images of any size."""
+"""The dense tasks by name: how each is measured, and how a result becomes a scene.
 
-from collections.abc import Sequence
+Results and targets are those of `vankit.heads` as arrays; `vankit.tasks.inference.arrays` makes them of tensors.
+
+- detect: `boxes` (N, 4) float32, `labels` (N,) int64, `scores` (N,) float32, best first, and `masks` (N, H, W) bool
+  where the head has them. A target has no scores but `iscrowd` (N,) bool and `area` (N,).
+- segment: `semantic` (H, W) int64, in a target 255 where unlabelled.
+- panoptic: `segments` (H, W) int64, 0 for none, i + 1 for segment i; `labels` (S,), `scores` (S,) float32. A target has
+  `masks` (S, H, W) bool, `labels` and `iscrowd`.
+"""
+
 from typing import Any, Protocol
 
-from torch import Tensor, nn
-
-from vankit.errors import check_output
 from vankit.tasks.detect import Detect
 from vankit.tasks.panoptic import Panoptic
-from vankit.tasks.segment import Segment, Test, segment_logits
+from vankit.tasks.results import Arrays
+from vankit.tasks.segment import Segment
 
 
 class Evaluator(Protocol):
@@ -24,50 +30,8 @@ class Evaluator(Protocol):
     def reset(self) -> None:
         """Forget all images."""
 
-    def add(self, target: dict[str, Any], result: dict[str, Any]) -> Any:
-        """Take one image: its target and the network's result for it, see `vankit.heads`; its own measure alone."""
+    def add(self, target: Arrays, result: Arrays) -> Any:
+        """Take one image: its target and the network's result for it; its own measure alone."""
 
 
 EVALUATORS: dict[str, Any] = {"detect": Detect, "segment": Segment, "panoptic": Panoptic}
-
-
-class Sizes(Protocol):
-    """What `infer` has to know of a network: a `vankit.models.description.Description`."""
-
-    @property
-    def task(self) -> str: ...
-    @property
-    def short_sides(self) -> Sequence[int]: ...
-    @property
-    def long_side(self) -> int: ...
-    @property
-    def crop(self) -> int: ...
-
-
-def infer(
-    network: nn.Module, images: list[Tensor], description: Sizes, test: Test = "single"
-) -> list[dict[str, Tensor]]:
-    """A network's results for images of any size, see `vankit.heads`.
-
-    Args:
-        network: in eval mode.
-        images: float32 (3, H, W), RGB, 0 to 1.
-        description: of the network.
-        test: for semantic segmentation, see `segment_logits`.
-
-    Raises:
-        ValueError: a number of the results is not finite.
-    """
-    results = _infer(network, images, description, test)
-    for result in results:
-        for values in result.values():
-            if values.is_floating_point():
-                check_output(values)
-    return results
-
-
-def _infer(network: nn.Module, images: list[Tensor], description: Sizes, test: Test) -> list[dict[str, Tensor]]:
-    if description.task != "segment":
-        return network(images)
-    sizes = {"short_side": description.short_sides[-1], "long_side": description.long_side, "crop": description.crop}
-    return [{"logits": segment_logits(network, x, test, **sizes)} for x in images]

@@ -1,15 +1,13 @@
 """Object detection and instance segmentation: from a network's result to COCO's measures and to a drawable scene."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vankit.tasks.metrics import DetectionMeasure
-from vankit.tasks.results import Detections
+from vankit.tasks.results import Arrays, Detections
 
 
 class Detect:
@@ -28,22 +26,22 @@ class Detect:
     def reset(self) -> None:
         self.measure = DetectionMeasure(self.classes, self.masks)
 
-    def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> DetectionMeasure:
-        names = ("boxes", "labels", "iscrowd", "area", *(("masks",) if self.masks else ()))
+    def add(self, target: Arrays, result: Arrays) -> DetectionMeasure:
         alone = DetectionMeasure(self.classes, self.masks)
-        alone.add({name: _array(target[name]) for name in names}, detections(result, self.masks))
+        alone.add(target, result)
         self.measure.merge(alone.state())
         return alone
 
     @staticmethod
-    def scene(source: str, classes: Sequence[str], things: Sequence[bool], result: Mapping[str, Tensor]) -> Detections:
+    def scene(source: str, classes: Sequence[str], things: Sequence[bool], result: Arrays) -> Detections:
         """What a detector found in one picture."""
-        return Detections(source=source, classes=list(classes), **{"masks": None, **detections(result)})
+        found = {name: result[name] for name in ("boxes", "labels", "scores")}
+        return Detections(source=source, classes=list(classes), **found, masks=result.get("masks"))
 
     @staticmethod
-    def truth(source: str, classes: Sequence[str], things: Sequence[bool], target: Mapping[str, Any]) -> Detections:
+    def truth(source: str, classes: Sequence[str], things: Sequence[bool], target: Arrays) -> Detections:
         """What is annotated in one picture, crowd regions too."""
-        return Detect.scene(source, classes, things, {**target, "scores": torch.ones(len(target["labels"]))})
+        return Detect.scene(source, classes, things, {**target, "scores": np.ones(len(target["labels"]), np.float32)})
 
 
 def match_objects(
@@ -87,14 +85,3 @@ def _overlaps(one: NDArray[Any], other: NDArray[Any]) -> tuple[NDArray[Any], NDA
 def box_areas(boxes: NDArray[Any]) -> NDArray[Any]:
     """Of (N, 4) x1, y1, x2, y2."""
     return np.asarray((boxes[:, 2:] - boxes[:, :2]).prod(1))
-
-
-def detections(result: Mapping[str, Tensor], masks: bool = True) -> dict[str, Any]:
-    """A detector's result as arrays: boxes (N, 4), labels, scores, and masks (N, H, W) where it has them."""
-    names = ("boxes", "labels", "scores", *(("masks",) if masks and "masks" in result else ()))
-    return {name: _array(result[name]) for name in names}
-
-
-def _array(value: Tensor) -> Any:
-    value = value.detach().cpu()
-    return (value.float() if value.is_floating_point() else value).numpy()  # numpy knows no bfloat16

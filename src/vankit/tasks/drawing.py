@@ -1,45 +1,31 @@
-"""Pictures with boxes, names and tinted regions, and a legend below: torchvision's drawing in fixed colours."""
+"""Pictures with boxes, names and tinted regions, and a legend below, by Pillow and NumPy alone."""
 
-import colorsys
 import math
 from collections.abc import Sequence
 from functools import cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch.nn.functional import max_pool2d
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from vankit.errors import UserError
-
-Colour = tuple[int, int, int]
+from vankit.tasks.colours import Colour
+from vankit.tasks.tags import place_tags
 
 _GAP = 6  # pixels between the pictures of a sheet
-_GOLDEN_ANGLE = (3 - math.sqrt(5)) / 2  # in turns
-_TONES = ((0.8, 0.95), (0.95, 0.7), (0.5, 1.0))  # saturation and value: they part hues that come close
-_SHADES = (0.0, 0.5, -0.4, 0.25, -0.2)  # of a class's instances, towards white above 0 and black below
-
-
-def colour(label: int, instance: int = 0) -> Colour:
-    """The colour of a class, RGB 0 to 255: hues a golden angle apart, the same in every picture.
-
-    Args:
-        label: from 0.
-        instance: from 0; the next instances of a class differ in shade.
-    """
-    base = colorsys.hsv_to_rgb(label * _GOLDEN_ANGLE % 1, *_TONES[label % len(_TONES)])
-    shade = _SHADES[instance % len(_SHADES)]
-    red, green, blue = (round(255 * (value + abs(shade) * ((shade > 0) - value))) for value in base)
-    return red, green, blue
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+_DARK = 0.179  # luminance below which white is read better than black: (1.05 / (x + 0.05) = (x + 0.05) / 0.05)
 
 
 def draw_boxes(
     image: Image.Image, boxes: NDArray[np.float32], names: Sequence[str], colours: Sequence[Colour]
 ) -> Image.Image:
-    """A copy of the RGB picture with boxes and, inside the picture, their names; the first box lies on top.
+    """A copy of the RGB picture with boxes and their names beside them; the first box lies on top.
+
+    Names stand in the picture and cover no other name; where there is no room left, the later ones are left out.
 
     Args:
         image: (W, H).
@@ -47,23 +33,38 @@ def draw_boxes(
         names, colours: of each box.
     """
     image = image.convert("RGB")
-    if not len(boxes):
-        return image
-    font, far = _font(image), np.array([image.width - 1, image.height - 1])
-    corners = np.sort(np.clip(boxes[::-1].reshape(-1, 2, 2).round(), 0, far), axis=1)  # (N, 2, 2)
-    names, colours = [" ".join(name.split()) for name in reversed(names)], list(reversed(colours))
-    extents = np.array([(font.getlength(name) + 2, sum(font.getmetrics())) for name in names])  # (N, 2)
-    above = np.tile(np.clip(corners[:, 0] - (0, 1) * extents, 0, np.maximum(0, far - extents)), 2)  # (N, 4)
-    frames = torch.from_numpy(corners).flatten(1)  # (N, 4)
-    picture = draw_bounding_boxes(pil_to_tensor(image), frames, None, colours, width=_line_width(image))
-    luma = np.array(colours) @ (0.299, 0.587, 0.114)  # of BT.601
-    inks = ["black" if value > 128 else "white" for value in luma]
-    # torchvision writes inside the box and past the picture's edge: names have boxes of their own, without extent
-    style = {"font": font.path, "font_size": int(font.size), "label_colors": inks, "fill_labels": True}
-    return to_pil_image(draw_bounding_boxes(picture, torch.from_numpy(above), names, colours, width=0, **style))
+    far = np.array([image.width - 1, image.height - 1])
+    corners = np.sort(np.clip(boxes.reshape(-1, 2, 2).round(), 0, far), axis=1)  # (N, 2, 2)
+    frames = corners.reshape(-1, 4).astype(np.int64)
+    pen, width = ImageDraw.Draw(image), _line_width(image)
+    for frame, paint in zip(reversed(frames.tolist()), reversed(colours), strict=True):
+        pen.rectangle(frame, outline=paint, width=width)
+    _write_tags(image, frames, [" ".join(name.split()) for name in names], colours)
+    return image
 
 
-def draw_regions(image: Image.Image, regions: NDArray[np.int64], colours: Sequence[Colour]) -> Image.Image:
+def _write_tags(image: Image.Image, boxes: NDArray[np.int64], names: list[str], colours: Sequence[Colour]) -> None:
+    font, pen = _font(_font_size(image)), ImageDraw.Draw(image)
+    height = sum(font.getmetrics())
+    extents = np.array([(math.ceil(font.getlength(name)) + 2, height) for name in names], np.int64).reshape(-1, 2)
+    extents = np.minimum(extents, image.size)
+    for place, (wide, high), name, paint in zip(
+        place_tags(boxes, extents, image.size), extents.tolist(), names, colours, strict=True
+    ):
+        if place is not None:
+            x, y = place
+            pen.rectangle((x, y, x + wide - 1, y + high - 1), fill=paint)
+            pen.text((x + 1, y), name, fill=ink_on(paint), font=font)
+
+
+def ink_on(ground: Colour) -> Colour:
+    """Black or white, whichever has more contrast; at least 4.5 (https://www.w3.org/TR/WCAG22/#contrast-minimum)."""
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (value / 255 for value in ground)]
+    luminance = sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return _WHITE if luminance < _DARK else _BLACK
+
+
+def draw_regions(image: Image.Image, regions: NDArray[np.integer], colours: Sequence[Colour]) -> Image.Image:
     """A copy of the RGB picture, half tinted.
 
     Args:
@@ -79,26 +80,57 @@ def draw_regions(image: Image.Image, regions: NDArray[np.int64], colours: Sequen
             f"the picture is {image.width} x {image.height} pixels, expected {regions.shape[1]} x {regions.shape[0]}: "
             "draw on the picture that this was found in"
         )
-    image, present = image.convert("RGB"), np.unique(regions[regions > 0])
-    if not len(present):
-        return image
-    masks = torch.from_numpy(regions == present[:, None, None])  # (K, H, W), disjoint: torchvision blackens overlaps
-    return to_pil_image(draw_segmentation_masks(pil_to_tensor(image), masks, 0.5, [colours[i - 1] for i in present]))
+    image = image.convert("RGB")
+    tinted = Image.blend(image, _painted(regions, colours), 0.5)
+    image.paste(tinted, mask=_as_mask(regions > 0))
+    return image
 
 
-def outline(image: Image.Image, regions: NDArray[np.int64]) -> None:
-    """Draw a white line into the RGB picture (W, H), along the inside of every region but 0 of (H, W)."""
-    if not regions.any():
-        return
+def draw_outlines(image: Image.Image, regions: NDArray[np.integer], colours: Sequence[Colour]) -> None:
+    """Draw a line into the RGB picture, along the inside of every region; see `draw_regions`."""
     reach = max(1, _line_width(image) // 2)
-    index = torch.from_numpy(np.stack([regions, -regions])).float()  # (2, H, W)
-    most, least = max_pool2d(max_pool2d(index, (2 * reach + 1, 1), 1, (reach, 0)), (1, 2 * reach + 1), 1, (0, reach))
-    image.paste((255, 255, 255), mask=Image.fromarray(((most != -least) & (index[0] > 0)).numpy()))
+    edges = np.zeros(regions.shape, bool)
+    for one, other in _neighbours(regions.shape):
+        differs = regions[one] != regions[other]
+        edges[one] |= differs
+        edges[other] |= differs
+    image.paste(_painted(regions, colours), mask=_as_mask(_dilated(edges, reach - 1) & (regions > 0)))
+
+
+def _neighbours(shape: tuple[int, ...]) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Slices of a map that lay each pixel over its neighbour below, to the right, and in both diagonals."""
+    first, last, whole = slice(None, -1), slice(1, None), slice(None)
+    return [
+        ((first, whole), (last, whole)),
+        ((whole, first), (whole, last)),
+        ((first, first), (last, last)),
+        ((first, last), (last, first)),
+    ]
+
+
+def _dilated(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
+    """(H, W), true where any pixel of the square that reaches so far is."""
+    for axis in (0, 1):
+        lines = np.moveaxis(mask, axis, 0)
+        grown = lines.copy()
+        for i in range(1, reach + 1):
+            grown[i:] |= lines[:-i]
+            grown[:-i] |= lines[i:]
+        mask = np.moveaxis(grown, 0, axis)
+    return mask
+
+
+def _painted(regions: NDArray[np.integer], colours: Sequence[Colour]) -> Image.Image:
+    return Image.fromarray(np.array([_BLACK, *colours], np.uint8)[regions])
+
+
+def _as_mask(where: NDArray[np.bool_]) -> Image.Image:
+    return Image.fromarray(where.astype(np.uint8) * np.uint8(255))
 
 
 def add_legend(image: Image.Image, entries: Sequence[tuple[Colour, str]]) -> Image.Image:
     """The RGB picture over rows of coloured squares and what they stand for; at least twelve letters wide."""
-    font = _font(image)
+    font = _font(_font_size(image))
     side = sum(font.getmetrics())  # of a square
     width = max(image.width, 12 * side)
     x, y, places = side // 2, image.height + side // 2, []
@@ -109,12 +141,12 @@ def add_legend(image: Image.Image, entries: Sequence[tuple[Colour, str]]) -> Ima
             x, y = side // 2, y + 3 * side // 2
         places.append((x, y, paint, text))
         x += length + side
-    sheet = Image.new("RGB", (width, y + 3 * side // 2), (255, 255, 255))
+    sheet = Image.new("RGB", (width, y + 3 * side // 2), _WHITE)
     sheet.paste(image)
     pen = ImageDraw.Draw(sheet)
     for x, y, paint, text in places:
         pen.rectangle((x, y, x + side, y + side), fill=paint)
-        pen.text((x + 3 * side // 2, y), text, fill=(0, 0, 0), font=font)
+        pen.text((x + 3 * side // 2, y), text, fill=_BLACK, font=font)
     return sheet
 
 
@@ -129,7 +161,7 @@ def draw_sheet(cells: Sequence[tuple[Image.Image, str, Colour]], columns: int) -
     drawn = [_captioned(image, text, paint, width) for image, text, paint in cells]
     rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
     heights = [max(cell.height for cell in row) for row in rows]
-    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, sum(heights) + (len(rows) + 1) * _GAP), (255, 255, 255))
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, sum(heights) + (len(rows) + 1) * _GAP), _WHITE)
     for i, row in enumerate(rows):
         for j, cell in enumerate(row):
             sheet.paste(cell, (_GAP + j * (width + _GAP), sum(heights[:i]) + (i + 1) * _GAP))
@@ -137,10 +169,10 @@ def draw_sheet(cells: Sequence[tuple[Image.Image, str, Colour]], columns: int) -
 
 
 def _captioned(image: Image.Image, text: str, paint: Colour, width: int) -> Image.Image:
-    font = ImageFont.truetype(_font_file(), 11)
+    font = _font(11)
     lines = text.splitlines()
     height = sum(font.getmetrics())
-    cell = Image.new("RGB", (width, image.height + height * len(lines) + 2), (255, 255, 255))
+    cell = Image.new("RGB", (width, image.height + height * len(lines) + 2), _WHITE)
     for i, line in enumerate(lines):
         ImageDraw.Draw(cell).text((0, i * height), line, fill=paint, font=font)
     cell.paste(image, (0, height * len(lines) + 2))
@@ -151,12 +183,14 @@ def _line_width(image: Image.Image) -> int:
     return max(1, round(max(image.size) / 320))
 
 
-def _font(image: Image.Image) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_font_file(), max(9, round(math.sqrt(image.width * image.height) / 42)))
+def _font_size(image: Image.Image) -> int:
+    return max(9, round(math.sqrt(image.width * image.height) / 42))
 
 
 @cache
-def _font_file() -> str:
-    from matplotlib.font_manager import findfont  # slow to import
-
-    return str(findfont("DejaVu Sans"))
+def _font(size: int) -> Any:
+    """DejaVu Sans, a file in matplotlib, which is not imported; where it is not there, Pillow's own without accents."""
+    found = PathFinder.find_spec("matplotlib")
+    if found is None or found.origin is None:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)

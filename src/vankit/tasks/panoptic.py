@@ -1,14 +1,12 @@
 """Panoptic segmentation: the panoptic quality, and a drawable scene."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vankit.tasks.metrics import PanopticMeasure
-from vankit.tasks.results import PanopticMap
+from vankit.tasks.results import Arrays, PanopticMap
 
 
 class Panoptic:
@@ -27,33 +25,28 @@ class Panoptic:
     def reset(self) -> None:
         self.measure = PanopticMeasure(self.classes, self.things)
 
-    def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> PanopticMeasure:
-        truth = {**_annotated(target), "iscrowd": target["iscrowd"].cpu().numpy()}
-        found = {"segments": result["segments"].cpu().numpy(), "labels": result["labels"].cpu().numpy()}
+    def add(self, target: Arrays, result: Arrays) -> PanopticMeasure:
         alone = PanopticMeasure(self.classes, self.things)
-        alone.add(truth, found)
+        alone.add({**target, "segments": segments_of(target["masks"])}, result)
         self.measure.merge(alone.state())
         return alone
 
     @staticmethod
-    def scene(source: str, classes: Sequence[str], things: Sequence[bool], result: Mapping[str, Tensor]) -> PanopticMap:
+    def scene(source: str, classes: Sequence[str], things: Sequence[bool], result: Arrays) -> PanopticMap:
         """The segments of one picture."""
-        arrays = {name: result[name].cpu().numpy() for name in ("segments", "labels", "scores")}
-        return PanopticMap(source=source, classes=list(classes), things=list(things), **arrays)
+        found = {name: result[name] for name in ("segments", "labels", "scores")}
+        return PanopticMap(source=source, classes=list(classes), things=list(things), **found)
 
     @staticmethod
-    def truth(source: str, classes: Sequence[str], things: Sequence[bool], target: Mapping[str, Any]) -> PanopticMap:
+    def truth(source: str, classes: Sequence[str], things: Sequence[bool], target: Arrays) -> PanopticMap:
         """The annotated segments of one picture, crowd regions too."""
-        scores = np.ones(len(target["labels"]), np.float32)
-        return PanopticMap(source, list(classes), list(things), **_annotated(target), scores=scores)
-
-
-def _annotated(target: Mapping[str, Any]) -> dict[str, Any]:
-    masks, labels = (target[name].cpu().numpy() for name in ("masks", "labels"))
-    return {"segments": segments_of(masks), "labels": labels}
+        segments, scores = segments_of(target["masks"]), np.ones(len(target["labels"]), np.float32)
+        return Panoptic.scene(source, classes, things, {**target, "segments": segments, "scores": scores})
 
 
 def segments_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Disjoint masks (S, H, W) as one map (H, W): 0 for none, i + 1 for mask i."""
-    index = np.arange(1, len(masks) + 1)[:, None, None]
-    return (masks * index).max(0, initial=0).astype(np.int64)
+    segments = np.zeros(masks.shape[1:], np.int64)
+    for i, mask in enumerate(masks, 1):
+        segments[mask] = i
+    return segments

@@ -4,18 +4,19 @@ Boxes are x1, y1, x2, y2 in the picture's pixels with the far edges outside: a w
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.ops import masks_to_boxes
 
 from vankit.errors import MissingPackageError, UserError
-from vankit.tasks.drawing import add_legend, colour, draw_boxes, draw_regions, outline
+from vankit.tasks.colours import class_colours, object_colours
+from vankit.tasks.drawing import add_legend, draw_boxes, draw_outlines, draw_regions
+
+Arrays = Mapping[str, NDArray[Any]]  # a network's result or a target, see `vankit.tasks.dense`
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Detections:
     def draw(self, image: Image.Image, scores: bool = True) -> Image.Image:
         """A copy of the RGB picture with boxes, names, scores and, where there are any, masks, small over large.
 
+        Each object has a shade of its class's colour, see `vankit.tasks.colours`.
+
         Args:
             image: the picture in which they were found.
             scores: write them beside the names.
@@ -72,12 +75,11 @@ class Detections:
         Raises:
             ValueError: picture and masks differ in size.
         """
-        colours = [colour(label) for label in self.labels.tolist()]
+        colours = object_colours(self.classes, self.labels.tolist(), self.boxes[:, 0] + self.boxes[:, 2])
         if self.masks is not None:
-            regions = np.zeros(self.masks.shape[1:], np.int64)
-            for i in np.argsort(-self.masks.sum((1, 2)), kind="stable"):
-                regions[self.masks[i]] = i + 1
+            regions = _layers(self.masks)
             image = draw_regions(image, regions, colours)
+            draw_outlines(image, regions, colours)
         written = [f" {score:.2f}" if scores else "" for score in self.scores]
         names = [self.classes[label] + score for label, score in zip(self.labels, written, strict=True)]
         return draw_boxes(image, self.boxes, names, colours)
@@ -198,10 +200,15 @@ class PanopticMap:
 
     def draw(self, image: Image.Image) -> Image.Image:
         """A copy of the RGB picture, tinted by class with things outlined, over a legend; see `Detections.draw`."""
-        labels = self.labels.tolist()
-        tinted = draw_regions(image, self.segments, [colour(k, labels[:i].count(k)) for i, k in enumerate(labels)])
-        outline(tinted, self.segments * np.append(False, self._is_thing())[self.segments])
-        return add_legend(tinted, [(colour(label), text) for label, text in self._entries()])
+        seen = np.flatnonzero(self._pixels())
+        labels = self.labels[seen].tolist()
+        colours = [(0, 0, 0)] * len(self.labels)
+        for i, colour in zip(seen, object_colours(self.classes, labels, self._across()[seen]), strict=True):
+            colours[i] = colour
+        tinted = draw_regions(image, self.segments, colours)
+        draw_outlines(tinted, self.segments * np.append(False, self._is_thing())[self.segments], colours)
+        of_class = class_colours(self.classes, labels)
+        return add_legend(tinted, [(of_class[label], text) for label, text in self._entries()])
 
     def resized(self, size: tuple[int, int]) -> "PanopticMap":
         """The map for the picture at another size, (W, H) in pixels; small segments may lose all of theirs."""
@@ -234,13 +241,18 @@ class PanopticMap:
         """As a `supervision.Detections` with a mask per segment that has pixels; see `Detections.to_supervision`."""
         seen = np.flatnonzero(self._pixels())
         masks = self.segments == seen[:, None, None] + 1  # (K, H, W)
-        corners = masks_to_boxes(torch.from_numpy(masks)).numpy()  # (K, 4) pixels inside
-        boxes = corners + np.array([0, 0, 1, 1], np.float32)
+        boxes = np.array([_box_of(mask) for mask in masks], np.float32).reshape(-1, 4)
         found = Detections(self.source, self.classes, boxes, self.labels[seen], self.scores[seen], masks)
         return found.to_supervision()
 
     def _pixels(self) -> NDArray[np.int64]:
         return np.bincount(self.segments.ravel(), minlength=len(self.labels) + 1)[1:]  # (S,)
+
+    def _across(self) -> NDArray[np.float64]:
+        """The mean column of each segment that has pixels, (S,)."""
+        columns = np.broadcast_to(np.arange(self.segments.shape[1]), self.segments.shape)
+        sums = np.bincount(self.segments.ravel(), columns.ravel(), len(self.labels) + 1)[1:]
+        return sums / np.maximum(self._pixels(), 1)
 
     def _is_thing(self) -> NDArray[np.bool_]:
         return np.array(self.things, bool)[self.labels]  # (S,)
@@ -252,6 +264,20 @@ class PanopticMap:
         largest_first = [label for label in np.argsort(-shares, kind="stable").tolist() if shares[label] > 0]
         stuff = [(label, f"{self.classes[label]} {percent[label]} %") for label in largest_first]
         return _counts(self.labels[is_thing & (pixels > 0)], self.classes) + stuff
+
+
+def _layers(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Masks (N, H, W), which may overlap, as one map (H, W): 0 for none, i + 1 for mask i, small over large."""
+    regions = np.zeros(masks.shape[1:], np.int32)
+    for i in sorted(range(len(masks)), key=lambda i: -np.count_nonzero(masks[i])):
+        np.putmask(regions, masks[i], i + 1)
+    return regions
+
+
+def _box_of(mask: NDArray[np.bool_]) -> list[int]:
+    """The box around a mask (H, W) that has pixels."""
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
 
 
 def _nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

@@ -24,7 +24,8 @@ from vankit.heads.build import HEADS, build_network, check_head
 from vankit.heads.checkpoints import start_from
 from vankit.models.description import Description, Weights
 from vankit.models.van import Stage
-from vankit.tasks.dense import EVALUATORS, Evaluator, infer
+from vankit.tasks.dense import EVALUATORS, Evaluator
+from vankit.tasks.inference import arrays, infer
 from vankit.training.loaders import Processes, Setup, gathered, loaders, to_channels_last
 from vankit.training.optimizers import build_optimizer
 from vankit.training.recipes import DenseConfig
@@ -86,8 +87,8 @@ class DenseTask(LightningModule):
 
     def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> dict[str, Any]:
         images, targets = batch
-        results = infer(self.model, images, self.description) if images else []
-        alone = [self.evaluator.add(target, result) for target, result in zip(targets, results, strict=True)]
+        results = [arrays(each) for each in infer(self.model, images, self.description)] if images else []
+        alone = [self.evaluator.add(arrays(target), result) for target, result in zip(targets, results, strict=True)]
         return {"answers": results, "measures": alone}  # for `Pictures` and `KeepFindings`
 
     def on_validation_epoch_start(self) -> None:

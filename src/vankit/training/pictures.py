@@ -11,9 +11,11 @@ from torch import Tensor
 
 from vankit.models.description import Description
 from vankit.reports.worst import picture_of
+from vankit.tasks.colours import Colour
 from vankit.tasks.dense import EVALUATORS
-from vankit.tasks.drawing import Colour, draw_sheet
-from vankit.tasks.results import Detections
+from vankit.tasks.drawing import draw_sheet
+from vankit.tasks.inference import arrays
+from vankit.tasks.results import Arrays, Detections
 from vankit.training.logs import Log
 
 Cell = tuple[Image.Image, str, Colour]  # picture, caption and its colour
@@ -109,18 +111,19 @@ def _seen(image: Tensor, description: Description, side: int) -> Image.Image:
 
 
 def draw_scenes(
-    image: Tensor, target: dict[str, Any], result: dict[str, Tensor], description: Description, side: int = 320
+    image: Tensor, target: dict[str, Any], result: Arrays, description: Description, side: int = 320
 ) -> list[Cell]:
     """A detector's or segmenter's answer for one image, and the truth.
 
     Args:
         image: (3, H, W), 0 to 1.
-        target, result: see `vankit.heads`.
+        target: see `vankit.heads`.
+        result: see `vankit.tasks.dense`.
         description: of the network.
         side: of the pictures' longer side in pixels.
     """
     task, names = EVALUATORS[description.task], ("", description.classes, description.things)
-    found, truth = task.scene(*names, result), task.truth(*names, target)
+    found, truth = task.scene(*names, result), task.truth(*names, arrays(target))
     picture = picture_of(image, side)
     if isinstance(found, Detections):
         before = (image.shape[2], image.shape[1])

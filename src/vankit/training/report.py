@@ -17,6 +17,7 @@ from vankit.reports.log import draw_log, epochs_of, read_log
 from vankit.reports.page import finish, write_measures
 from vankit.reports.scenes import SceneFindings, scene_findings
 from vankit.reports.worst import items_of
+from vankit.tasks.inference import arrays
 from vankit.training.loaders import gathered
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class KeepFindings(Callback):
         images, targets = batch
         if isinstance(self.current, SceneFindings):
             for i, target in enumerate(targets):  # one at most
-                self.current.add(batch_idx, images[i], target, outputs["answers"][i], outputs["measures"][i])
+                self.current.add(batch_idx, images[i], arrays(target), outputs["answers"][i], outputs["measures"][i])
             return
         items = items_of(cast(Any, trainer.val_dataloaders), batch_idx)
         self.current.add(items, images, targets.cpu().numpy(), outputs["answers"].cpu().numpy())
