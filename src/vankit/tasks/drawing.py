@@ -15,6 +15,13 @@ from vankit.errors import UserError
 from vankit.tasks.colours import Colour
 from vankit.tasks.tags import place_tags
 
+_FIRST, _LAST, _ALL = slice(None, -1), slice(1, None), slice(None)
+_NEIGHBOURS = (  # what lays each pixel of a map over the one below, to the right, and in both diagonals
+    ((_FIRST, _ALL), (_LAST, _ALL)),
+    ((_ALL, _FIRST), (_ALL, _LAST)),
+    ((_FIRST, _FIRST), (_LAST, _LAST)),
+    ((_FIRST, _LAST), (_LAST, _FIRST)),
+)
 _GAP = 6  # pixels between the pictures of a sheet
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _DARK = 0.179  # luminance below which white is read better than black: (1.05 / (x + 0.05) = (x + 0.05) / 0.05)
@@ -90,22 +97,11 @@ def draw_outlines(image: Image.Image, regions: NDArray[np.integer], colours: Seq
     """Draw a line into the RGB picture, along the inside of every region; see `draw_regions`."""
     reach = max(1, _line_width(image) // 2)
     edges = np.zeros(regions.shape, bool)
-    for one, other in _neighbours(regions.shape):
+    for one, other in _NEIGHBOURS:
         differs = regions[one] != regions[other]
         edges[one] |= differs
         edges[other] |= differs
     image.paste(_painted(regions, colours), mask=_as_mask(_dilated(edges, reach - 1) & (regions > 0)))
-
-
-def _neighbours(shape: tuple[int, ...]) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Slices of a map that lay each pixel over its neighbour below, to the right, and in both diagonals."""
-    first, last, whole = slice(None, -1), slice(1, None), slice(None)
-    return [
-        ((first, whole), (last, whole)),
-        ((whole, first), (whole, last)),
-        ((first, first), (last, last)),
-        ((first, last), (last, first)),
-    ]
 
 
 def _dilated(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:

@@ -34,14 +34,16 @@ class _Taken:
 
     def take(self, box: NDArray[np.int64], extent: NDArray[np.int64]) -> tuple[int, int] | None:
         beside = self._beside(box, extent)
-        free = [place for place in beside if not self._covers(place, extent)] or self._near(beside[0], extent)
-        if not len(free):
+        place = next((each for each in beside if not self._covers(each, extent)), None)
+        if place is None:
+            place = self._near(beside[0], extent)
+        if place is None:
             return None
-        tag = np.concatenate([free[0], free[0] + extent])
+        tag = np.concatenate([place, place + extent])
         self.tags = np.vstack([self.tags, tag])
         left, top, right, bottom = (tag // self.cell).tolist()
         self.grid[top : bottom + 1, left : right + 1] = True
-        return int(tag[0]), int(tag[1])
+        return int(place[0]), int(place[1])
 
     def _beside(self, box: NDArray[np.int64], extent: NDArray[np.int64]) -> NDArray[np.int64]:
         """Places at the box, the best first, (8, 2)."""
@@ -52,10 +54,10 @@ class _Taken:
     def _covers(self, place: NDArray[np.int64], extent: NDArray[np.int64]) -> bool:
         return bool(((place < self.tags[:, 2:]) & (self.tags[:, :2] < place + extent)).all(1).any())
 
-    def _near(self, wanted: NDArray[np.int64], extent: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The free place of the grid that is nearest to the wanted one, (1, 2), or (0, 2)."""
+    def _near(self, wanted: NDArray[np.int64], extent: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The free place of the grid that is nearest to the wanted one."""
         columns, rows = -(-extent // self.cell)
         sums = np.pad(self.grid, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
         down = sums[rows:] - sums[:-rows]  # taken cells of each place's rows, from the left on
         free = np.argwhere(down[:, columns:] == down[:, :-columns])[:, ::-1] * self.cell  # x, y
-        return free[[np.square(free - wanted).sum(1).argmin()]] if len(free) else free
+        return free[np.square(free - wanted).sum(1).argmin()] if len(free) else None
