@@ -82,6 +82,11 @@ def test_lightning_is_known_to_training_alone() -> None:
             "vankit.explanation, vankit.inspection, vankit.prediction.scenes, vankit.validation",
             "lightning, lightning_fabric",
         ),
+        (
+            "vankit.data.folders, vankit.data.scenes, vankit.data.multilabel, vankit.reports.classes, "
+            "vankit.reports.log, vankit.validation",
+            "torch, torchvision, timm, matplotlib, openvino",
+        ),
         ("vankit.timm", "torch, timm"),
         ("vankit.ops", "triton, torch._dynamo"),
     ],

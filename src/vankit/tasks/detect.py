@@ -95,6 +95,8 @@ def detections(result: Mapping[str, Tensor], masks: bool = True) -> dict[str, An
     return {name: _array(result[name]) for name in names}
 
 
-def _array(value: Tensor) -> Any:
+def _array(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
     value = value.detach().cpu()
     return (value.float() if value.is_floating_point() else value).numpy()  # numpy knows no bfloat16

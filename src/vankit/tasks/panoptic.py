@@ -28,8 +28,8 @@ class Panoptic:
         self.measure = PanopticMeasure(self.classes, self.things)
 
     def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> PanopticMeasure:
-        truth = {**_annotated(target), "iscrowd": target["iscrowd"].cpu().numpy()}
-        found = {"segments": result["segments"].cpu().numpy(), "labels": result["labels"].cpu().numpy()}
+        truth = {**_annotated(target), "iscrowd": np.asarray(target["iscrowd"])}
+        found = {name: np.asarray(result[name]) for name in ("segments", "labels")}
         alone = PanopticMeasure(self.classes, self.things)
         alone.add(truth, found)
         self.measure.merge(alone.state())
@@ -38,7 +38,7 @@ class Panoptic:
     @staticmethod
     def scene(source: str, classes: Sequence[str], things: Sequence[bool], result: Mapping[str, Tensor]) -> PanopticMap:
         """The segments of one picture."""
-        arrays = {name: result[name].cpu().numpy() for name in ("segments", "labels", "scores")}
+        arrays = {name: np.asarray(result[name]) for name in ("segments", "labels", "scores")}
         return PanopticMap(source=source, classes=list(classes), things=list(things), **arrays)
 
     @staticmethod
@@ -49,7 +49,7 @@ class Panoptic:
 
 
 def _annotated(target: Mapping[str, Any]) -> dict[str, Any]:
-    masks, labels = (target[name].cpu().numpy() for name in ("masks", "labels"))
+    masks, labels = (np.asarray(target[name]) for name in ("masks", "labels"))
     return {"segments": segments_of(masks), "labels": labels}
 
 

@@ -36,7 +36,7 @@ class Segment:
 
     def add(self, target: Mapping[str, Any], result: Mapping[str, Tensor]) -> SegmentationMeasure:
         alone = SegmentationMeasure(self.classes)
-        alone.add(target["semantic"].cpu().numpy(), _labels(result))
+        alone.add(np.asarray(target["semantic"]), _labels(result))
         self.measure.merge(alone.state())
         return alone
 
@@ -48,10 +48,12 @@ class Segment:
     @staticmethod
     def truth(source: str, classes: Sequence[str], things: Sequence[bool], target: Mapping[str, Any]) -> SemanticMap:
         """The annotated class of every pixel of one picture; 255 is unlabelled."""
-        return SemanticMap(source=source, classes=list(classes), labels=target["semantic"].cpu().numpy())
+        return SemanticMap(source=source, classes=list(classes), labels=np.asarray(target["semantic"]))
 
 
-def _labels(result: Mapping[str, Tensor]) -> Any:
+def _labels(result: Mapping[str, Any]) -> Any:
+    if "semantic" in result:
+        return result["semantic"]
     return result["logits"].argmax(0).cpu().numpy().astype(np.int64)
 
 
