@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from torch.utils.data import IterableDataset
 
 from vankit.data.reading import Reader, Reading, Replacing, is_stream, read_ahead
 from vankit.errors import UserError
@@ -87,7 +88,7 @@ def test_what_is_wrong_with_an_item_is_raised_in_its_place(threads: int) -> None
         next(items)
 
 
-class Stream:
+class Stream(IterableDataset[str]):
     def __len__(self) -> int:
         return 2  # which streams cannot know for certain
 
@@ -96,5 +97,5 @@ class Stream:
 
 
 def test_a_stream_is_read_to_its_end() -> None:
-    assert is_stream(Stream()) and not is_stream(Slow(1))
+    assert is_stream(Stream()) and not is_stream(Slow(1)) and not is_stream([1])
     assert list(read_ahead(Stream(), threads=4, ahead=8)) == ["a", "b", "c"]

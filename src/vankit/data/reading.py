@@ -1,6 +1,7 @@
 """What readers do about images and annotations that cannot be used as they are."""
 
 import logging
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
@@ -102,8 +103,9 @@ class Replacing:
 
 
 def is_stream(dataset: Any) -> bool:
-    """Whether a dataset gives its items in its own order alone, as one of shards does, and has none by index."""
-    return hasattr(dataset, "__iter__")
+    """Whether a dataset is PyTorch's IterableDataset, such as one of shards, which has no items by index."""
+    torch_data = sys.modules.get("torch.utils.data")  # else there is none
+    return torch_data is not None and isinstance(dataset, torch_data.IterableDataset)
 
 
 def read_ahead(dataset: Any, threads: int, ahead: int) -> Iterator[Any]:
