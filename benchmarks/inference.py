@@ -42,9 +42,7 @@ from vankit.engines.base import cores
 from vankit.study.timing import (
     Array,
     Contender,
-    Run,
     Timing,
-    Worker,
     compare,
     eager,
     load,
@@ -53,6 +51,7 @@ from vankit.study.timing import (
     random_network,
     save_weights,
 )
+from vankit.study.worker import Run, Worker
 
 # torch and the engines are imported by the processes that need them: the others should look as they are deployed
 

@@ -86,6 +86,11 @@ def test_lightning_is_known_to_training_alone() -> None:
             ", ".join(f"vankit.tasks.{p.stem}" for p in SOURCE.glob("tasks/[!_]*.py") if p.stem != "inference"),
             "torch, torchvision, matplotlib, torchmetrics, lightning, timm",
         ),
+        (
+            "vankit.data.folders, vankit.data.scenes, vankit.data.multilabel, vankit.reports.classes, "
+            "vankit.reports.log, vankit.validation",
+            "torch, torchvision, timm, matplotlib, openvino",
+        ),
         ("vankit.timm", "torch, timm"),
         ("vankit.ops", "triton, torch._dynamo"),
     ],

@@ -155,9 +155,9 @@ def write_coco(root: Path) -> None:
         pictures, objects, panoptic = [], [], []
         for i in range(2):
             image, target = scenes[i]
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(images / f"{i}.jpg")
+            image.save(images / f"{i}.jpg")
             pictures.append({"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 64})
-            ids = segments_of(target["masks"].numpy())
+            ids = segments_of(target["masks"])
             Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], -1).astype(np.uint8)).save(segments / f"{i}.png")
             infos = [segment_info(ids, j + 1, label + 1) for j, label in enumerate(target["labels"].tolist())]
             panoptic.append({"image_id": i, "file_name": f"{i}.png", "segments_info": infos})
@@ -186,8 +186,8 @@ def write_streets(root: Path) -> None:
             (root / folder / split).mkdir(parents=True)
         for i in range(len(scenes)):
             image, target = scenes[i]
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / "images" / split / f"{i}.jpg")
-            Image.fromarray(target["semantic"].numpy()).save(root / "annotations" / split / f"{i}.png")
+            image.save(root / "images" / split / f"{i}.jpg")
+            Image.fromarray(target["semantic"]).save(root / "annotations" / split / f"{i}.png")
     (root / "classes.txt").write_text("\n".join(scenes.classes))
 
 

@@ -140,7 +140,7 @@ def test_the_limit_of_pixels_is_that_of_the_reading(tmp_path: Path) -> None:
     Image.fromarray(np.eye(20, dtype=np.uint8)).save(tmp_path / "labels" / "annotations" / "train" / "1.png")
     (tmp_path / "labels" / "classes.txt").write_text("a\nb\n")
     scenes = open_scenes(tmp_path / "labels", "segment", "train", reading=Reading(max_pixels=400))
-    assert scenes[0][0].shape == (3, 20, 20)
+    assert scenes[0][0].size == (20, 20)
     with pytest.raises(UserError, match="--max-pixels 400"):
         scenes.coding.read(scenes.files[0][1], 399)
 

@@ -1,6 +1,8 @@
 """Measures against torchmetrics and hand counts, on folders with known answers."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,6 +218,50 @@ def test_the_report_shows_the_surest_mistakes(data: Path, checkpoint: Path, tmp_
     assert page.rows("Left out")[0]["file"] == str(data / "val" / "blue" / "0.png")
     assert page.facts(page.title)["left out"] == "1"
     assert page.opens_offline()
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "torchvision", "timm", "lightning")))  # importing one is an error
+
+from vankit.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def without_torch(*words: object) -> subprocess.CompletedProcess[str]:
+    """`vankit` in a process that has no PyTorch."""
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.export
+def test_an_exported_folder_is_validated_without_torch(data: Path, tmp_path: Path) -> None:
+    """A folder with a broken image: the figures, the list of what was left out and the page are the network's."""
+    (data / "val" / "green" / "bad.jpg").write_bytes(b"broken")
+    torch.manual_seed(0)
+    module = vankit.VAN(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_classes=6).eval()
+    torch.nn.init.normal_(module.head.fc.weight)
+    module.pretrained_cfg = {**PREPROCESSING, "input_size": (3, 32, 32)}
+    network = open_network(module, classes=["red", "violet", "blue", "green", "black", "white"])
+    vankit.export(network, out=tmp_path / "out")
+    options = ("--batch-size", 5, "--skip-bad", "--output", tmp_path / "r.json", "--report", tmp_path / "r.html")
+    run = without_torch("validate", data, "--model", tmp_path / "out", *options)
+    report = validate(data, network, report=tmp_path / "torch.html", batch_size=5, **QUICK)
+    assert json.loads((tmp_path / "r.json").read_text()) == report.to_dict()
+    assert f"top-1 {report.top1:.2%}  top-5 {report.top5:.2%}  images 12  left out 1" in run.stdout
+    ours, theirs = Report(tmp_path / "r.html"), Report(tmp_path / "torch.html")
+    assert ours.captions == theirs.captions and ours.rows("Classes") == theirs.rows("Classes")
+    assert ours.rows("Left out") == theirs.rows("Left out")
+
+
+def test_any_number_of_threads_measures_the_same(data: Path, checkpoint: Path) -> None:
+    """Which of several broken images was met first does not matter either."""
+    for name in ("blue/1.png", "green/0.png", "green/3.png", "red/2.png"):
+        (data / "val" / name).write_bytes(b"broken")
+    reports = [validate(data, checkpoint=checkpoint, engine="torch", batch_size=3, workers=n) for n in (0, 4)]
+    assert reports[0].to_dict() == reports[1].to_dict() and len(reports[0].skipped) == 4
 
 
 def test_a_detectors_report(dense_checkpoint: Callable[[str, str], Path], small_shapes: None, tmp_path: Path) -> None:

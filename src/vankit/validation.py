@@ -1,43 +1,42 @@
 """Validation: a trained network's measures on a labelled image set, for every task."""
 
 import logging
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
-from vankit.data.augment import collate, evaluation_transform
 from vankit.data.folders import class_index, open_dataset
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.images import MAX_PIXELS
 from vankit.data.multilabel import check_kind
-from vankit.data.reading import Reader, Reading
+from vankit.data.reading import Reading, read_ahead
 from vankit.data.scenes import open_scenes
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
 from vankit.files import check_file, check_named, check_picture, is_stream, save_figure, to_json, write_text
-from vankit.heads.build import HEADS
 from vankit.models.description import Weights
 from vankit.pages import Page
 from vankit.prediction.labels import Predictor
 from vankit.prediction.request import check_request
-from vankit.prediction.scenes import DensePredictor
 from vankit.reports.classes import ClassFindings, class_rows, draw_confusion
 from vankit.reports.findings import Findings, write_classes
 from vankit.reports.page import check_page, finish, write_measures
-from vankit.reports.scenes import SceneFindings, scene_findings
 from vankit.reports.worst import items_of
-from vankit.tasks.dense import EVALUATORS
-from vankit.tasks.inference import arrays
 from vankit.tasks.multilabel import MultiLabelMeasure, MultiLabelReport, without_nan
-from vankit.tasks.segment import Test
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vankit.prediction.scenes import DensePredictor
+    from vankit.tasks.segment import Test
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +137,7 @@ class DenseReport:
 
 def validate(
     data: str | PathLike[str],
-    model: str | PathLike[str] | nn.Module | Network | None = None,
+    model: "str | PathLike[str] | nn.Module | Network | None" = None,
     checkpoint: str | PathLike[str] | None = None,
     output: str | PathLike[str] | None = None,
     picture: str | PathLike[str] | None = None,
@@ -150,7 +149,7 @@ def validate(
     workers: int = 2,
     seed: int = 0,
     split: str = "val",
-    test: Test = "single",
+    test: "Test" = "single",
     skip_bad: bool = False,
     tolerant: bool = False,
     allow_outside: bool = False,
@@ -171,7 +170,7 @@ def validate(
         output: JSON file for the report.
         picture: image file for a classifier's confusion matrix, such as confusion.png; not of a multi-label one.
         batch_size, device, engine, precision: see `vankit.Predictor`; detectors and segmenters take an image at a time.
-        workers: processes that load images.
+        workers: threads that load images while the network runs; 0 loads them in between.
         seed: of generated `shapes`; the one they were trained with.
         split: train, val, or the name of a folder such as test.
         test: for semantic segmentation, see `vankit.tasks.inference.segment_logits`.
@@ -208,6 +207,8 @@ def validate(
     figures: Any
     findings: Findings | None
     if opened.dense:
+        from vankit.prediction.scenes import DensePredictor  # on PyTorch
+
         dense = DensePredictor(opened, test=test, engine=engine, precision=precision, device=device)
         figures, findings = _measure_scenes(data, dense, split, workers, seed, reading)
     else:
@@ -250,10 +251,10 @@ def _validate_classifier(
     check_kind(dataset, predictor.description.multi_label, data)
     names: list[str] = list(dataset.classes)
     index = class_index(names, predictor.classes, predictor.named)
-    tolerant = _WithReasons(dataset) if isinstance(dataset, Reader) else dataset
-    loader = DataLoader(tolerant, batch_size, num_workers=workers, collate_fn=_collate)
     measure: Any = _measure_labels if predictor.description.multi_label else _measure
-    report, findings = measure(predictor, loader, names, index)
+    with closing(_batches(dataset, batch_size, workers)) as batches:  # whose threads would go on after an error
+        report, findings = measure(predictor, batches, names, index)
+    report = replace(report, skipped=sorted(getattr(dataset, "skipped", ())))
     if not report.count:
         reasons = [reason for _, reason in report.skipped[:1]]
         raise UserError(f"no image of {data} could be read; {' '.join(reasons) or 'it is empty'}")
@@ -285,15 +286,16 @@ def _write_report(
 
 
 def _measure_scenes(
-    data: str | PathLike[str], predictor: DensePredictor, split: str, workers: int, seed: int, reading: Reading
-) -> tuple[DenseReport, SceneFindings]:
-    masks = HEADS[predictor.head or ""].masks
+    data: str | PathLike[str], predictor: "DensePredictor", split: str, workers: int, seed: int, reading: Reading
+) -> tuple[DenseReport, Findings]:
+    from vankit.reports.scenes import scene_findings
+    from vankit.tasks.dense import EVALUATORS
+
     dataset = open_scenes(
         data,
         predictor.task,
         split,
-        evaluation_transform(),
-        masks=masks,
+        masks=predictor.masks,
         size=predictor.description.short_sides[-1],
         seed=seed,
         ignore_label=predictor.description.ignore_label,
@@ -306,15 +308,15 @@ def _measure_scenes(
     if list(dataset.classes) != predictor.classes:
         only = sorted(set(dataset.classes) ^ set(predictor.classes)) or ["the same in another order"]
         raise UserError(f"data and network have different classes: {', '.join(only[:10])}")
-    evaluator = EVALUATORS[predictor.task](predictor.classes, predictor.things, masks)
-    # the one place that reads skipped files: worker processes would keep their lists to themselves
-    loader = DataLoader(dataset, 1, num_workers=0 if reading.skip_bad else workers, collate_fn=collate)
+    evaluator = EVALUATORS[predictor.task](predictor.classes, predictor.things, predictor.masks)
     findings = scene_findings(predictor.description)
-    for index, (images, targets) in enumerate(track(loader, "validating", transient=True)):
-        if images:  # else left out
-            result, target = arrays(predictor.results(images)[0]), arrays(targets[0])
-            findings.add(index, images[0], target, result, evaluator.add(target, result))
-    skipped = list(dataset.skipped)
+    scenes = read_ahead(dataset, workers, ahead=workers)  # masks of many objects are large
+    for index, scene in enumerate(track(scenes, "validating", len(dataset), transient=True)):
+        if scene is not None:  # else left out
+            picture, target = scene
+            result = predictor.answer(picture)
+            findings.add(index, picture, target, result, evaluator.add(target, result))
+    skipped = sorted(dataset.skipped)
     if not (count := findings.count):
         raise UserError(f"no image of {data} could be used; {skipped[-1][1] if skipped else 'it is empty'}")
     measure = evaluator.measure
@@ -324,58 +326,57 @@ def _measure_scenes(
     return DenseReport(predictor.task, predictor.head or "", count, figures, measure.per_class(), skipped), findings
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Labelled images.
+
+    Attributes:
+        items: of the data set, from which some may have been left out; None of a stream.
+        images: float32 (B, 3, H, W).
+        labels: (B,) classes, or (B, classes) of 0 and 1.
+    """
+
+    items: range | None
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def _batches(dataset: Any, size: int, workers: int) -> Generator[_Batch, None, None]:
+    """Those with an image that can be read."""
+    samples = track(read_ahead(dataset, workers, ahead=2 * size), "validating", len(dataset), transient=True)
+    chunks = iter(lambda: list(islice(samples, size)), [])
+    for number, chunk in enumerate(chunks):
+        if usable := [sample for sample in chunk if sample is not None]:
+            images, labels = zip(*usable, strict=True)
+            yield _Batch(items_of(dataset, size, number), np.stack(images), np.array(labels, np.int64))
+
+
 def _measure(
-    predictor: Predictor, loader: DataLoader[Any], names: list[str], index: NDArray[np.int64]
+    predictor: Predictor, batches: Iterator[_Batch], names: list[str], index: NDArray[np.int64]
 ) -> tuple[ClassificationReport, ClassFindings]:
     n = len(names)
     column = np.full(len(predictor.classes), n)  # the network's class → the data's, n for classes the data lacks
     column[index] = np.arange(n)
     confusion = np.zeros((n, n + (len(predictor.classes) > n)), dtype=np.int64)
-    top5_correct, skipped = 0, []
+    top5_correct = 0
     findings = ClassFindings(names, predictor.preprocessing, predictor.classes, column)
-    for i, (images, labels, errors) in enumerate(track(loader, "validating", transient=True)):
-        skipped += errors
-        if not len(labels):
-            continue
-        logits = predictor.logits(images.numpy())
+    for batch in batches:
+        logits = predictor.logits(batch.images)
         best = np.argsort(-logits, axis=1, kind="stable")[:, :5]
-        findings.add(items_of(loader, i), images, labels, logits)
-        np.add.at(confusion, (labels, column[best[:, 0]]), 1)
-        top5_correct += int((best == index[labels][:, None]).any(1).sum())
+        findings.add(batch.items, batch.images.__getitem__, batch.labels, logits)
+        np.add.at(confusion, (batch.labels, column[best[:, 0]]), 1)
+        top5_correct += int((best == index[batch.labels][:, None]).any(1).sum())
     top5 = top5_correct if len(predictor.classes) > 5 else None
-    return ClassificationReport(names, confusion, top5, skipped), findings
+    return ClassificationReport(names, confusion, top5, []), findings
 
 
 def _measure_labels(
-    predictor: Predictor, loader: DataLoader[Any], names: list[str], index: NDArray[np.int64]
+    predictor: Predictor, batches: Iterator[_Batch], names: list[str], index: NDArray[np.int64]
 ) -> tuple[MultiLabelReport, None]:
     thresholds = predictor.description.thresholds
     measure = MultiLabelMeasure(names, [thresholds[i] for i in index])
-    count, skipped = 0, []
-    for images, labels, errors in track(loader, "validating", transient=True):
-        skipped += errors
-        if len(labels):
-            measure.add(labels, predictor.logits(images.numpy())[:, index])
-            count += len(labels)
-    return MultiLabelReport(count, measure.compute(), measure.per_class(), skipped), None
-
-
-class _WithReasons(Dataset[Any]):
-    """A set whose unreadable images come as (path, reason), for worker processes keep their lists to themselves."""
-
-    def __init__(self, dataset: Reader) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, i: int) -> Any:
-        item = self.dataset[i]
-        return (self.dataset.skipped[-1], None) if item is None else item
-
-
-def _collate(samples: list[Any]) -> tuple[torch.Tensor, NDArray[np.int64], list[tuple[str, str]]]:
-    good = [(image, label) for image, label in samples if label is not None]
-    errors = [error for error, label in samples if label is None]
-    images = torch.stack([torch.as_tensor(image) for image, _ in good]) if good else torch.empty(0, 3, 0, 0)
-    return images, np.array([label for _, label in good], dtype=np.int64), errors
+    count = 0
+    for batch in batches:
+        measure.add(batch.labels, predictor.logits(batch.images)[:, index])
+        count += len(batch.labels)
+    return MultiLabelReport(count, measure.compute(), measure.per_class(), []), None

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from vankit.data.augment import DropEmpty, collate, evaluation_transform, training_transform
+from vankit.data.augment import DropEmpty, as_tensors, collate, evaluation_transform, training_transform
 
 HEIGHT, WIDTH = 48, 70
 Sample = tuple[Any, dict[str, Any]]
@@ -235,6 +237,22 @@ def test_evaluation_changes_nothing_but_the_range() -> None:
     assert image.dtype == torch.float32 and torch.equal(image, sample[0] / 255)
     assert all(torch.equal(target[name], sample[1][name]) for name in (*INSTANCES, "semantic"))
     assert target["masks"].dtype == torch.bool and target["semantic"].dtype == torch.uint8
+
+
+def test_a_readers_item_as_tensors() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    masks = np.zeros((1, HEIGHT, WIDTH), bool)
+    masks[0, 8:28, 5:30] = True
+    boxes, labels = np.array([[5, 8, 30, 28]], np.float32), np.array([3])
+    target = {"boxes": boxes, "labels": labels, "masks": masks, "semantic": masks[0].astype(np.uint8), "image_id": 7}
+    image, found = as_tensors(Image.fromarray(pixels), target)
+    assert type(image) is tv_tensors.Image and image.permute(1, 2, 0).tolist() == pixels.tolist()
+    kinds = {name: type(value) for name, value in found.items()}
+    mask, box = tv_tensors.Mask, tv_tensors.BoundingBoxes
+    assert kinds == {"boxes": box, "labels": Tensor, "masks": mask, "semantic": mask, "image_id": int}
+    assert (found["boxes"].format.value, found["boxes"].canvas_size) == ("XYXY", (HEIGHT, WIDTH))
+    for name in kinds.keys() - {"image_id"}:
+        assert found[name].tolist() == target[name].tolist() and found[name].numpy().dtype == target[name].dtype, name
 
 
 def test_collated_samples_are_plain_tensors() -> None:

@@ -352,7 +352,9 @@ def test_shards_without_val_are_refused(shards: Path) -> None:
 def test_classes_are_matched_by_name_id_or_order() -> None:
     assert class_index(["b", "a"], ["a", "b", "c"]).tolist() == [1, 0]
     imagenet = ImageNetInfo("imagenet-1k").label_descriptions()
+    ids = ImageNetInfo("imagenet-1k").label_names()
     assert class_index(["n01443537", "n01440764"], imagenet).tolist() == [1, 0]
+    assert class_index(ids[::-1], imagenet).tolist() == list(range(1000))[::-1]
     assert class_index(["0", "1", "10"], ["0", "1", "2"], named=False).tolist() == [0, 1, 2]
     with pytest.raises(UserError, match=r"does not know 1 of the data's 2 classes \(z\)"):
         class_index(["a", "z"], ["a", "b"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchvision import tv_tensors
 
-from vankit.data.augment import collate
+from vankit.data.augment import as_tensors, collate
 from vankit.data.own import ItemError, OwnImages, OwnScenes, name_of, pair_of
 from vankit.data.scenes import ShapeScenes
 from vankit.errors import UserError
@@ -119,7 +119,7 @@ def test_a_wrong_image_or_label_is_named(item: Any, message: str) -> None:
 
 @pytest.mark.parametrize(("task", "masks"), [("detect", True), ("segment", False), ("panoptic", True)])
 def test_plain_tensors_become_what_the_readers_give(task: str, masks: bool) -> None:
-    shapes = ShapeScenes(task, "train", 4, 64)
+    shapes = ShapeScenes(task, "train", 4, 64, transform=as_tensors)
     keys = {"detect": ("boxes", "labels", "masks"), "segment": ("semantic",), "panoptic": ("labels", "masks")}[task]
     plain = [(image.as_subclass(Tensor), {key: target[key].as_subclass(Tensor) for key in keys})
              for image, target in shapes]  # fmt: skip

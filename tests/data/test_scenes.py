@@ -1,6 +1,9 @@
 """Scenes by task: what is said of a picture agrees with itself, and what is missing is named."""
 
 import json
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
+from vankit.data.augment import as_tensors
 from vankit.data.coco import CocoInstances
 from vankit.data.coco_panoptic import CocoPanoptic
 from vankit.data.held_out import HeldOut
@@ -33,8 +35,8 @@ def shapes(task: str, **options: Any) -> ShapeScenes:
     return ShapeScenes(task, **{"split": "val", "length": 12, "size": SIZE, **options})
 
 
-def tight(masks: Tensor) -> Tensor:
-    return masks_to_boxes(masks.as_subclass(Tensor)).float() + torch.tensor([0.0, 0, 1, 1])
+def tight(masks: np.ndarray) -> np.ndarray:
+    return masks_to_boxes(torch.from_numpy(masks)).numpy() + np.array([0, 0, 1, 1])
 
 
 def test_boxes_are_tight_around_the_masks_of_objects() -> None:
@@ -43,15 +45,15 @@ def test_boxes_are_tight_around_the_masks_of_objects() -> None:
     assert dataset.category_ids == list(range(1, 11))
     counts = set()
     for i, (image, target) in enumerate(dataset):
-        assert isinstance(image, tv_tensors.Image) and image.shape == (3, *SIZE) and image.dtype == torch.uint8
+        assert (image.mode, image.size) == ("RGB", SIZE[::-1])
         count = len(target["labels"])
-        assert target["masks"].shape == (count, *SIZE) and target["masks"].dtype == torch.bool
-        assert target["boxes"].shape == (count, 4) and target["boxes"].canvas_size == SIZE
-        assert torch.equal(target["boxes"].as_subclass(Tensor), tight(target["masks"]))
+        assert target["masks"].shape == (count, *SIZE) and target["masks"].dtype == np.bool_
+        assert target["boxes"].shape == (count, 4) and target["boxes"].dtype == np.float32
+        assert np.array_equal(target["boxes"], tight(target["masks"]))
         assert target["masks"].sum(0).max() == 1  # visible parts
-        assert torch.equal(target["area"], target["masks"].sum((1, 2)).float())
+        assert np.array_equal(target["area"], target["masks"].sum((1, 2)))
         assert not target["iscrowd"].any() and target["image_id"] == i and "semantic" not in target
-        assert set(target["labels"].tolist()) <= set(range(10)) and target["labels"].dtype == torch.int64
+        assert set(target["labels"].tolist()) <= set(range(10)) and target["labels"].dtype == np.int64
         counts.add(count)
     assert len(counts) > 2 and max(counts) <= 4
 
@@ -60,11 +62,11 @@ def test_the_label_map_is_that_of_the_masks_on_background() -> None:
     dataset = shapes("segment")
     assert dataset.classes == [*CLASSES, "background"]
     for (image, target), (same, objects) in zip(dataset, shapes("detect"), strict=True):
-        assert torch.equal(image, same)
-        expected = torch.full(SIZE, 10)
-        for label, mask in zip(objects["labels"], objects["masks"].as_subclass(Tensor), strict=True):
+        assert image.tobytes() == same.tobytes()
+        expected = np.full(SIZE, 10)
+        for label, mask in zip(objects["labels"], objects["masks"], strict=True):
             expected[mask] = label
-        assert isinstance(target["semantic"], tv_tensors.Mask) and target["semantic"].dtype == torch.uint8
+        assert target["semantic"].dtype == np.uint8
         assert target["semantic"].tolist() == expected.tolist()
         assert target.keys() == {"semantic", "image_id"}
 
@@ -75,26 +77,26 @@ def test_panoptic_segments_cover_the_picture_once() -> None:
     for (_, target), (_, objects) in zip(dataset, shapes("detect"), strict=True):
         assert (target["masks"].sum(0) == 1).all()
         assert target["labels"].tolist() == [*objects["labels"].tolist(), 10]
-        assert torch.equal(target["masks"][:-1], objects["masks"])
-        assert torch.equal(target["boxes"].as_subclass(Tensor), tight(target["masks"]))
-        assert torch.equal(target["area"], target["masks"].sum((1, 2)).float())
+        assert np.array_equal(target["masks"][:-1], objects["masks"])
+        assert np.array_equal(target["boxes"], tight(target["masks"]))
+        assert np.array_equal(target["area"], target["masks"].sum((1, 2)))
         assert target["iscrowd"].tolist() == [False] * len(target["labels"])
 
 
 def test_shapes_are_the_same_again_and_others_by_seed_and_split() -> None:
     image, _ = shapes("detect")[3]
-    assert torch.equal(shapes("detect", length=5)[3][0], image)
-    assert not torch.equal(shapes("detect", seed=1)[3][0], image)
-    assert not torch.equal(shapes("detect", split="train")[3][0], image)
+    assert shapes("detect", length=5)[3][0] == image
+    assert shapes("detect", seed=1)[3][0] != image
+    assert shapes("detect", split="train")[3][0] != image
 
 
 def test_shapes_by_their_word() -> None:
-    data = open_scenes("shapes", "segment", "val", lambda image, target: image.shape, size=32, seed=4)
+    data = open_scenes("shapes", "segment", "val", lambda image, target: image.size, size=32, seed=4)
     assert (len(data), len(data.names), data.skipped) == (200, 200, [])
-    assert data[7] == (3, 32, 32)
+    assert data[7] == (32, 32)
     assert len(open_scenes("shapes", "detect", "train")) == 4000
     image, _ = open_scenes("shapes", "detect", "val", seed=4, size=32)[7]
-    assert torch.equal(image, shapes("detect", seed=4, size=32)[7][0])
+    assert image == shapes("detect", seed=4, size=32)[7][0]
     for index in (-1, 200):
         with pytest.raises(IndexError, match=f"image {index} of 200: expected 0 to 199"):
             data[index]
@@ -153,6 +155,74 @@ def test_coco_folders_by_task(coco: Path) -> None:
     assert segments[0] == [24, 12]
 
 
+WITHOUT_TORCH = """
+import pickle, sys
+sys.modules.update(dict.fromkeys(("torch", "torchvision", "timm")))  # importing one is an error
+
+import numpy as np
+from vankit.data.scenes import open_scenes
+
+answers = []
+for data, task, masks in pickle.loads(bytes.fromhex(sys.argv[1])):
+    scenes = open_scenes(data, task, "val", masks=masks, size=32)
+    answers.append([(np.asarray(image), target) for image, target in map(scenes.__getitem__, range(2))])
+sys.stdout.buffer.write(pickle.dumps(answers))
+"""
+
+
+@pytest.fixture
+def layouts(tmp_path: Path) -> list[tuple[str, str, bool]]:
+    """Two noisy pictures with annotations in every layout: folder, task, and whether masks are read."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
+    folders = "coco/val", "panoptic/val", "yolo/images/val", "voc/val", "semantic/images/val"
+    for folder in map(tmp_path.__truediv__, folders):
+        folder.mkdir(parents=True)
+        for i, pixels in enumerate(noise):
+            Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 24, "height": 16} for i in range(2)]
+    categories = [{"id": 3, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
+    content: dict[str, Any] = {"images": images, "categories": categories}
+    triangle = {"id": 1, "image_id": 0, "category_id": 9, "bbox": [2, 1, 9, 7], "segmentation": [[2, 1, 11, 1, 6, 8]]}
+    (tmp_path / "coco" / "annotations").mkdir()
+    instances = json.dumps({**content, "annotations": [triangle]})
+    (tmp_path / "coco" / "annotations" / "instances_val.json").write_text(instances)
+    (tmp_path / "panoptic" / "annotations" / "panoptic_val").mkdir(parents=True)
+    segments = [{"id": 5, "category_id": 9}, {"id": 6, "category_id": 3}]
+    maps = [{"image_id": i, "file_name": f"{i}.png", "segments_info": segments} for i in range(2)]
+    (tmp_path / "panoptic" / "annotations" / "panoptic_val.json").write_text(
+        json.dumps({**content, "annotations": maps})
+    )
+    for folder in ("yolo/labels/val", "semantic/annotations/val"):
+        (tmp_path / folder).mkdir(parents=True)
+    for i, pixels in enumerate(noise):
+        ids = np.stack([5 + (pixels[..., 0] > 99), 0 * pixels[..., 0], 0 * pixels[..., 0]], -1).astype(np.uint8)
+        Image.fromarray(ids).save(tmp_path / "panoptic" / "annotations" / "panoptic_val" / f"{i}.png")
+        Image.fromarray(pixels[..., 0] % 2).save(tmp_path / "semantic" / "annotations" / "val" / f"{i}.png")
+        (tmp_path / "yolo" / "labels" / "val" / f"{i}.txt").write_text(f"{i} 0.1 0.1 0.5 0.1 0.5 0.9\n")
+        box = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
+        thing = f"<filename>{i}.jpg</filename><object><name>{'ab'[i]}</name>{box}</object>"
+        (tmp_path / "voc" / "val" / f"{i}.xml").write_text(f"<annotation>{thing}</annotation>")
+    (tmp_path / "yolo" / "classes.txt").write_text("cat\ndog\n")
+    tasks = {"coco": "detect", "panoptic": "panoptic", "yolo": "detect", "voc": "detect", "semantic": "segment"}
+    sets = [(str(tmp_path / name), task, name != "voc") for name, task in tasks.items()]
+    return [*sets, *(("shapes", task, True) for task in ("detect", "segment", "panoptic"))]
+
+
+def test_every_layout_is_read_without_torch_as_for_training(layouts: list[tuple[str, str, bool]]) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, pickle.dumps(layouts).hex()]
+    answers = pickle.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    for (data, task, masks), found in zip(layouts, answers, strict=True):
+        scenes = open_scenes(data, task, "val", as_tensors, masks=masks, size=32)
+        for i, (pixels, target) in enumerate(found):
+            image, expected = scenes[i]
+            np.testing.assert_array_equal(pixels, image.permute(1, 2, 0))
+            assert target.keys() == expected.keys() and target.pop("image_id") == expected["image_id"]
+            for name, values in target.items():
+                assert values.dtype == expected[name].numpy().dtype, (data, task, name)
+                np.testing.assert_array_equal(values, expected[name])
+        assert any(values.any() for _, target in found for name, values in target.items() if name != "iscrowd")
+
+
 def test_masks_are_not_read_where_nobody_wants_them(coco: Path) -> None:
     with pytest.raises(UserError, match="no segmentation, but the head needs masks"):
         open_scenes(coco, "detect", "train")
@@ -180,7 +250,7 @@ def test_real_photographs(shared_data: Callable[[str], Path]) -> None:
     objects, segments = open_scenes(root, "detect", "val"), open_scenes(root, "panoptic", "val")
     for dataset in (objects, segments):
         image, target = dataset[0]
-        assert target["masks"].shape[1:] == image.shape[1:] == target["boxes"].canvas_size
+        assert target["masks"].shape[1:] == image.size[::-1]
         assert len(target["labels"]) == len(target["masks"]) == len(target["boxes"]) > 0
     assert len(segments.things) == len(segments.classes) == 133
 

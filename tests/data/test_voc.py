@@ -197,5 +197,5 @@ def test_objects_are_read_as_supervision_reads_them(
     truth = supervision.DetectionDataset.from_pascal_voc(str(root / "train"), str(root / "train"))
     _, _, expected = truth[0]
     data = opened(root)
-    np.testing.assert_array_equal(data[0][1]["boxes"].numpy(), expected.xyxy)
+    np.testing.assert_array_equal(data[0][1]["boxes"], expected.xyxy)
     assert [data.classes[label] for label in data[0][1]["labels"]] == [truth.classes[i] for i in expected.class_id]

@@ -54,7 +54,7 @@ def test_boxes_and_polygons_by_hand(tmp_path: Path) -> None:
     assert target["boxes"].tolist() == [[10, 5, 30, 15], [10, 5, 30, 15]] and target["labels"].tolist() == [0, 1]
     assert target["area"].tolist() == [200, 200] and not target["iscrowd"].any() and not data.skipped
     add(tmp_path, "images/train/a.png", TRIANGLE)
-    mask = opened(tmp_path, masks=True)[0][1]["masks"][0].numpy()
+    mask = opened(tmp_path, masks=True)[0][1]["masks"][0]
     expected = pytest.importorskip("pycocotools.mask")
     rle = expected.frPyObjects([[10.0, 5.0, 30.0, 5.0, 20.0, 15.0]], HEIGHT, WIDTH)
     np.testing.assert_array_equal(mask, expected.decode(expected.merge(rle)))
@@ -297,9 +297,7 @@ def test_lines_are_read_as_supervision_reads_them(
     )
     _, _, expected = truth[0]
     _, target = opened(root)[0]
-    np.testing.assert_allclose(
-        target["boxes"].numpy().reshape(-1, 4), expected.xyxy.clip(0, [WIDTH, HEIGHT] * 2), atol=1e-4
-    )
+    np.testing.assert_allclose(target["boxes"].reshape(-1, 4), expected.xyxy.clip(0, [WIDTH, HEIGHT] * 2), atol=1e-4)
     assert target["labels"].tolist() == ([] if expected.class_id is None else expected.class_id.tolist())
 
 
@@ -326,7 +324,7 @@ def test_real_photographs_in_yolo_and_voc_layouts_equal_coco(
             total += len(names)
             if len(names) == len(want["labels"]):
                 assert names == sorted(coco.classes[label] for label in want["labels"])
-                boxes = [np.sort(each["boxes"].numpy(), 0) for each in (target, want)]
+                boxes = [np.sort(each["boxes"], 0) for each in (target, want)]
                 np.testing.assert_allclose(*boxes, atol=1.5)  # whole pixels, of VOC counted from 1
         assert total >= 880 and len(data) == 128
 

@@ -87,8 +87,8 @@ def write_masks(root: Path) -> None:
         image, target = pictures[i]
         for folder in ("images", "annotations"):
             (root / folder / "train").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / "images" / "train" / f"{i}.jpg")
-        mask = np.where(target["semantic"].numpy() < 10, 255, 0).astype(np.uint8)
+        image.save(root / "images" / "train" / f"{i}.jpg")
+        mask = np.where(target["semantic"] < 10, 255, 0).astype(np.uint8)
         Image.fromarray(mask).save(root / "annotations" / "train" / f"{i}.png")
 
 
@@ -98,7 +98,7 @@ def write_yolo(root: Path) -> None:
     (root / "labels").mkdir()
     for i in range(len(pictures)):
         image, target = pictures[i]
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / "images" / f"{i}.jpg")
+        image.save(root / "images" / f"{i}.jpg")
         rows = [
             f"{label} {(x1 + x2) / 128} {(y1 + y2) / 128} {(x2 - x1) / 64} {(y2 - y1) / 64}"
             for label, (x1, y1, x2, y2) in zip(target["labels"].tolist(), target["boxes"].tolist(), strict=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from page_reader import Report
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -18,6 +18,7 @@ from vankit.pages import Page
 from vankit.reports.classes import draw_confusion
 from vankit.reports.scenes import SCORE, draw_curves, scene_findings
 from vankit.tasks.dense import EVALUATORS
+from vankit.tasks.inference import arrays
 
 CLASSES = ["cat", "dog"]
 
@@ -52,7 +53,8 @@ def measured(
     description = Description(task, "x", "van_b0", CLASSES)
     evaluator, findings = EVALUATORS[task](CLASSES, [True, False], False), scene_findings(description)
     for i, (target, result) in enumerate(scenes):
-        findings.add(i, torch.full((3, *size), 0.5), target, result, evaluator.add(target, result))
+        truth, answer = arrays(target), arrays(result)
+        findings.add(i, Image.new("RGB", size[::-1], (128, 128, 128)), truth, answer, evaluator.add(truth, answer))
     findings.finish(evaluator.measure)
     findings.name_pictures(Names(len(scenes)))
     return findings, evaluator.measure

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from vankit.data.folders import ClassFolder
-from vankit.data.reading import Reading, collate_usable
+from vankit.data.reading import Reading
 from vankit.data.shapes import Shapes
-from vankit.reports.worst import Mistake, Place, Worst, items_of, name_of, picture_of
+from vankit.reports.worst import Mistake, Place, Worst, items_of, name_of, picture_of, scaled
+from vankit.training.loaders import collate_usable
 
 PICTURE = Image.new("RGB", (1, 1))
 
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> ClassFolder:
         Image.new("RGB", (4, 4)).save(path)
     for name in ("a/1.png", "a/2.png", "b/2.png"):
         (tmp_path / name).write_bytes(b"")
-    return ClassFolder(tmp_path, lambda image: torch.zeros(1), Reading(skip_bad=True))
+    return ClassFolder(tmp_path, lambda image: np.zeros(1), Reading(skip_bad=True))
 
 
 @pytest.mark.parametrize("share", [None, range(1, 10, 2)])
@@ -57,7 +57,7 @@ def test_images_keep_their_names_though_others_were_left_out(folder: ClassFolder
     loader = DataLoader(dataset, 4, collate_fn=collate_usable)
     names = []
     for i, (images, _) in enumerate(loader):
-        items = items_of(loader, i)
+        items = items_of(dataset, 4, i)
         assert items is not None
         names += [name_of(dataset, Place(items, len(images), offset)) for offset in range(len(images))]
     readable = ["a/0.png", "a/3.png", "a/4.png", "b/0.png", "b/1.png", "b/3.png", "b/4.png"]
@@ -82,12 +82,12 @@ def test_names_of_other_sets() -> None:
     assert [name_of(Timm(), place) for place in at] == ["z.jpg", "image 1"]
     assert name_of(Shapes("val", 2), at[1]) == "image 1"
     assert name_of(Stream(), at[0]) == name_of(Listed(), None) == ""
-    assert items_of(DataLoader(Stream(), 2), 0) is None
+    assert items_of(Stream(), 2, 0) is None
 
 
 def test_a_picture_is_brought_to_its_side() -> None:
-    pixels = torch.zeros(3, 10, 20)
+    pixels = np.zeros((3, 10, 20), np.float32)
     pixels[0], pixels[1] = 1.5, 0.5  # beyond white is cut off
-    picture = picture_of(pixels, 100)
+    picture = scaled(picture_of(pixels), 100)
     assert picture.size == (100, 50) and picture.getpixel((50, 25)) == (255, 128, 0)
-    assert picture_of(torch.zeros(3, 1, 400), 100).size == (100, 1)
+    assert scaled(Image.new("RGB", (400, 1)), 100).size == (100, 1)

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vankit
 from vankit.errors import UserError
 from vankit.study import timing
 from vankit.study.timing import (
@@ -124,6 +127,50 @@ def test_engines_are_timed_against_plain_pytorch(monkeypatch: pytest.MonkeyPatch
     assert (engine.contender, engine.note, engine.agreement) == ("openvino float32", "", 1)
     assert 0 <= engine.difference <= 1e-4
     assert engine.speedup == pytest.approx(np.median(np.divide(plain.rounds, engine.rounds)))
+
+
+BENCH = """
+import sys
+from vankit.study.timing import bench
+if __name__ == "__main__":
+    for row in bench(sys.argv[1:], seconds=0.1):
+        assert row.note or row.rounds and row.ms > 0
+        print(row.model, row.contender, row.note, row.agreement, row.speedup == 1, sep="|")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.export
+def test_an_exported_folder_is_timed_without_torch(tmp_path: Path) -> None:
+    """In no process: one that imports PyTorch finds a package that cannot be imported."""
+    torch.manual_seed(0)
+    network = vankit.VAN(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_classes=4).eval()
+    folders = [
+        str(vankit.export(network, out=tmp_path / kind, format=kind, classes=[*"abcd"]).folder)
+        for kind in ("onnx", "openvino")
+    ]
+    (tmp_path / "without" / "torch").mkdir(parents=True)
+    (tmp_path / "without" / "torch" / "__init__.py").write_text("raise ImportError('PyTorch was imported')")
+    (tmp_path / "bench.py").write_text(BENCH)
+    paths = os.pathsep.join([str(tmp_path / "without"), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, str(tmp_path / "bench.py"), *folders],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    rows = [line.split("|") for line in run.stdout.splitlines()]
+    floats = [(model, contender, float(agreement)) for model, contender, note, agreement, _ in rows
+              if contender.endswith("float32") and not note]  # fmt: skip
+    assert floats == [
+        (folders[0], "onnxruntime float32", 1), (folders[0], "openvino float32", 1),
+        (folders[1], "openvino float32", 1),
+    ]  # fmt: skip
+    assert [(row[0], row[1]) for row in rows if row[4] == "True"] == [(floats[i][0], floats[i][1]) for i in (0, 2)]
+
+
+def test_a_folder_that_is_damaged_is_refused_before_anything_is_timed(tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a complete exported folder"):
+        list(bench(["van_b0", str(tmp_path)]))
 
 
 def test_unknown_model() -> None:

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vankit.data.augment import collate
+from vankit.data.augment import as_tensors, collate
 from vankit.data.scenes import ShapeScenes
 from vankit.tasks.detect import Detect, match_objects
 from vankit.tasks.inference import arrays
 from vankit.tasks.results import Detections
 
-SCENES = ShapeScenes("detect", "val", 6, (40, 56))
+SCENES = ShapeScenes("detect", "val", 6, (40, 56), transform=as_tensors)
 
 
 def targets() -> list[dict[str, Any]]:

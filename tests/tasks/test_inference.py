@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vankit.data.augment import collate
+from vankit.data.augment import as_tensors, collate
 from vankit.data.scenes import ShapeScenes
 from vankit.errors import UserError
 from vankit.models.description import Description
@@ -229,7 +229,7 @@ def test_logits_become_the_best_class_of_each_pixel() -> None:
 
 @pytest.mark.parametrize("task", ["detect", "segment", "panoptic"])
 def test_targets_as_arrays(task: str) -> None:
-    target = collate([ShapeScenes(task, "val", 6, (40, 56))[0]])[1][0]
+    target = collate([ShapeScenes(task, "val", 6, (40, 56), transform=as_tensors)[0]])[1][0]
     found = arrays(target)
     assert found.keys() == target.keys() - {"image_id"}  # which is a number
     assert all(found[name].tolist() == target[name].tolist() for name in found)

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from vankit.data.augment import collate
+from vankit.data.augment import as_tensors, collate
 from vankit.data.scenes import ShapeScenes
 from vankit.tasks.inference import arrays as as_arrays
 from vankit.tasks.panoptic import Panoptic, segments_of
 from vankit.tasks.results import PanopticMap
 
-SCENES = ShapeScenes("panoptic", "val", 6, (40, 56))
+SCENES = ShapeScenes("panoptic", "val", 6, (40, 56), transform=as_tensors)
 
 
 def targets() -> list[dict[str, Any]]:

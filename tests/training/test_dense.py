@@ -13,7 +13,7 @@ from lightning import Callback, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vankit.data.augment import collate
+from vankit.data.augment import as_tensors, collate
 from vankit.data.scenes import ShapeScenes
 from vankit.errors import UserError
 from vankit.models.description import Description
@@ -340,7 +340,7 @@ def test_a_run_is_set_up(built: Options, task: str, head: str) -> None:
 def test_scenes_of_ones_own_are_trained_on_as_those_of_the_readers(
     built: Options, small_shapes: None, task: str, head: str
 ) -> None:
-    pair = ShapeScenes(task, "train", 8, SIDE), ShapeScenes(task, "val", 2, SIDE)
+    pair = [ShapeScenes(task, split, count, SIDE, transform=as_tensors) for split, count in (("train", 8), ("val", 2))]
     batches = []
     for data in ("shapes", pair):
         setup = setup_dense(data, task, head, "van_b0", RUN, Processes())

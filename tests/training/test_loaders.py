@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from vankit.errors import UserError
 from vankit.models.van import VAN
-from vankit.training.loaders import Processes, loaders, to_channels_last
+from vankit.training.loaders import Processes, collate_usable, loaders, to_channels_last
 from vankit.training.recipes import Config
 
 CONFIG = Config(batch_size=2, workers=0)
@@ -145,3 +145,9 @@ def test_channels_last_keeps_values_and_gradients() -> None:
     assert torch.allclose(plain(x), network(x), atol=1e-5)
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-4, rtol=1e-3), name
+
+
+def test_batches_of_what_is_left() -> None:
+    images, labels = collate_usable([None, (torch.ones(3), 1), (torch.zeros(3), 0)])
+    assert images.tolist() == [[1, 1, 1], [0, 0, 0]] and labels.tolist() == [1, 0]
+    assert collate_usable([None, None]) is None

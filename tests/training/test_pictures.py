@@ -8,11 +8,11 @@ import torch
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from vankit.data.augment import collate
+from vankit.data.augment import as_tensors, collate
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
 from vankit.data.scenes import ShapeScenes
 from vankit.models.description import Description
-from vankit.reports.worst import picture_of
+from vankit.reports.worst import picture_of, scaled
 from vankit.tasks.dense import EVALUATORS
 from vankit.tasks.inference import arrays
 from vankit.tasks.results import Arrays
@@ -49,7 +49,7 @@ def test_a_multi_label_networks_answer(labels: list[int], says: str, paint: tupl
 
 def scene(task: str) -> tuple[Tensor, dict[str, Any], Arrays, Description]:
     """A generated image, its target, the result of a network that is right, and the description."""
-    scenes = ShapeScenes(task, "val", size=(32, 48))
+    scenes = ShapeScenes(task, "val", size=(32, 48), transform=as_tensors)
     (image,), (target,) = collate([scenes[3]])
     if task == "segment":
         result = {"logits": torch.nn.functional.one_hot(target["semantic"], 11).permute(2, 0, 1).float()}
@@ -71,7 +71,7 @@ def test_a_network_that_is_right_looks_like_the_truth(task: str) -> None:
     (found, _, _), (truth, _, _) = cells = draw_scenes(image, target, result, description, side=192)
     assert [caption for _, caption, _ in cells] == ["prediction", "truth"]
     assert same(found, truth) and found.width == 192 and found.height >= 128
-    plain = picture_of(image, 192)
+    plain = scaled(picture_of(image.numpy()), 192)
     assert not same(found.crop((0, 0, 192, 128)), plain)  # something is drawn
 
 
@@ -89,7 +89,7 @@ def test_a_network_that_finds_other_things_looks_otherwise(task: str) -> None:
 def test_objects_of_low_score_are_not_drawn() -> None:
     image, target, result, description = scene("detect")
     (found, _, _), _ = draw_scenes(image, target, {**result, "scores": result["scores"] * 0.29}, description, side=192)
-    assert same(found, picture_of(image, 192))
+    assert same(found, scaled(picture_of(image.numpy()), 192))
 
 
 def test_boxes_and_masks_are_resized_with_their_picture() -> None:

@@ -156,8 +156,8 @@ def streets(root: Path) -> Path:
             (root / folder / split).mkdir(parents=True)
         for i in range(count):
             image, target = scenes[i]
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / "images" / split / f"{i}.png")
-            Image.fromarray(target["semantic"].numpy()).save(root / "annotations" / split / f"{i}.png")
+            image.save(root / "images" / split / f"{i}.png")
+            Image.fromarray(target["semantic"]).save(root / "annotations" / split / f"{i}.png")
     (root / "classes.txt").write_text("\n".join(scenes.classes))
     return root
 

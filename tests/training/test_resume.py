@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 import vankit
+from vankit.data.augment import as_tensors
 from vankit.data.scenes import ShapeScenes
 from vankit.errors import MissingFileError, UserError
 from vankit.locks import held
@@ -636,7 +637,9 @@ def test_killed_again_and_again_a_run_is_the_unbroken_one(
             short_dense("van_b0"), epochs=epochs, batch_size=2, workers=workers, short_sides=(32, 48), long_side=64,
             color=True, drop_path_rate=0.2, warmup_iterations=3, optimizer="sgd",
         )  # fmt: skip
-        scenes = [ShapeScenes("detect", split, count, 48) for split, count in (("train", 6), ("val", 2))]
+        scenes = [
+            ShapeScenes("detect", split, count, 48, transform=as_tensors) for split, count in (("train", 6), ("val", 2))
+        ]
         pair, options = tuple(scenes), {"task": "detect", "head": "retinanet" if workers else "faster_rcnn"}
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # how many there are may decide on the last bits
     monkeypatch.syspath_prepend(Path(__file__).parents[2])

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import vankit
+from vankit.data.augment import as_tensors
 from vankit.data.images import ImageError
 from vankit.data.scenes import ShapeScenes
 from vankit.data.shapes import CLASSES, render_scene
@@ -651,7 +652,7 @@ class Annotated(Dataset[Any]):
     """Generated scenes with the keys that a task needs, or without one of them from an item on."""
 
     def __init__(self, task: str, split: str, keys: tuple[str, ...], lacking: int = 1_000) -> None:
-        scenes = ShapeScenes(task, split, 4, 64)
+        scenes = ShapeScenes(task, split, 4, 64, transform=as_tensors)
         self.classes, self.things = scenes.classes, scenes.things
         self.scenes, self.keys, self.lacking = scenes, keys, lacking
 

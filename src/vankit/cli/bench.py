@@ -6,10 +6,11 @@ from vankit.cli.terminal import console
 
 
 def command(models: list[str] | None = None, /, *, seconds: float = 15) -> None:
-    """Time vankit's engines against plain PyTorch on this machine: one image at a time, with random weights.
+    """Time vankit's engines on this machine, one image at a time: against plain PyTorch, with random weights; or an
+    exported classifier, which needs no PyTorch.
 
     Args:
-        models: names of timm models. Default: van_b0.
+        models: names of timm models, or folders that vankit export wrote. Default: van_b0.
         seconds: how long to time each model, after a minute or two in which it is compiled.
     """
     from vankit.study.timing import bench as run

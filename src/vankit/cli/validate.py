@@ -48,7 +48,7 @@ def command(
         plot: image file for the confusion matrix of a classifier, such as confusion.png.
         report: HTML file for a report that opens offline: all measures, and the worst mistakes as pictures.
         batch_size: images per forward pass; detectors and segmenters take one at a time.
-        workers: number of processes that load images.
+        workers: number of threads that load images.
         device: cpu, cuda or auto.
         engine: what runs the network: torch, openvino, onnxruntime, or auto for the fastest on the device.
         precision: float32, bf16, int8 (for a folder that was exported in int8), or auto: int8 for such a folder, else

@@ -1,9 +1,11 @@
-"""What happens to a dense task's images and their boxes, masks and label maps before the network sees them."""
+"""What happens to a dense task's images and their boxes, masks and label maps before PyTorch trains on them."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -60,6 +62,17 @@ def training_transform(
 def evaluation_transform() -> v2.Transform:
     """An image uint8 of 0 to 255 → float32 of 0 to 1; its target stays."""
     return v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
+
+
+def as_tensors(image: Image.Image, target: dict[str, Any]) -> tuple[tv_tensors.Image, dict[str, Any]]:
+    """An item of `vankit.data.scenes.open_scenes` as what torchvision transforms: uint8 (3, H, W), and tensors."""
+    found = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in target.items()}
+    if "boxes" in found:
+        size = (image.height, image.width)
+        found["boxes"] = tv_tensors.BoundingBoxes(found["boxes"], format="XYXY", canvas_size=size)
+    for name in {"masks", "semantic"} & found.keys():
+        found[name] = tv_tensors.Mask(found[name])
+    return v2.functional.to_image(image), found
 
 
 class DropEmpty(v2.Transform):

@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms.v2.functional import to_image
+from PIL import Image
 
 from vankit.data.coco_entries import (
     UPRIGHT,
@@ -35,12 +32,13 @@ from vankit.data.coco_entries import (
     whole,
 )
 from vankit.data.held_out import Division, HeldOut
+from vankit.data.masks import decode_mask
 from vankit.data.reading import STRICT, Reader, Reading
-from vankit.errors import MissingFileError, MissingPackageError, UserError, few
+from vankit.errors import MissingFileError, UserError, few
 from vankit.files import read_json
 
 Target = dict[str, Any]
-Transform = Callable[[tv_tensors.Image, Target], tuple[Any, Any]]
+Transform = Callable[[Image.Image, Target], Any]
 Read = Callable[[Path, Sequence[str], Reading], Content]  # of annotations, a network's classes, and how forgiving to be
 
 logger = logging.getLogger(__name__)
@@ -144,7 +142,7 @@ class Coco(Reader):
         """
         picture = self._pictures[range(len(self))[index]]
         try:
-            image, target = to_image(self._load_sized(picture.path, picture)), self._target(picture)
+            image, target = self._load_sized(picture.path, picture), self._target(picture)
         except _Unreadable as problem:
             self._leave_out_late(picture, problem)
             return None
@@ -154,7 +152,7 @@ class Coco(Reader):
         advice = "correct it, or leave out what is bad with --skip-bad (skip_bad=True)"
         self.leave_out(picture.name, UserError(f"{self.annotations}: {picture.name}: {problem}; {advice}"))
 
-    def _load_sized(self, path: Path, picture: Picture) -> Any:
+    def _load_sized(self, path: Path, picture: Picture) -> Image.Image:
         try:
             pixels = self.load(path)
         except (ValueError, OSError) as error:
@@ -258,10 +256,10 @@ def counted(kinds: Counter[str]) -> str:
 class CocoInstances(Coco):
     """Boxes and masks of a COCO instances file (format: cocodataset.org/#format-data, object detection).
 
-    Items are (image, target): image a `tv_tensors.Image`, uint8 (3, H, W) RGB; target a dict of `boxes`
-    (`tv_tensors.BoundingBoxes`, float32 (N, 4), x1, y1, x2, y2 in pixels), `labels` (N,) int64 from 0 in order of
-    category id, `masks` (`tv_tensors.Mask`, bool (N, H, W)), `iscrowd` (N,) bool, `area` (N,) float32 in square
-    pixels (the box's where the file has none), `image_id` int. Crowds are included; pictures without objects are kept.
+    Items are (image, target): image an RGB picture of PIL; target a dict of arrays: `boxes` (N, 4) float32, x1, y1, x2,
+    y2 in pixels, `labels` (N,) int64 from 0 in order of category id, `masks` (N, H, W) bool, `iscrowd` (N,) bool,
+    `area` (N,) float32 in square pixels (the box's where the file has none), and `image_id` int. Crowds are included;
+    pictures without objects are kept.
 
     All but the pixels is checked on opening. What can be repaired without loss is, and is counted in a warning: boxes
     and polygons are clipped to their picture, ids given anew, sizes read from the files.
@@ -270,7 +268,7 @@ class CocoInstances(Coco):
         images: folder that the file names in the JSON are relative to; else they are to the JSON, or to the folder
             that holds both.
         annotations: the JSON.
-        transform: (image, target) → sample, such as one of torchvision.transforms.v2.
+        transform: (image, target) → sample, see `vankit.data.augment`.
         masks: read and decode the segmentation; without, it may be missing.
         reading: how forgiving to be; `skip_bad` leaves out bad annotations and pictures.
         read: from `annotations` to COCO's content, for other formats.
@@ -327,11 +325,11 @@ class CocoInstances(Coco):
 
     def _target(self, picture: Picture) -> Target:
         objects, masks = self._decoded(picture) if self.masks else (picture.objects, None)
-        boxes = torch.tensor([instance.box for instance in objects], dtype=torch.float32).reshape(-1, 4)
-        area = torch.tensor([instance.area for instance in objects], dtype=torch.float32)
+        boxes = np.array([instance.box for instance in objects], np.float32).reshape(-1, 4)
+        area = np.array([instance.area for instance in objects], np.float32)
         return as_target(picture, objects, boxes, area, masks)
 
-    def _decoded(self, picture: Picture) -> tuple[list[Instance], Tensor]:
+    def _decoded(self, picture: Picture) -> tuple[list[Instance], NDArray[np.bool_]]:
         """The instances whose masks can be decoded, and those masks."""
         objects: list[Instance] = []
         masks = np.zeros((len(picture.objects), picture.height, picture.width), np.bool_)  # (N, H, W)
@@ -341,7 +339,7 @@ class CocoInstances(Coco):
                 objects.append(instance)
             except ValueError as problem:
                 self._leave_out_late(picture, f"annotation {instance.id}: {problem}")
-        return objects, torch.from_numpy(masks[: len(objects)])
+        return objects, masks[: len(objects)]
 
 
 class _Unreadable(UserError):
@@ -372,33 +370,18 @@ def picture_of(entry: Any, pictures: dict[int, Picture | None], repairs: Repairs
     return pictures[number]
 
 
-def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
-    """(H, W) of 0 and 1; several polygons are united."""
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError:
-        raise MissingPackageError(
-            "COCO masks need faster-coco-eval: pip install faster-coco-eval, or masks=False"
-        ) from None
-    shape = [polygon.tolist() for polygon in segmentation] if isinstance(segmentation, list) else segmentation
-    try:
-        decoded = mask.decode(mask.segmToRle(shape, width, height))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"segmentation cannot be decoded: {error}") from error
-    if not decoded.any():
-        raise UserError("its mask is empty: the segmentation covers no pixel")
-    return np.asarray(decoded, np.uint8)
-
-
 def as_target(
-    picture: Picture, objects: Sequence[Segment], boxes: Tensor, area: Tensor, masks: Tensor | None
+    picture: Picture,
+    objects: Sequence[Segment],
+    boxes: NDArray[np.float32],
+    area: NDArray[np.float32],
+    masks: NDArray[np.bool_] | None,
 ) -> Target:
-    size = (picture.height, picture.width)
     return {
-        "boxes": tv_tensors.BoundingBoxes(boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size),
-        "labels": torch.tensor([entry.label for entry in objects], dtype=torch.int64),
-        **({} if masks is None else {"masks": tv_tensors.Mask(masks)}),
-        "iscrowd": torch.tensor([entry.iscrowd for entry in objects], dtype=torch.bool),
+        "boxes": boxes,
+        "labels": np.array([entry.label for entry in objects], np.int64),
+        **({} if masks is None else {"masks": masks}),
+        "iscrowd": np.array([entry.iscrowd for entry in objects], np.bool_),
         "area": area,
         "image_id": picture.id,
     }

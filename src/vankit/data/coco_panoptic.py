@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchvision.ops import masks_to_boxes
 
 from vankit.data.coco import Coco, Target, Transform, as_target, id_of, picture_of, read_coco
 from vankit.data.coco_entries import Content, Flaw, Picture, Segment, flag, text, whole
+from vankit.data.masks import boxes_around
 from vankit.data.reading import STRICT, Reading
 from vankit.errors import MissingFileError, UserError, few
 
@@ -26,7 +25,7 @@ class CocoPanoptic(Coco):
         images: folder that the image names in the JSON are relative to.
         annotations: the JSON.
         segments: folder of the PNGs; by default the path of the JSON without its suffix.
-        transform: (image, target) → sample, such as one of torchvision.transforms.v2.
+        transform: (image, target) → sample, see `vankit.data.augment`.
         reading: how forgiving to be; `skip_bad` leaves out bad segments and pictures.
         known, root: see `CocoInstances`.
 
@@ -122,10 +121,8 @@ class CocoPanoptic(Coco):
             if numbers:
                 self._leave_out_late(picture, f"segments {few(sorted(numbers))} {reason}")
         order = np.array([segment.id for segment in objects], np.int32)
-        masks = torch.from_numpy(ids == order[:, None, None])  # (S, H, W)
-        # masks_to_boxes gives the last pixel inside, a box ends where that pixel does.
-        boxes = masks_to_boxes(masks).float() + torch.tensor([0.0, 0.0, 1.0, 1.0])
-        return as_target(picture, objects, boxes, masks.sum((1, 2)).float(), masks)
+        masks = ids == order[:, None, None]  # (S, H, W)
+        return as_target(picture, objects, boxes_around(masks), masks.sum((1, 2)).astype(np.float32), masks)
 
 
 def _inside(name: str) -> str:

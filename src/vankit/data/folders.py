@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import ImageNetInfo, create_dataset
 
 from vankit.data.held_out import Division, HeldOut, divide
 from vankit.data.multilabel import is_multilabel, open_multilabel
@@ -221,6 +221,8 @@ def _reader_dataset(name: str, split: str, transform: Transform, batch_size: int
 
 
 def _read(name: str, split: str, options: dict[str, Any]) -> Any:
+    from timm.data import create_dataset
+
     reader, _, rest = name.partition("/")
     source = ("wds/shards", rest) if reader == "wds" else (name, None)
     failures = []
@@ -278,7 +280,7 @@ def class_index(names: list[str], known: list[str], named: bool = True) -> NDArr
         return np.arange(len(names))
     places = {name: i for i, name in enumerate(known)}
     if len(known) == 1000:
-        places |= {name: i for i, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+        places |= {name: i for i, name in enumerate(_wordnet_ids())}
     missing = [name for name in names if name not in places]
     if not missing:
         return np.array([places[name] for name in names])
@@ -286,3 +288,10 @@ def class_index(names: list[str], known: list[str], named: bool = True) -> NDArr
         f"the network does not know {len(missing)} of the data's {len(names)} classes ({', '.join(missing[:5])}); it "
         f"knows {', '.join(known[:5])}{', …' if len(known) > 5 else ''}: pass a checkpoint trained on these classes"
     )
+
+
+def _wordnet_ids() -> list[str]:
+    """Of ImageNet's thousand classes in order, from timm's files; timm itself would load PyTorch."""
+    spec = find_spec("timm")
+    assert spec is not None and spec.origin is not None
+    return read_text(Path(spec.origin).with_name("data") / "_info" / "imagenet_synsets.txt").split()

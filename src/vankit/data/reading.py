@@ -1,14 +1,17 @@
 """What readers do about images and annotations that cannot be used as they are."""
 
 import logging
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from os import PathLike
 from typing import Any
 
 from PIL import Image
-from torch.utils.data import Dataset, default_collate
 
 from vankit.data.images import MAX_PIXELS, ImageError, load_image
 from vankit.errors import UserError
@@ -36,8 +39,8 @@ class Reading:
 STRICT = Reading()
 
 
-class Reader(Dataset[Any], ABC):
-    """A dataset read from files.
+class Reader(ABC):
+    """A map-style dataset read from files; without PyTorch, whose loaders take it as it is.
 
     Attributes:
         reading: how forgiving it is.
@@ -76,7 +79,7 @@ class Reader(Dataset[Any], ABC):
             logger.warning("left out %s (%d so far): %s", name, len(self.skipped), problem)
 
 
-class Replacing(Dataset[Any]):
+class Replacing:
     """A dataset in which the next item takes the place of one that is None.
 
     Args:
@@ -99,7 +102,36 @@ class Replacing(Dataset[Any]):
         raise UserError("none of the images to train on can be read")
 
 
-def collate_usable(samples: Sequence[Any]) -> Any:
-    """PyTorch's batch of the samples that are not None; None if there is none."""
-    usable = [sample for sample in samples if sample is not None]
-    return default_collate(usable) if usable else None
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset is PyTorch's IterableDataset, such as one of shards, which has no items by index."""
+    torch_data = sys.modules.get("torch.utils.data")  # else there is none
+    return torch_data is not None and isinstance(dataset, torch_data.IterableDataset)
+
+
+def read_ahead(dataset: Any, threads: int, ahead: int) -> Iterator[Any]:
+    """All items in order, while threads read the next ones: they decode at once, as that does not hold Python's lock.
+
+    Args:
+        dataset: map-style, or a stream, which is read as it comes.
+        threads: how many; 0 reads an item when it is asked for.
+        ahead: how many items are read before they are asked for, at most.
+    """
+    if is_stream(dataset):
+        yield from dataset
+    elif not threads:
+        yield from map(dataset.__getitem__, range(len(dataset)))
+    else:
+        yield from _read_by_threads(dataset, threads, ahead)
+
+
+def _read_by_threads(dataset: Any, threads: int, ahead: int) -> Iterator[Any]:
+    pool = ThreadPoolExecutor(threads)
+    try:
+        items = (pool.submit(dataset.__getitem__, i) for i in range(len(dataset)))
+        pending = deque(islice(items, ahead))
+        while pending:
+            item = pending.popleft().result()
+            pending.extend(islice(items, 1))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)

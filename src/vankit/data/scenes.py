@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
-from torchvision import tv_tensors
+from PIL import Image
 
 from vankit.data.coco import CocoInstances
 from vankit.data.coco_panoptic import CocoPanoptic
@@ -54,7 +52,7 @@ def open_scenes(
             `annotations/SPLIT` with an image and a PNG of class indices per scene (ADE20K, CamVid), or without SPLIT.
         task: detect, segment or panoptic.
         split: train or val; for segment also the name of a folder, such as test.
-        transform: (image, target) → (image, target), see `vankit.data.augment`.
+        transform: (image, target) → sample, see `vankit.data.augment`.
         masks: read the masks of detect's objects.
         size: side in pixels of generated `shapes`.
         seed: of generated `shapes`.
@@ -66,7 +64,7 @@ def open_scenes(
         known: classes of a network, or of the training images: they are kept though no annotation has them.
 
     Returns:
-        A dataset of (image, target): `tv_tensors.Image` uint8 (3, H, W) and a dict, with `image_id` and: for detect and
+        A dataset of (image, target): an RGB picture of PIL and a dict, with `image_id` and as arrays: for detect and
         panoptic `boxes` (N, 4) xyxy in pixels, `labels` (N,), `masks` (N, H, W), `iscrowd` (N,), `area` (N,); for
         segment `semantic` (H, W), 255 where unlabelled. Its `classes` are the names by label, `names` the image files,
         `category_ids` COCO's ids by label, `things` (panoptic) whether a class is countable, and `skipped` what was
@@ -116,7 +114,7 @@ def _open_coco(
     return dataset
 
 
-class ShapeScenes(Dataset[tuple[Any, dict[str, Any]]]):
+class ShapeScenes:
     """Generated scenes of one to four textured shapes on a background, annotated for one task.
 
     Args:
@@ -125,7 +123,7 @@ class ShapeScenes(Dataset[tuple[Any, dict[str, Any]]]):
         length: number of items; item i is the same whatever the length.
         size: side or (height, width) in pixels, at least 16.
         seed: which dataset, 0 to 2**32 - 1.
-        transform: (image, target) → (image, target).
+        transform: (image, target) → sample.
     """
 
     def __init__(
@@ -154,7 +152,7 @@ class ShapeScenes(Dataset[tuple[Any, dict[str, Any]]]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+    def __getitem__(self, index: int) -> Any:
         index = operator.index(index)
         if not 0 <= index < self.length:
             raise IndexError(f"image {index} of {self.length}: expected 0 to {self.length - 1}")
@@ -165,18 +163,18 @@ class ShapeScenes(Dataset[tuple[Any, dict[str, Any]]]):
         target: dict[str, Any] = {"image_id": index}
         if self.task == "segment":
             semantic = np.where(background, len(CLASSES), np.tensordot(labels, masks, 1))
-            target["semantic"] = tv_tensors.Mask(torch.from_numpy(semantic.astype(np.uint8)))
+            target["semantic"] = semantic.astype(np.uint8)
         else:
             if self.task == "panoptic" and background.any():
                 masks = np.concatenate([masks, background[None]])
                 boxes = np.concatenate([boxes, np.array([[0, 0, width, height]], np.float32)])
                 labels = np.append(labels, len(CLASSES))
             target |= {
-                "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
-                "labels": torch.from_numpy(labels),
-                "masks": tv_tensors.Mask(torch.from_numpy(masks)),
-                "iscrowd": torch.zeros(len(labels), dtype=torch.bool),
-                "area": torch.from_numpy(masks.sum((1, 2)).astype(np.float32)),
+                "boxes": boxes,
+                "labels": labels,
+                "masks": masks,
+                "iscrowd": np.zeros(len(labels), np.bool_),
+                "area": masks.sum((1, 2)).astype(np.float32),
             }
-        sample = tv_tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1)), target
+        sample = Image.fromarray(scene.image), target
         return sample if self.transform is None else self.transform(*sample)

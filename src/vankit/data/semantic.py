@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torchvision import tv_tensors
 
 from vankit.data.held_out import Division, HeldOut, divide
 from vankit.data.images import load_png
@@ -27,14 +25,14 @@ _LABEL_FOLDERS = ("annotations", "labels", "masks")
 class SemanticFolder(Reader):
     """Images and label PNGs with the same names in two folders.
 
-    Items are (`tv_tensors.Image` uint8 (3, H, W), {`semantic`: `tv_tensors.Mask` uint8 (H, W), 255 where unlabelled,
-    `image_id`: int}), after `transform`; with `reading.skip_bad` None for a scene that cannot be used, with a warning.
+    Items are (RGB picture of PIL, {`semantic`: uint8 (H, W), 255 where unlabelled, `image_id`: int}), after
+    `transform`; with `reading.skip_bad` None for a scene that cannot be used, with a warning.
 
     Args:
         images: folder of images.
         labels: folder of label PNGs.
         coding: what their values mean.
-        transform: (image, target) → (image, target).
+        transform: (image, target) → sample, see `vankit.data.augment`.
         reading: how forgiving to be.
 
     Attributes:
@@ -120,8 +118,7 @@ class SemanticFolder(Reader):
         except (ValueError, OSError) as problem:
             self.leave_out(str(path), problem)
             return None
-        target = {"semantic": tv_tensors.Mask(torch.from_numpy(labels)), "image_id": index}
-        sample = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1)), target
+        sample = image, {"semantic": labels, "image_id": index}
         return sample if self.transform is None else self.transform(*sample)
 
     def count_values(self, enough: Callable[[Counter[int]], bool] = lambda counts: False) -> Counter[int]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from torch.utils.data import Dataset
 
+from vankit.data.masks import boxes_around
 from vankit.errors import UserError
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring", "crescent", "hourglass", "heart", "arrow")
@@ -83,7 +83,7 @@ def render_scene(
     kept, masks = _visible(stamps, height, width)
     for i in kept:
         stamps[i].press(canvas, tones[i + 1])
-    return Scene((canvas + 0.5).astype(np.uint8), labels[kept], _boxes(masks), masks)
+    return Scene((canvas + 0.5).astype(np.uint8), labels[kept], boxes_around(masks), masks)
 
 
 def _generator(seed: int, split: str, index: int) -> np.random.Generator:
@@ -145,22 +145,6 @@ def _visible(stamps: list[_Stamp], height: int, width: int) -> tuple[list[int], 
         kept.append(i)
         masks.append(mask)
     return kept[::-1], np.stack(masks[::-1])
-
-
-def _boxes(masks: NDArray[np.bool_]) -> Floats:
-    """(N, 4) float32 xyxy of non-empty masks (N, H, W)."""
-    height, width = masks.shape[1:]
-    columns: NDArray[np.bool_] = np.logical_or.reduce(masks, axis=1)
-    rows: NDArray[np.bool_] = np.logical_or.reduce(masks, axis=2)
-    return np.stack(
-        [
-            columns.argmax(axis=1),
-            rows.argmax(axis=1),
-            width - columns[:, ::-1].argmax(axis=1),
-            height - rows[:, ::-1].argmax(axis=1),
-        ],
-        axis=1,
-    ).astype(np.float32)
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> Floats:
@@ -271,7 +255,7 @@ def _fit(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(centred / np.hypot(*centred.T).max())
 
 
-class Shapes(Dataset[tuple[Any, int]]):
+class Shapes:
     """One shape per picture, for classification: items are (image, label), classes take turns.
 
     Args:

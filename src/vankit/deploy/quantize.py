@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from torch.utils.data import IterableDataset
 
 from vankit.data.folders import class_index, has_splits, open_dataset
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.images import MAX_PIXELS, ImageError, load_image
 from vankit.data.multilabel import check_kind, is_multilabel
 from vankit.data.preprocessing import Preprocessing
-from vankit.data.reading import Reading
+from vankit.data.reading import Reading, is_stream
 from vankit.data.walk import find_images
 from vankit.deploy.folder import FILES, Exported
 from vankit.deploy.judge import Judge
@@ -323,7 +322,7 @@ def _quiet() -> Iterator[None]:
 
 def _calibration(dataset: Any) -> list[Array]:
     """Network inputs (1, C, H, W), evenly drawn, or the first ones of a stream."""
-    if isinstance(dataset, IterableDataset):
+    if is_stream(dataset):
         return [x[None] for x, _ in islice(dataset, CALIBRATION_IMAGES)]
     chunks = _chunks(dataset, _spread(len(dataset), CALIBRATION_IMAGES))
     return [x[None] for chunk in chunks for x, _ in chunk]
@@ -347,7 +346,7 @@ def _answers(
 
 def _chunks(dataset: Any, indices: Sequence[int]) -> Iterator[list[tuple[Array, int]]]:
     """The samples that can be read, decoded on all cores; those of a stream in its own order."""
-    if isinstance(dataset, IterableDataset):
+    if is_stream(dataset):
         samples = iter(dataset)
         while chunk := list(islice(samples, _CHUNK)):
             yield chunk
@@ -367,7 +366,7 @@ def _chunks(dataset: Any, indices: Sequence[int]) -> Iterator[list[tuple[Array, 
 
 def _why_not(dataset: Any) -> str:
     """What is wrong with the first image of a set, which cannot be read; a stream has gone over it."""
-    if not isinstance(dataset, IterableDataset) and len(dataset):
+    if not is_stream(dataset) and len(dataset):
         try:
             dataset[0]
         except (OSError, ImageError) as error:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vankit.data.coco import CocoInstances, check_size, decode_mask
+from vankit.data.coco import CocoInstances, check_size
 from vankit.data.coco_entries import Instance, Picture
 from vankit.data.held_out import HeldOut
+from vankit.data.masks import decode_mask
 from vankit.data.reading import Reading
 from vankit.data.scenes import open_scenes
 from vankit.data.walk import walk_images

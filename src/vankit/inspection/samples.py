@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torchvision.transforms import v2
-from torchvision.transforms.functional import to_pil_image
 
 from vankit.data.images import load_image
 from vankit.errors import UserError
 from vankit.inspection.tallies import Tally
 from vankit.tasks.dense import EVALUATORS
-from vankit.tasks.inference import arrays
+from vankit.tasks.results import Detections
 
 SIDE = 160  # of a picture of one class
 SCENE_SIDE = 256  # as wide as a page shows it
@@ -54,8 +52,7 @@ def scenes(tally: Tally, task: str) -> Iterator[tuple[Image.Image, str]]:
         except (UserError, OSError):  # reported already
             continue
         if item is not None:
-            image, target = _resized(*item)
-            yield _draw(task, image, target, tally.dataset), Path(tally.paths[index]).name
+            yield _draw(task, item, tally.dataset), Path(tally.paths[index]).name
 
 
 def covering(members: Sequence[Sequence[int]], used: Sequence[int]) -> list[int]:
@@ -68,11 +65,11 @@ def covering(members: Sequence[Sequence[int]], used: Sequence[int]) -> list[int]
     return list(chosen)[:_SCENES]
 
 
-def _resized(image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Scaled with all that is annotated, so that lines and names stay legible."""
-    longest = max(image.shape[-2:])
+def _legible(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) that a picture is drawn at, so that lines and names stay legible."""
+    longest = max(size)
     side = min(longest, SCENE_SIDE) if longest > _TINY else longest * -(-_TINY // longest)
-    return v2.Resize(None, max_size=side)(image, target) if side != longest else (image, target)
+    return size if side == longest else (max(1, size[0] * side // longest), max(1, size[1] * side // longest))
 
 
 def enlarged(image: Image.Image) -> Image.Image:
@@ -81,7 +78,11 @@ def enlarged(image: Image.Image) -> Image.Image:
     return image if times == 1 else image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
-def _draw(task: str, image: Any, target: dict[str, Any], dataset: Any) -> Image.Image:
-    truth = EVALUATORS[task].truth("", dataset.classes, getattr(dataset, "things", ()), arrays(target))
-    plain = {"scores": False} if task == "detect" else {}
-    return truth.draw(to_pil_image(image), **plain)
+def _draw(task: str, item: tuple[Image.Image, dict[str, Any]], dataset: Any) -> Image.Image:
+    """The picture and all that is annotated in it, at a size at which that is legible."""
+    image, target = item
+    size, names = _legible(image.size), ("", dataset.classes, getattr(dataset, "things", ()))
+    picture, truth = image.resize(size), EVALUATORS[task].truth(*names, target)
+    if isinstance(truth, Detections):
+        return truth.resized(size, image.size).draw(picture, scores=False)
+    return truth.resized(size).draw(picture)

@@ -24,6 +24,7 @@ from vankit.engines.processes import PerProcess, avoid_lost_threads
 from vankit.engines.torch import TorchEngine
 from vankit.errors import UserError, check_output, reason_of
 from vankit.files import check_folder, replacing, writing
+from vankit.heads.build import HEADS
 from vankit.locks import check_free, held, making
 from vankit.models.portable import Portable
 from vankit.prediction.request import check_request
@@ -54,6 +55,7 @@ class DensePredictor:
         network: in eval mode, see `vankit.heads`.
         task: detect, segment or panoptic.
         head: the head's name.
+        masks: whether it gives a mask per object.
         classes: names by label.
         category_ids: the training data's numbers of the classes, by label.
         description: all that the network is.
@@ -101,6 +103,7 @@ class DensePredictor:
                 _keep_from(module, score)
         self.network = self._placed(network)
         self.task, self.head = self.description.task, self.description.head
+        self.masks = HEADS[self.head or ""].masks
         self.classes, self.things = list(self.description.classes), list(self.description.things)
         self.category_ids = list(self.description.category_ids)
         self.score, self.test, self.max_pixels = score, test, max_pixels
@@ -131,6 +134,15 @@ class DensePredictor:
         with torch.inference_mode():
             return infer(self.network, [image.to(self.device) for image in images], self.description, self.test)
 
+    def answer(self, image: Image.Image) -> dict[str, Any]:
+        """The network's answer for one RGB picture as arrays, see `vankit.tasks.dense`; objects of every score.
+
+        Raises:
+            ValueError: the network's output is not finite.
+        """
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+        return arrays(self.results([x])[0])
+
     def __call__(self, image: ImageLike) -> Result:
         """What is in one picture.
 
@@ -145,9 +157,7 @@ class DensePredictor:
 
     def _found(self, source: str, rgb: Image.Image) -> Result:
         avoid_lost_threads()
-        x = torch.from_numpy(np.array(rgb)).permute(2, 0, 1) / 255
-        found = arrays(self.results([x])[0])
-        scene: Result = EVALUATORS[self.task].scene(source, self.classes, self.things, found)
+        scene: Result = EVALUATORS[self.task].scene(source, self.classes, self.things, self.answer(rgb))
         return scene.above(self.score) if isinstance(scene, Detections) else scene
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[tuple[Result | Failure, Image.Image | None]]:

@@ -1,18 +1,16 @@
 """A classifier's answers on a validation set: classes, confusions, and the surest mistakes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from vankit.data.preprocessing import Preprocessing
 from vankit.pages import Page, plain
 from vankit.reports.findings import Findings, write_classes
-from vankit.reports.worst import Mistake, Place, picture_of
+from vankit.reports.worst import Mistake, Place, picture_of, scaled
 
 _MISTAKES = "Surest mistakes"
 _KEPT, _SIDE = 24, 200
@@ -41,18 +39,24 @@ class ClassFindings(Findings):
         self.classes, self.known = list(classes), list(known or classes)
         self.column = np.arange(len(classes)) if column is None else column
         self.mean, self.std = (
-            torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
+            np.array(values, np.float32)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
         )
         self.labels: list[NDArray[np.int64]] = []
         self.answers: list[NDArray[np.int64]] = []
 
-    def add(self, batch: range | None, images: Tensor, labels: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+    def add(
+        self,
+        batch: range | None,
+        pixels: Callable[[int], NDArray[np.float32]],
+        labels: NDArray[np.int64],
+        logits: NDArray[np.float32],
+    ) -> None:
         """Take in a batch.
 
         Args:
             batch: the items of the data set that it was made of; None of a stream.
-            images: (B, 3, H, W) as the network sees them; B may be less than the items, where some were left out.
-            labels: (B,) the data's classes.
+            pixels: image of the batch → (3, H, W) as the network sees it; asked for only of the few that are shown.
+            labels: (B,) the data's classes; B may be less than the items, where some were left out.
             logits: (B, known).
         """
         best = logits.argmax(1)
@@ -63,13 +67,13 @@ class ClassFindings(Findings):
             if answers[i] != labels[i] and worst.takes(score := float(scores[i])):
                 place = None if batch is None else Place(batch, len(labels), int(i))
                 caption = f"{self.classes[labels[i]]} → {self.known[best[i]]} {score:.1%}"
-                worst.add(Mistake(score, -self.count - int(i), place, self._picture(images[i]), caption))
+                worst.add(Mistake(score, -self.count - int(i), place, self._picture(pixels(int(i))), caption))
         self.labels.append(labels)
         self.answers.append(answers)
         self.count += len(labels)
 
-    def _picture(self, image: Tensor) -> Image.Image:
-        return picture_of(image.cpu().float() * self.std + self.mean, _SIDE)
+    def _picture(self, pixels: NDArray[np.float32]) -> Image.Image:
+        return scaled(picture_of(pixels * self.std + self.mean), _SIDE)
 
     def merge(self, other: Any) -> None:
         super().merge(other)

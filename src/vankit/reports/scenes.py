@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from vankit.models.description import Description
 from vankit.pages import Page, plain
 from vankit.reports.findings import Findings, write_classes
-from vankit.reports.worst import Mistake, Place, picture_of
+from vankit.reports.worst import Mistake, Place, scaled
 from vankit.tasks.dense import EVALUATORS
 from vankit.tasks.detect import box_areas, match_objects
 from vankit.tasks.drawing import draw_boxes
@@ -44,13 +43,13 @@ class SceneFindings(Findings):
         self.description = description
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, index: int, image: Tensor, target: Arrays, result: Arrays, alone: Any) -> None:
+    def add(self, index: int, image: Image.Image, target: dict[str, Any], result: dict[str, Any], alone: Any) -> None:
         """Take in one image.
 
         Args:
             index: of the item.
-            image: (3, H, W), 0 to 1.
-            target, result: see `vankit.tasks.dense`.
+            image: the RGB picture.
+            target, result: as arrays, see `vankit.tasks.dense`.
             alone: the task's measure of this image.
         """
         raise NotImplementedError
@@ -78,13 +77,13 @@ class DetectFindings(SceneFindings):
         self.missed, self.false = np.zeros((2, len(description.classes)), np.int64)
         self.curves: NDArray[np.float64] = np.empty((0, 0))
 
-    def add(self, index: int, image: Tensor, target: Arrays, result: Arrays, alone: Any) -> None:
+    def add(self, index: int, image: Image.Image, target: dict[str, Any], result: dict[str, Any], alone: Any) -> None:
         truth, found = (self._scene(kind, _boxes(given)) for kind, given in (("truth", target), ("scene", result)))
         found = found.above(SCORE)
         missed, false = match_objects(truth, target["iscrowd"], found)
         np.add.at(self.missed, truth.labels[missed], 1)
         np.add.at(self.false, found.labels[false], 1)
-        shares = box_areas(truth.boxes[missed]) / (image.shape[1] * image.shape[2])
+        shares = box_areas(truth.boxes[missed]) / (image.width * image.height)
         kinds = {  # caption of the worst, objects, and how bad each is
             _MISSED: ("{}, {:.1%} of the picture", truth.boxes[missed], truth.labels[missed], shares),
             _FALSE: ("{} {:.2f}", found.boxes[false], found.labels[false], found.scores[false]),
@@ -97,11 +96,11 @@ class DetectFindings(SceneFindings):
         self.count += 1
 
     def _draw(
-        self, image: Tensor, right: NDArray[np.float32], wrong: dict[str, tuple[Any, Any]], heading: str
+        self, image: Image.Image, right: NDArray[np.float32], wrong: dict[str, tuple[Any, Any]], heading: str
     ) -> Image.Image:
         """The picture with boxes: right ones without names, as there may be many, and on top the heading's kind."""
-        picture = picture_of(image, _SIDE)
-        factor = np.float32(picture.width / image.shape[2])
+        picture = scaled(image, _SIDE)
+        factor = np.float32(picture.width / image.width)
         pen = ImageDraw.Draw(picture)
         for box in right * factor:
             pen.rectangle(box.tolist(), outline=_GREEN)
@@ -141,10 +140,10 @@ class MapFindings(SceneFindings):
 
     headings = (_PICTURES,)
 
-    def add(self, index: int, image: Tensor, target: Arrays, result: Arrays, alone: Any) -> None:
+    def add(self, index: int, image: Image.Image, target: dict[str, Any], result: dict[str, Any], alone: Any) -> None:
         name, value = next(iter(alone.compute().items()))
         if value == value and self.worst[_PICTURES].takes(1 - value):  # NaN of a picture without labels
-            picture = picture_of(image, _HALF)
+            picture = scaled(image, _HALF)
             scenes = (self._scene("truth", target), self._scene("scene", result))
             drawn = [scene.resized(picture.size).draw(picture) for scene in scenes]
             self._keep(_PICTURES, 1 - value, index, _side_by_side(*drawn), f"{name} {value:.1%}")

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from os.path import relpath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from vankit.data.reading import is_stream
 
 
 @dataclass(frozen=True)
@@ -78,33 +80,38 @@ class Worst:
         return sorted(self.mistakes, reverse=True)
 
 
-def picture_of(pixels: Tensor, side: int) -> Image.Image:
-    """(3, H, W) of 0 to 1 as an RGB picture whose longer side is `side` pixels."""
-    array = (255 * pixels.detach().float().cpu().clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
-    factor = side / max(array.shape[:2])
-    height, width = (max(1, round(length * factor)) for length in array.shape[:2])
-    return Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC)
+def picture_of(pixels: NDArray[np.float32]) -> Image.Image:
+    """(3, H, W) of 0 to 1 as an RGB picture."""
+    array = (255 * pixels.clip(0, 1)).round().astype(np.uint8).transpose(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
-def items_of(loader: DataLoader[Any], batch: int) -> range | None:
-    """The items of a data set that a batch of its loader was made of, in order; None of a stream."""
-    if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+def scaled(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with a longer side of `side` pixels."""
+    factor = side / max(picture.size)
+    width, height = (max(1, round(length * factor)) for length in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def items_of(dataset: Any, batch_size: int, batch: int) -> range | None:
+    """The items of a data set that a batch was made of, in order; None of a stream."""
+    if is_stream(dataset):
         return None
-    start = batch * loader.batch_size
-    return range(start, min(start + loader.batch_size, len(loader.dataset)))  # type: ignore[arg-type]
+    start = batch * batch_size
+    return range(start, min(start + batch_size, len(dataset)))
 
 
 def name_of(dataset: Any, place: Place | None) -> str:
     """What an image is called: its file, or else its number.
 
     Args:
-        dataset: of `vankit.data` or timm's, or a `Subset` of one.
+        dataset: of `vankit.data` or timm's, or a `torch.utils.data.Subset` of one.
         place: of the image.
     """
-    if place is None or isinstance(dataset, IterableDataset):
+    if place is None or is_stream(dataset):
         return ""
     index = place.index_in(dataset)
-    while isinstance(dataset, Subset):
+    while hasattr(dataset, "indices"):
         index, dataset = dataset.indices[index], dataset.dataset
     if hasattr(dataset, "samples"):
         return relpath(dataset.samples[index][0], dataset.root)

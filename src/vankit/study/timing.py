@@ -4,38 +4,30 @@ import logging
 import math
 import os
 import random
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from os import PathLike
 from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vankit.deploy.folder import is_exported, read_exported
 from vankit.errors import UserError
+from vankit.study.worker import Array, Run, Worker
 
 if TYPE_CHECKING:
     from torch import nn
-
-Array = NDArray[np.float32]
-Run = Callable[[Array], Array]
 
 TOLERANCE = 1e-4  # on logits; those of `random_network` are spread by about 2
 _ENGINES = (
     ("openvino", "float32"), ("openvino", "bf16"), ("onnxruntime", "float32"), ("torch", "float32"), ("torch", "bf16"),
 )  # fmt: skip
 _PLAIN_PROCESSES = 3
-_WARM_UP = 2  # calls
-_PAUSE = 0.05  # seconds, in which the waiting threads of whoever was timed before stop spinning
 _FEWEST_ROUNDS = 3
 
 logger = logging.getLogger(__name__)
@@ -70,7 +62,8 @@ class Timing:
         model: the network.
         contender: the way to run it.
         note: why it was not timed, else empty; the times are None then.
-        difference: largest absolute difference of a logit from eager float32 on the CPU.
+        difference: largest absolute difference of a logit from eager float32 on the CPU, of an exported folder from
+            its own engine.
         agreement: share of images with the same top-1 label, 0 to 1.
         ms, ms_low, ms_high, ms_min: milliseconds for one image: median of all calls, quartiles, least.
         speedup, speedup_low, speedup_high: how many times faster than the first contender with this network: median
@@ -94,39 +87,67 @@ class Timing:
 
 
 def bench(models: Sequence[str] = ("van_b0",), seconds: float = 15) -> Iterator[Timing]:
-    """Time vankit's engines against plain eager PyTorch on this machine, one image at a time, with random weights.
+    """Time vankit's engines on this machine, one image at a time: a network with random weights against plain eager
+    PyTorch, and an exported classifier as it is, without PyTorch.
 
     Processes are started, so a script that calls this needs `if __name__ == "__main__":`. Anything else that the
     machine does meanwhile disturbs the figures.
 
     Args:
-        models: names of timm models.
+        models: names of timm models, or folders that `vankit.export` wrote.
         seconds: to time each model for, after a minute or two in which the networks are compiled.
 
     Yields:
-        A row per contender, model by model; the first one of a model is plain PyTorch.
+        A row per contender, model by model; the first one of a model is plain PyTorch, of a folder its own engine.
 
     Raises:
-        ValueError: timm knows no such model.
+        ValueError: timm knows no such model, or a folder is damaged.
     """
     if not 0 < seconds < math.inf:
         raise UserError(f"seconds is {seconds}, expected more than 0, and an end")
-    from vankit.models.van import check_name
-
     for model in models:
-        check_name(model)
+        _check_model(model)
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.25 * (os.cpu_count() or 1):
         logger.warning("the load average is %.1f: other processes disturb these figures", os.getloadavg()[0])
     for model in models:
-        network = random_network(model)
-        images = pictures(input_size(network))
-        with TemporaryDirectory() as folder:
-            weights = save_weights(network, folder)
-            contenders = [Contender(model, "plain PyTorch", partial(_plain, model, weights), False, _PLAIN_PROCESSES)]
-            for engine, precision in _ENGINES:
-                make = partial(own, model, weights, engine, precision)
-                contenders.append(Contender(model, f"{engine} {precision}", make, precision == "float32"))
-            yield from compare(contenders, images, {model: eager(network)(images)}, seconds)
+        yield from _bench_folder(model, seconds) if is_exported(model) else _bench_random(model, seconds)
+
+
+def _check_model(model: str) -> None:
+    if is_exported(model):
+        read_exported(model)
+        return
+    from vankit.models.van import check_name
+
+    check_name(model)
+
+
+def _bench_random(model: str, seconds: float) -> list[Timing]:
+    network = random_network(model)
+    images = pictures(input_size(network))
+    with TemporaryDirectory() as folder:
+        weights = save_weights(network, folder)
+        contenders = [Contender(model, "plain PyTorch", partial(_plain, model, weights), False, _PLAIN_PROCESSES)]
+        for engine, precision in _ENGINES:
+            make = partial(own, model, weights, engine, precision)
+            contenders.append(Contender(model, f"{engine} {precision}", make, precision == "float32"))
+        return compare(contenders, images, {model: eager(network)(images)}, seconds)
+
+
+def _bench_folder(folder: str, seconds: float) -> list[Timing]:
+    """Its own engine, which is what the others are compared with, and whatever else runs it."""
+    exported = read_exported(folder)
+    engine, images = exported.engine(), pictures(exported.preprocessing.input_size)
+    names = (engine.name, "openvino") if exported.format == "onnx" else (engine.name,)
+    if exported.precision == "int8":
+        ways = [(name, "int8") for name in names]
+    else:
+        ways = list(dict.fromkeys([(engine.name, engine.precision), *(way for way in _ENGINES if way[0] in names)]))
+    contenders = [
+        Contender(folder, f"{name} {precision}", partial(exported.engine, name, precision), precision == "float32")
+        for name, precision in ways
+    ]
+    return compare(contenders, images, {folder: engine(images)}, seconds)
 
 
 def _plain(model: str, weights: str) -> Run:
@@ -220,80 +241,6 @@ def pictures(size: Sequence[int], count: int = 8) -> Array:
     rows, columns = (np.arange(length) * 7 // length for length in (height, width))
     patches = np.random.default_rng(0).standard_normal((count, channels, 7, 7), dtype=np.float32)
     return np.ascontiguousarray(patches[:, :, rows][..., columns])
-
-
-class Worker:
-    """A way to run a network, in a fresh process: allocators and thread pools of different libraries slow each other.
-
-    Args:
-        make: see `Contender`.
-        cores: that the process may use; all if empty.
-    """
-
-    def __init__(self, make: Callable[[], Run], cores: Sequence[int] = ()) -> None:
-        context = get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, cores), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def outputs(self, images: Array) -> Array | str:
-        """Run images, one at a time: logits (B, classes), or why there are none; once."""
-        try:
-            self._connection.send(images)
-            return self._connection.recv()
-        except (EOFError, ConnectionError):
-            self._process.join()
-            return f"not available: its process died with exit code {self._process.exitcode}"
-
-    def seconds(self, image: Array, calls: int) -> list[float]:
-        """Seconds of each of some calls, after others that warm up; after `outputs`."""
-        self._connection.send((image, calls))
-        return self._connection.recv()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._connection.close()
-        self._process.join(timeout=5)
-        self._process.terminate()
-        self._process.join()
-
-
-def _serve(connection: Connection, make: Callable[[], Run], cores: Sequence[int]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    if cores:
-        os.sched_setaffinity(0, cores)
-    try:
-        run = make()
-    except Exception as error:  # libraries raise whatever they trip over
-        run = partial(_fail, error)
-    with suppress(EOFError, ConnectionError):  # the parent has closed the connection, or died
-        images = connection.recv()
-        try:
-            connection.send(np.concatenate([run(images[i : i + 1]) for i in range(len(images))]))
-        except Exception as error:
-            connection.send(f"not available: {str(error).strip().partition(chr(10))[0] or type(error).__name__}")
-            return
-        while True:
-            connection.send(_seconds(run, *connection.recv()))
-
-
-def _fail(error: Exception, _: Array) -> Array:
-    raise error
-
-
-def _seconds(run: Run, image: Array, calls: int) -> list[float]:
-    time.sleep(_PAUSE)
-    seconds = []
-    for _ in range(_WARM_UP + calls):
-        start = time.perf_counter()
-        run(image)
-        seconds.append(time.perf_counter() - start)
-    return seconds[_WARM_UP:]
 
 
 def compare(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -60,16 +61,19 @@ def _infer(network: nn.Module, images: list[Tensor], description: Sizes, test: T
 
 
 def arrays(given: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The tensors of a network's result or of a target, see `vankit.heads`, as `vankit.tasks.dense` takes them.
+    """The tensors (or arrays) of a network's result or of a target, see `vankit.heads`, as `vankit.tasks.dense` takes
+    them.
 
     Floats become float32; in place of `logits` (classes, H, W) there is the best class per pixel, `semantic` (H, W).
     """
     if "logits" in given:
         given = {"semantic": given["logits"].argmax(0)}
-    return {name: _array(values) for name, values in given.items() if isinstance(values, Tensor)}
+    return {name: _array(values) for name, values in given.items() if isinstance(values, Tensor | np.ndarray)}
 
 
-def _array(values: Tensor) -> NDArray[Any]:
+def _array(values: Tensor | NDArray[Any]) -> NDArray[Any]:
+    if isinstance(values, np.ndarray):
+        return values
     values = values.detach().cpu()
     return (values.float() if values.is_floating_point() else values).numpy()  # NumPy has no bfloat16
 

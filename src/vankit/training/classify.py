@@ -19,7 +19,7 @@ from vankit.data.held_out import HeldOut, announce
 from vankit.data.multilabel import MultiLabelImages, announce_labels
 from vankit.data.own import Data, OwnImages, name_of, pair_of
 from vankit.data.preprocessing import MEAN_STD, Preprocessing
-from vankit.data.reading import STRICT, Reader, Reading, Replacing, collate_usable
+from vankit.data.reading import STRICT, Reader, Reading, Replacing
 from vankit.data.walk import subfolders
 from vankit.errors import UserError, check_output
 from vankit.models.description import Description, Weights
@@ -27,7 +27,7 @@ from vankit.models.van import VAN, create_model, variant_of
 from vankit.models.weights import for_training, load_checkpoint, read_checkpoint, sizes_of
 from vankit.tasks.multilabel import MultiLabelMeasure
 from vankit.training.balance import balanced_weights, labels_of, weighted_targets
-from vankit.training.loaders import Processes, Setup, gathered, loaders, to_channels_last
+from vankit.training.loaders import Processes, Setup, collate_usable, gathered, loaders, to_channels_last
 from vankit.training.optimizers import build_optimizer
 from vankit.training.recipes import TrainConfig
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
-from vankit.data.augment import PER_INSTANCE, collate, evaluation_transform, training_transform
+from vankit.data.augment import PER_INSTANCE, as_tensors, collate, evaluation_transform, training_transform
 from vankit.data.coco import Coco
 from vankit.data.held_out import HeldOut, announce
 from vankit.data.label_maps import IGNORE
@@ -214,10 +215,11 @@ def _datasets(
         "reading": reading,
         "held_out": HeldOut(config.val_share, config.seed, plain=True),
     }
-    train_set = open_scenes(data, task, "train", augment, **shared, known=known)
+    train_set = open_scenes(data, task, "train", v2.Compose([as_tensors, augment]), **shared, known=known)
     if isinstance(train_set, SemanticFolder | Coco):
         train_set.check_labels()
-    return train_set, open_scenes(data, task, "val", evaluation_transform(), **shared, known=train_set.classes)
+    evaluate = v2.Compose([as_tensors, evaluation_transform()])
+    return train_set, open_scenes(data, task, "val", evaluate, **shared, known=train_set.classes)
 
 
 def _own_datasets(data: Pair, task: str, head: str, config: DenseConfig, augment: Any) -> tuple[OwnScenes, OwnScenes]:

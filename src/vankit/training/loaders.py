@@ -1,6 +1,6 @@
 """What `train` is handed by a task: a module to fit, its loaders, and what its weights' file says of itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 from lightning import LightningModule
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from vankit.errors import UserError
 from vankit.models.description import Description
@@ -137,6 +137,12 @@ def _loader(dataset: Any, config: Config, collate: Callable[..., Any] | None, **
         collate_fn=collate,
         **options,
     )
+
+
+def collate_usable(samples: Sequence[Any]) -> Any:
+    """PyTorch's batch of the samples that are not None; None if there is none."""
+    usable = [sample for sample in samples if sample is not None]
+    return default_collate(usable) if usable else None
 
 
 def start_at(loader: DataLoader[Any], epoch: int, batch: int) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vankit.models.description import Description
-from vankit.reports.worst import picture_of
+from vankit.reports.worst import picture_of, scaled
 from vankit.tasks.colours import Colour
 from vankit.tasks.dense import EVALUATORS
 from vankit.tasks.drawing import draw_sheet
@@ -107,7 +107,7 @@ def _seen(image: Tensor, description: Description, side: int) -> Image.Image:
     assert description.preprocessing is not None
     settings = description.preprocessing
     mean, std = (torch.tensor(values)[:, None, None] for values in (settings.mean, settings.std))
-    return picture_of(image * std + mean, side)
+    return scaled(picture_of((image * std + mean).numpy()), side)
 
 
 def draw_scenes(
@@ -124,7 +124,7 @@ def draw_scenes(
     """
     task, names = EVALUATORS[description.task], ("", description.classes, description.things)
     found, truth = task.scene(*names, result), task.truth(*names, arrays(target))
-    picture = picture_of(image, side)
+    picture = scaled(picture_of(image.numpy()), side)
     if isinstance(found, Detections):
         before = (image.shape[2], image.shape[1])
         found, truth = (each.resized(picture.size, before) for each in (found.above(_SCORE), truth))

@@ -6,7 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from lightning import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+from torch import Tensor
 
 from vankit.models.description import Description
 from vankit.models.weights import read_metadata
@@ -16,7 +19,7 @@ from vankit.reports.findings import Findings
 from vankit.reports.log import draw_log, epochs_of, read_log
 from vankit.reports.page import finish, write_measures
 from vankit.reports.scenes import SceneFindings, scene_findings
-from vankit.reports.worst import items_of
+from vankit.reports.worst import items_of, picture_of
 from vankit.tasks.inference import arrays
 from vankit.training.loaders import gathered
 
@@ -70,10 +73,13 @@ class KeepFindings(Callback):
         images, targets = batch
         if isinstance(self.current, SceneFindings):
             for i, target in enumerate(targets):  # one at most
-                self.current.add(batch_idx, images[i], arrays(target), outputs["answers"][i], outputs["measures"][i])
+                picture = picture_of(_pixels(images[i]))
+                self.current.add(batch_idx, picture, arrays(target), outputs["answers"][i], outputs["measures"][i])
             return
-        items = items_of(cast(Any, trainer.val_dataloaders), batch_idx)
-        self.current.add(items, images, targets.cpu().numpy(), outputs["answers"].cpu().numpy())
+        loader = cast(Any, trainer.val_dataloaders)
+        items = items_of(loader.dataset, loader.batch_size, batch_idx)
+        labels, logits = targets.cpu().numpy(), outputs["answers"].cpu().numpy()
+        self.current.add(items, lambda i: _pixels(images[i]), labels, logits)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         if isinstance(self.current, SceneFindings):
@@ -90,6 +96,10 @@ class KeepFindings(Callback):
         for other in others:
             first.merge(other)
         self.findings = first
+
+
+def _pixels(image: Tensor) -> NDArray[np.float32]:
+    return image.cpu().float().numpy()
 
 
 def write_run_report(out: Path, record: Mapping[str, Any], kept: KeepFindings, seconds: float) -> None:
