@@ -179,6 +179,14 @@ def test_what_is_beside_a_checkpoint(tmp_path: Path, opened_files: list[str]) ->
     assert start(path.parent).remembered is None
 
 
+def test_a_folder_where_a_file_is_read(checkpoint: Path) -> None:
+    beside = checkpoint.with_name("config.json")
+    beside.mkdir()
+    assert [start(checkpoint).remembered is None for _ in range(2)] == [True, False]
+    beside.rmdir()
+    assert start(checkpoint).remembered is None
+
+
 def test_raw_weights_and_their_average(tmp_path: Path) -> None:
     path = tmp_path / "both.pth"
     torch.save({"state_dict": tensors(0), "state_dict_ema": tensors(1)}, path)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vankit.engines.cache import keep, recall, source_code, versions
-from vankit.errors import MissingFileError, UserError
+from vankit.errors import MissingFileError, ReadError, UserError
 from vankit.files import sha256_of, to_json
 from vankit.models.description import Description
 from vankit.models.locate import BESIDE, file_in
@@ -48,7 +48,7 @@ class Source:
 
     Attributes:
         path: absolute.
-        sha256: of its content; empty if there is no such file.
+        sha256: of its content; or a word for why that cannot be read.
         stamp: what was as telling as the content; None if nothing was.
     """
 
@@ -74,7 +74,9 @@ def _sha256(path: Path) -> str:
     try:
         return sha256_of(path)
     except MissingFileError:
-        return ""
+        return "missing"
+    except ReadError:  # what is beside a checkpoint is then passed over
+        return "unreadable"
 
 
 def _stamp(path: Path) -> list[int] | None:
