@@ -199,7 +199,7 @@ def validate(
         model, engine=engine, precision=precision, device=device, batch_size=batch_size, max_pixels=max_pixels
     )
     reading = Reading(skip_bad, tolerant, allow_outside, max_pixels)
-    opened = open_network(model, checkpoint, weights=weights)
+    opened = open_network(model, checkpoint, weights=weights, engine=engine, device=device)
     if picture is not None and (opened.dense or opened.description.multi_label):
         raise UserError(f"{opened.source} has no confusion matrix: leave out `picture`")
     if opened.description.task == "segment" and allow_outside:

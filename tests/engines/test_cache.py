@@ -200,3 +200,16 @@ def test_a_pipe_or_a_link_in_the_place_of_a_file(
     assert get("new") == "new" and f"{path} cannot be used and will be rebuilt: it is not a regular file" in caplog.text
     assert elsewhere.read_bytes() == before and not (tmp_path / "nothing").exists()
     assert not path.is_symlink() and get("newer") == "new"
+
+
+def test_what_was_not_used_for_longest_makes_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vankit.engines.cache._LARGEST", 3 * (32 + 10))
+    for day, key in enumerate((b"a", b"b", b"c")):
+        get(f"made by {key.decode()}.", key)
+        newest = max((folder / "engines").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        os.utime(newest, (86400 * day, 86400 * day))
+    assert get("used again", b"a") == "made by a."
+    get("made by d.", b"d")
+    assert len(list((folder / "engines").iterdir())) == 3
+    assert [get("made anew.", key) for key in (b"a", b"c", b"d")] == ["made by a.", "made by c.", "made by d."]
+    assert get("made anew.", b"b") == "made anew."

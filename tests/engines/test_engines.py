@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 import vankit
-from vankit.engines import choose
+from vankit.engines import choose, convert
 from vankit.engines.base import Engine, check_options
 from vankit.engines.cache import _sign, cache_folder, user_secret
 from vankit.engines.choose import engine_for
@@ -83,7 +84,7 @@ def count_exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return lambda *args: calls.append(name) or function(*args)
 
     for name in ("to_openvino", "to_onnx"):
-        monkeypatch.setattr(choose, name, counted(name, getattr(choose, name)))
+        monkeypatch.setattr(convert, name, counted(name, getattr(convert, name)))
     return calls
 
 
@@ -170,10 +171,25 @@ def test_a_second_start_does_not_export(
     network = tiny(0)
     first = engine_for(network, SIZE, name, cached=True)(images[:1])
     assert len(count_exports) == 1
-    second = engine_for(network, SIZE, name, cached=True)(images[:1])
+    again = engine_for(network, SIZE, name, cached=True)
+    np.testing.assert_array_equal(first, again(images[:1]))
+    np.testing.assert_allclose(first, again(images)[:1], atol=1e-5)  # on more streams, which it was not compiled for
     assert len(count_exports) == 1
-    np.testing.assert_allclose(first, second, atol=1e-5)
-    assert len(list(own_cache.iterdir())) == 1
+    assert len(list(own_cache.iterdir())) == {"openvino": 3, "onnxruntime": 1}[name]
+
+
+def test_no_pytorch_is_asked_for_a_gpu_where_there_is_no_sign_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(1) or True)
+    assert choose.on_torch("auto", "auto") and asked == [1]  # it is imported here, and knows
+    monkeypatch.setattr(choose, "sys", SimpleNamespace(platform="linux", modules={}))
+    monkeypatch.setattr(choose, "_DEVICES", ("nowhere*",))
+    if not Path("/proc/driver/nvidia").exists():
+        assert not choose.on_torch("auto", "auto") and asked == [1]
+    monkeypatch.setattr(choose, "_DEVICES", ("nul*",))
+    assert choose.on_torch("auto", "auto") and asked == [1, 1]
+    assert not choose.on_torch("auto", "cpu") and not choose.on_torch("openvino", "auto")
+    assert choose.on_torch("torch", "cpu") and choose.on_torch("auto", "cuda:0") and asked == [1, 1]
 
 
 def test_what_is_cached_depends_on_weights_and_size(images: np.ndarray, count_exports: list[str]) -> None:

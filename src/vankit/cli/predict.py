@@ -90,7 +90,7 @@ def command(
         raise UserError("--workers ray writes Parquet files: name a folder or URL with --output")
     written = _SCENES if output is None and says_dense(model, checkpoint) else output
     with stopped_by_sigterm(), reserved(written, folder=workers == "ray" or output is None):
-        opened = open_network(model, checkpoint, weights=weights)
+        opened = open_network(model, checkpoint, weights=weights, engine=engine, device=device)
         if opened.dense:
             head = opened.description.head
             unused = {

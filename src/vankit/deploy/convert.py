@@ -8,8 +8,9 @@ from vankit.errors import UserError
 from vankit.files import check_file, check_named, is_stream
 from vankit.heads.checkpoints import mmseg_head, network_in_file
 from vankit.models.description import Weights
+from vankit.models.locate import file_in
 from vankit.models.weights import checkpoint_of, read_tensors, write_checkpoint, write_tensors
-from vankit.models.weights.files import file_in, not_finite
+from vankit.models.weights.files import not_finite
 
 logger = logging.getLogger(__name__)
 

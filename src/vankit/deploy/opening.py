@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vankit.deploy.folder import Exported, is_exported, read_exported
+from vankit.deploy.remembered import Entry, Remembered
+from vankit.engines.choose import network_key, on_torch
 from vankit.errors import UserError
 from vankit.files import check_named
 from vankit.models.description import Description, Weights
+from vankit.models.locate import file_in, names_head
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,14 +26,23 @@ class Network:
     Attributes:
         description: what it is.
         source: what it was found by, for messages.
-        module: of PyTorch, in eval mode; None of an exported folder.
+        network: of PyTorch, in eval mode; None if it is not open.
         exported: the folder, or None.
+        remembered: what an earlier start knew of it, or None.
+        own: whether it was opened by a name or file, so that its type and weights tell it from all others.
     """
 
     description: Description
     source: str
-    module: "nn.Module | None" = None
+    network: "nn.Module | None" = None
     exported: Exported | None = None
+    remembered: Remembered | None = None
+    own: bool = False
+
+    @property
+    def module(self) -> "nn.Module | None":
+        """Of PyTorch, in eval mode, opened now if it was remembered; None of an exported folder."""
+        return self.network if self.remembered is None else self.remembered.module
 
     @property
     def dense(self) -> bool:
@@ -41,7 +54,7 @@ class Network:
             return vars(self)
         from vankit.models.portable import Portable
 
-        return vars(self) | {"module": Portable(self.module)}
+        return vars(self) | {"network": Portable(self.module), "remembered": None}
 
 
 def open_network(
@@ -50,8 +63,10 @@ def open_network(
     pretrained: bool = True,
     classes: Sequence[str] | None = None,
     weights: Weights | None = None,
+    engine: str = "torch",
+    device: str = "auto",
 ) -> Network:
-    """Open a network. An exported folder is opened without PyTorch.
+    """Open a network. An exported folder is opened without PyTorch, and so is what an earlier start has remembered.
 
     Args:
         model: a timm model name such as van_b0, van_b0.cifar10 or one of `vankit.models.van.ALIASES`; a folder that
@@ -63,6 +78,8 @@ def open_network(
         pretrained: without a checkpoint, load the model's public weights (else they are random).
         classes: names by index, over those of the weights.
         weights: of a checkpoint, raw or ema for their moving average; None takes the average where there are both.
+        engine, device: what will run it, see `vankit.Predictor`. Where that is not PyTorch, the next start finds
+            remembered what this one opens, see `vankit.deploy.remembered`.
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had, or what is given does not go
@@ -82,23 +99,54 @@ def open_network(
         return _folder(model, classes)
     if checkpoint is None and isinstance(model, str | PathLike) and is_path(model):
         model, checkpoint = None, model
+    if weights is not None and checkpoint is None:
+        raise UserError("weights (--weights) chooses among those of a checkpoint: pass one")
+    if model is None and checkpoint is None:
+        model = "van_b0"
+    opening = partial(_open, pretrained=pretrained, classes=classes, weights=weights)
+    if not _may_be_remembered(model, checkpoint, pretrained) or on_torch(engine, device):
+        return opening(model, checkpoint)
+    entry = Entry(None if model is None else str(model), checkpoint, classes, weights)
+    later = None if checkpoint is None else Path(checkpoint).absolute()  # perhaps from another folder
+    if (remembered := entry.read(lambda: _module_of(opening(model, later)))) is not None:
+        return Network(remembered.description, str(checkpoint or model), remembered=remembered, own=True)
+    with entry.listening():
+        opened = opening(model, checkpoint)
+    _remember(entry, opened)
+    return opened
+
+
+def _may_be_remembered(
+    model: "str | PathLike[str] | nn.Module | None", checkpoint: str | PathLike[str] | None, pretrained: bool
+) -> bool:
+    """Not a network that was passed, random weights, nor a detector or segmenter, which needs PyTorch in any case."""
+    if not isinstance(model, str | PathLike | None):
+        return False
+    return pretrained if checkpoint is None else not names_head(file_in(Path(checkpoint)))
+
+
+def _open(
+    model: "str | PathLike[str] | nn.Module | None",
+    checkpoint: str | PathLike[str] | None,
+    pretrained: bool,
+    classes: Sequence[str] | None,
+    weights: Weights | None,
+) -> Network:
     from torch import nn
 
     from vankit.heads.checkpoints import is_dense, network_in_file
     from vankit.models.classifier import classifier_by_name, classifier_in_file, described
     from vankit.models.weights import load_checkpoint, read_tensors
 
-    if weights is not None and checkpoint is None:
-        raise UserError("weights (--weights) chooses among those of a checkpoint: pass one")
     if isinstance(model, nn.Module):
         found = load_checkpoint(model, checkpoint, weights).metadata if checkpoint is not None else {}
         module, description = described(model, None, found, classes)
         return Network(description, type(model).__name__, module)
     name = str(model) if model is not None else None
     if checkpoint is None:
-        name = "van_b0" if name is None else name
+        assert name is not None
         module, description = classifier_by_name(name, pretrained, classes)
-        return Network(description, name, module)
+        return Network(description, name, module, own=True)
     file = read_tensors(checkpoint, weights)
     if not is_dense(file):
         module, description = classifier_in_file(file, name, classes)
@@ -106,7 +154,30 @@ def open_network(
         raise UserError(f"{checkpoint} is a detector or segmenter with its own classes: leave out model and classes")
     else:
         module, description = network_in_file(file)
-    return Network(description, str(checkpoint), module)
+    return Network(description, str(checkpoint), module, own=True)
+
+
+def _module_of(opened: Network) -> "nn.Module":
+    assert opened.network is not None
+    return opened.network
+
+
+def _remember(entry: Entry, opened: Network) -> None:
+    """A classifier that is a VAN of vankit's own, from files that are known."""
+    from vankit.models.hub import files_behind
+    from vankit.models.van import VARIANTS, architecture
+
+    description, network = opened.description, _module_of(opened)
+    if opened.dense:
+        return
+    assert description.preprocessing is not None
+    files: list[Path] = []
+    if not entry.of_file:
+        file: Any = (getattr(network, "pretrained_cfg", None) or {}).get("file")
+        if not file or architecture(description.model or "") not in VARIANTS:
+            return
+        files = files_behind(Path(file))
+    entry.write(description, network_key(network, description.preprocessing.input_size), files)
 
 
 def says_dense(model: str | PathLike[str] | None = None, checkpoint: str | PathLike[str] | None = None) -> bool:
@@ -122,8 +193,6 @@ def says_dense(model: str | PathLike[str] | None = None, checkpoint: str | PathL
         checkpoint = model
     if checkpoint is None:
         return False
-    from vankit.models.weights.files import file_in, names_head
-
     return names_head(file_in(Path(checkpoint)))
 
 

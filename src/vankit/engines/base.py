@@ -20,6 +20,10 @@ Array = NDArray[np.float32]
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
+class UnsupportedNetworkError(UserError):
+    """torch.export, or the exporter of a format, cannot take the network."""
+
+
 class Engine(ABC):
     """A network ready to run: float32 (B, C, H, W) → float32 (B, …), its first output.
 

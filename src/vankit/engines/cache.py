@@ -1,5 +1,6 @@
-"""Compiled models on disk, so that the next start need not compile."""
+"""Compiled models, and what is known of networks, on disk, so that the next start need not find it out again."""
 
+import hashlib
 import hmac
 import logging
 import os
@@ -19,9 +20,11 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+_LARGEST = 8 * 2**30  # bytes of all files: several of the largest networks
+
 
 def cache_folder() -> Path:
-    """Where compiled models are kept: VANKIT_CACHE, or `vankit` in the user's cache folder. It may be deleted."""
+    """Where they are kept: VANKIT_CACHE, or `vankit` in the user's cache folder. It may be deleted."""
     if named := os.environ.get("VANKIT_CACHE"):
         return Path(named)
     from platformdirs import user_cache_path
@@ -30,32 +33,70 @@ def cache_folder() -> Path:
 
 
 def cached(key: bytes, parts: tuple[str, ...], load: Callable[[bytes], T], make: Callable[[], tuple[T, bytes]]) -> T:
-    """What `load` makes of the cached bytes, or what `make` makes, whose bytes are cached.
+    """What `load` makes of the cached bytes, or what `make` makes, whose bytes are cached; see `keep`.
 
-    A file is named and signed with the user's secret, so that nothing is loaded that somebody else put there; one whose
-    signature is wrong, or that does not load, is made anew. Nothing is cached where others may write.
+    Bytes that do not load are made anew.
     """
+    names = (key, *(part.encode() for part in parts))
+    if (content := recall(*names)) is not None:
+        try:
+            return load(content)
+        except Exception as error:  # engines raise whatever they trip over
+            logger.warning("%s cannot be used and will be rebuilt: %s", _place(names)[0], error)
+    made, content = make()
+    keep(content, *names)
+    return made
+
+
+def recall(*names: bytes) -> bytes | None:
+    """What `keep` has put under these names; None if there is nothing, or it is damaged."""
     try:
-        folder, secret = _own_folder(), user_secret()
+        path, secret = _place(names)
     except (UserError, OSError) as error:
-        _say(f"cannot keep the compiled model for the next start: {error}")
-        return make()[0]
-    path = folder / _sign(secret, key, *(part.encode() for part in parts)).hex()
+        _say_not_kept(error)
+        return None
     try:
         stored = memoryview(_read(path))
         if hmac.compare_digest(_sign(secret, path.name.encode(), stored[32:]), stored[:32]):
-            return load(bytes(stored[32:]))
+            with suppress(OSError):
+                os.utime(path)  # those not used for longest go first
+            return bytes(stored[32:])
         logger.warning("%s is damaged and will be rebuilt", path)
     except FileNotFoundError:
         pass
-    except Exception as error:  # engines raise whatever they trip over
-        logger.warning("%s cannot be used and will be rebuilt: %s", path, error)
-    made, blob = make()
-    try:
-        _write(path, _sign(secret, path.name.encode(), blob) + blob)
     except OSError as error:
-        _say(f"cannot keep the compiled model for the next start: {error}")
-    return made
+        logger.warning("%s cannot be used and will be rebuilt: %s", path, error)
+    return None
+
+
+def keep(content: bytes, *names: bytes) -> None:
+    """Put bytes on disk under names, whole or not at all, in place of what was there; where that fails it is said.
+
+    A file is named and signed with the user's secret, so that nothing is recalled that somebody else put there. Nothing
+    is kept where others may write. If all would be more than 8 GiB, what was not used for longest is removed.
+    """
+    try:
+        path, secret = _place(names)
+        _make_room(path.parent, len(content))
+        _write(path, _sign(secret, path.name.encode(), content) + content)
+    except (UserError, OSError) as error:
+        _say_not_kept(error)
+
+
+def _place(names: tuple[bytes, ...]) -> tuple[Path, bytes]:
+    """The file of these names, and the secret that signs it."""
+    folder, secret = _own_folder(), user_secret()
+    return folder / _sign(secret, *names).hex(), secret
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Remove the files that, from the last used one on, go beyond the limit together with so many bytes."""
+    found = [(entry.stat(follow_symlinks=False), entry.path) for entry in os.scandir(folder)]
+    for status, path in sorted(found, key=lambda each: -each[0].st_mtime_ns):
+        size += status.st_size
+        if size > _LARGEST:
+            with suppress(OSError):  # another process was first, or it is a folder
+                os.unlink(path)
 
 
 def _sign(secret: bytes, *parts: bytes | memoryview) -> bytes:
@@ -64,6 +105,10 @@ def _sign(secret: bytes, *parts: bytes | memoryview) -> bytes:
         signature.update(len(part).to_bytes(8, "big"))
         signature.update(part)
     return signature.digest()
+
+
+def _say_not_kept(error: Exception) -> None:
+    _say(f"cannot keep the compiled model for the next start: {error}")
 
 
 @cache
@@ -182,3 +227,11 @@ def versions(*packages: str) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
+
+
+def source_code(*patterns: str) -> bytes:
+    """SHA-256 of those of vankit's own modules that match the patterns, for what they have computed."""
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in package.glob(pattern)}):
+        digest.update(path.read_bytes())
+    return digest.digest()

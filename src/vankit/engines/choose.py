@@ -1,28 +1,27 @@
-"""Which engine runs a network best on this machine."""
+"""Which engine runs a network best on this machine. PyTorch is imported only where it is needed to find out."""
 
 import hashlib
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import timm
-import torch
-from torch import nn
-
-from vankit.engines.base import Engine
-from vankit.engines.cache import versions
-from vankit.engines.convert import UnsupportedNetworkError, to_onnx, to_openvino
+from vankit.engines.base import Engine, UnsupportedNetworkError
+from vankit.engines.cache import source_code, versions
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
-from vankit.engines.openvino import OpenVinoEngine
+from vankit.engines.openvino import OpenVinoEngine, kept_model
 from vankit.engines.torch import TorchEngine
 from vankit.errors import UserError
-from vankit.models.fold import fold
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 
 
 def engine_for(
-    network: nn.Module,
+    network: "nn.Module",
     input_size: Sequence[int],
     engine: str = "auto",
     precision: str = "auto",
@@ -43,6 +42,26 @@ def engine_for(
     Raises:
         ValueError, ImportError: the engine, precision and device do not go together, or a package is missing.
     """
+    key = network_key(network, input_size, dynamic) if cached else None
+    return engine_by_key(lambda: network, key, input_size, engine, precision, device, batch_size, dynamic)
+
+
+def engine_by_key(
+    network: "Callable[[], nn.Module]",
+    key: bytes | None,
+    input_size: Sequence[int],
+    engine: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    batch_size: int = 16,
+    dynamic: bool = False,
+) -> Engine:
+    """`engine_for` of a network that need not be open: it is not asked for where what was made of it is on disk.
+
+    Args:
+        network: gives it.
+        key: its `network_key`; None keeps nothing on disk.
+    """
     if engine not in ("auto", "torch") and device not in ("auto", "cpu"):
         raise UserError(f"engine {engine} runs on the CPU and device is {device!r}: use engine='torch'")
     device = device_for(engine, device)
@@ -52,19 +71,54 @@ def engine_for(
             "and then predict with --model FOLDER"
         )
     precision = "float32" if precision == "auto" else precision
-    key = _key(network, (*input_size, dynamic)) if cached else None
+
+    def to(name: str) -> Any:
+        from vankit.engines import convert  # and PyTorch with it
+
+        return getattr(convert, name)(network(), input_size, dynamic)
+
     if engine == "onnxruntime":
-        return OnnxRuntimeEngine(lambda: to_onnx(network, input_size, dynamic), key, precision)
+        return OnnxRuntimeEngine(lambda: to("to_onnx"), key, precision)
     if engine == "openvino" or (engine == "auto" and device == "cpu"):
         try:
-            found = OpenVinoEngine(lambda: to_openvino(network, input_size, dynamic), key, precision)
+            found = OpenVinoEngine(lambda: kept_model(key, lambda: to("to_openvino")), key, precision)
             found.prepare()
             return found
         except UnsupportedNetworkError as error:
             if engine != "auto":
                 raise
             logger.warning("running on PyTorch: %s", error)
-    return TorchEngine(fold(network), device, precision, batch_size)
+    from vankit.models.fold import fold
+
+    return TorchEngine(fold(network()), device, precision, batch_size)
+
+
+def on_torch(engine: str, device: str) -> bool:
+    """Whether it is PyTorch that will run a network, as far as can be told from these options.
+
+    Args:
+        engine, device: see `vankit.Predictor`.
+    """
+    return engine == "torch" or device not in ("auto", "cpu") or (engine == device == "auto" and _has_cuda())
+
+
+def _has_cuda() -> bool:
+    if sys.modules.get("torch") is None and not _may_have_cuda():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+# what the drivers of NVIDIA's GPUs (its boards, and Windows' for Linux, have others) and of AMD's put there
+_DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "dxg", "kfd")
+
+
+def _may_have_cuda() -> bool:
+    """False only where a GPU would leave signs, and there are none."""
+    if sys.platform == "linux":
+        return Path("/proc/driver/nvidia").exists() or any(any(Path("/dev").glob(name)) for name in _DEVICES)
+    return sys.platform != "darwin"
 
 
 def device_for(engine: str, device: str) -> str:
@@ -74,7 +128,11 @@ def device_for(engine: str, device: str) -> str:
         ValueError: there is no such device here.
     """
     if device == "auto":
-        return "cuda" if engine in ("auto", "torch") and torch.cuda.is_available() else "cpu"
+        return "cuda" if engine in ("auto", "torch") and _has_cuda() else "cpu"
+    if device == "cpu":
+        return device
+    import torch
+
     try:
         torch.device(device)
     except RuntimeError:  # which lists all devices that PyTorch was ever made for
@@ -89,18 +147,13 @@ def device_for(engine: str, device: str) -> str:
     return device
 
 
-def _key(network: nn.Module, input_size: Sequence[int]) -> bytes:
+def network_key(network: "nn.Module", input_size: Sequence[int], dynamic: bool = False) -> bytes:
     """What a compiled model depends on: the weights, the code around them, the size."""
-    built_with = torch.__version__, timm.__version__, versions("onnx", "onnxscript", "openvino")
+    built_with = versions("torch", "timm", "onnx", "onnxscript", "openvino")
     layers = getattr(network, "return_layers", None)  # of timm's feature extractors: which maps they give
-    digest = hashlib.sha256(f"{type(network)} {network} {layers} {tuple(input_size)} {built_with}".encode())
-    package = Path(__file__).parents[1]
-    for path in (
-        package / "engines" / "convert.py",
-        *sorted(package.glob("models/*.py")),
-        *sorted(package.glob("ops/*.py")),
-    ):
-        digest.update(path.read_bytes())
+    size = (*input_size, dynamic)
+    digest = hashlib.sha256(f"{type(network)} {network} {layers} {size} {built_with}".encode())
+    digest.update(source_code("engines/convert.py", "models/*.py", "ops/*.py"))
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

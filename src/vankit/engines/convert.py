@@ -8,13 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vankit.errors import MissingPackageError, UserError
+from vankit.engines.base import UnsupportedNetworkError
+from vankit.errors import MissingPackageError
 from vankit.models.fold import fold
-
-
-class UnsupportedNetworkError(UserError):
-    """torch.export, or the exporter of a format, cannot take the network."""
-
 
 _NO_LIMIT = 2**40
 

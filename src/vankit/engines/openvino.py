@@ -108,6 +108,38 @@ class OpenVinoEngine(Engine):
         return cached(self._key, parts, load, make)
 
 
+def kept_model(key: bytes | None, make: Callable[[], Any]) -> Any:
+    """An `openvino.Model` that is kept on disk: to be compiled again, for more streams, say, it need not be made again.
+
+    Args:
+        key: as of `OpenVinoEngine`; of None nothing is kept.
+        make: gives the model.
+    """
+
+    def load(content: bytes) -> Any:
+        end = 8 + int.from_bytes(content[:8], "big")
+        return openvino_core().read_model(content[8:end], content[end:])
+
+    def make_both() -> tuple[Any, bytes]:
+        model = make()
+        return model, _in_bytes(model)
+
+    return make() if key is None else cached(key, ("openvino.Model",), load, make_both)
+
+
+def _in_bytes(model: Any) -> bytes:
+    """The length of its XML, the XML, the weights."""
+    import tempfile
+
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder) / "model.xml"
+        openvino.save_model(model, xml, compress_to_fp16=False)
+        graph = xml.read_bytes()
+        return b"".join((len(graph).to_bytes(8, "big"), graph, xml.with_suffix(".bin").read_bytes()))
+
+
 def _one_by_one(request: Any, x: Array) -> Array:
     """The model of `OpenVinoEngine` takes batches of 1, or of any size."""
     if len(x) == 0:

@@ -198,6 +198,13 @@ def _cached(repo_id: str, filename: str, revision: str | None, cache: Path) -> P
     return None
 
 
+def files_behind(path: Path) -> list[Path]:
+    """What decides that a name leads to a file that `resolve` has found: it, and the branch in the hub's cache."""
+    snapshot = path.parent
+    branch = snapshot.parent.parent / "refs" / "main"
+    return [path, branch] if snapshot.parent.name == "snapshots" else [path]
+
+
 def _check_inside(*names: str) -> None:
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:

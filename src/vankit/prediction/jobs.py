@@ -34,7 +34,8 @@ def iter_predictions(
     check_request(model, **{name: options[name] for name in options.keys() & REQUEST})
     given = {name: options.pop(name) for name in ("pretrained", "classes", "weights") if name in options}
     with reserved(output):
-        opened = open_network(model, checkpoint, **given)
+        runs_on = {name: options[name] for name in ("engine", "device") if name in options}
+        opened = open_network(model, checkpoint, **given, **{"engine": "auto", **runs_on})
         if not opened.dense:
             yield from iter_labels(inputs, opened, output, resume, safe_csv, **options)
             return

@@ -110,7 +110,7 @@ class Predictor:
             engine=engine, precision=precision, top_k=top_k, batch_size=batch_size, max_pixels=max_pixels
         )  # fmt: skip
         avoid_lost_threads()
-        self._opened = opened = open_network(model, checkpoint, pretrained, classes, weights)
+        self._opened = opened = open_network(model, checkpoint, pretrained, classes, weights, engine, device)
         self._options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device}
         self._batch_size, self._engine = batch_size, PerProcess[Engine]()
         if opened.dense:
@@ -129,7 +129,7 @@ class Predictor:
 
     @property
     def network(self) -> "nn.Module | None":
-        """The PyTorch module in eval mode; None of an exported folder."""
+        """The PyTorch module in eval mode, of a network that was remembered opened now; None of an exported folder."""
         return self._opened.module
 
     @property
@@ -143,16 +143,14 @@ class Predictor:
     def _open(self) -> Engine:
         if self._opened.exported is not None:
             return self._opened.exported.engine(**self._options)
-        from vankit.engines.choose import engine_for
+        from vankit.engines.choose import engine_by_key, engine_for
 
+        size, options = self.preprocessing.input_size, {"batch_size": self._batch_size, **self._options}
+        remembered = self._opened.remembered
+        if remembered is not None and not remembered.is_open:
+            return engine_by_key(lambda: remembered.module, remembered.key, size, **options)
         assert self.network is not None
-        return engine_for(
-            self.network,
-            self.preprocessing.input_size,
-            batch_size=self._batch_size,
-            cached=self.description.model is not None,
-            **self._options,
-        )
+        return engine_for(self.network, size, cached=self._opened.own, **options)
 
     def preprocess(self, image: ImageLike) -> NDArray[np.float32]:
         """Decode and prepare one image.

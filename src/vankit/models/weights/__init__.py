@@ -8,6 +8,7 @@ safetensors). Which one a file holds is detected from its content.
 `beside` what is said of classes and preprocessing; `files` puts these together, and `checkpoints` loads and converts.
 """
 
+from vankit.models.locate import file_in
 from vankit.models.weights.beside import PUBLISHED, label_names
 from vankit.models.weights.checkpoints import (
     Checkpoint,
@@ -20,7 +21,6 @@ from vankit.models.weights.checkpoints import (
 )
 from vankit.models.weights.files import (
     TensorFile,
-    file_in,
     read_metadata,
     read_tensors,
     tensor_bytes,

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
@@ -15,9 +14,10 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from vankit.errors import MissingFileError, UserError
+from vankit.errors import UserError
 from vankit.files import open_file, read_json, reading, replacing, to_json, writing
 from vankit.models.description import Description, Weights, check_metadata
+from vankit.models.locate import file_in, is_safetensors
 from vankit.models.weights.beside import stated
 from vankit.models.weights.candidates import find_van
 from vankit.models.weights.formats import Place
@@ -25,8 +25,6 @@ from vankit.models.weights.pickles import PickleFile, Planted, Unreadable, open_
 
 logger = logging.getLogger(__name__)
 
-_USUAL_NAMES = ("best.safetensors", "model.safetensors", "pytorch_model.bin")
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 _EXPECTED = ".safetensors, or a file of torch.save"
 _TRAINED = "model."  # what Lightning has before the names of the network in training
 _MMSEG = ("decode_head.", "auxiliary_head.")
@@ -64,7 +62,7 @@ def read_tensors(path: str | PathLike[str], weights: Weights | None = None) -> T
 
 def _read(path: Path, weights: Weights | None) -> TensorFile:
     try:
-        if _is_safetensors(path):
+        if is_safetensors(path):
             with safetensors.safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 found = find_van(tensors, weights, path)
@@ -133,44 +131,9 @@ def _run_beside(path: Path) -> dict[str, Any]:
     return said
 
 
-def file_in(path: Path) -> Path:
-    """A checkpoint itself, or the one in a folder: a run's, transformers' or timm's, or the only one.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: the folder has several, and none has one of the usual names.
-    """
-    if path.exists() and not path.is_dir():
-        return path
-    if not path.is_dir():
-        raise MissingFileError(f"no checkpoint at {path}: pass the path of a .safetensors, .pth, .pth.tar or .bin file")
-    if usual := next((path / name for name in _USUAL_NAMES if (path / name).is_file()), None):
-        return usual
-    files = [each for each in sorted(path.iterdir()) if _may_be_one(each)]
-    if (path / "export.json").is_file():
-        raise UserError(f"{path} is an exported folder, not a checkpoint: pass it as the model (--model)")
-    if not files:
-        raise MissingFileError(f"no checkpoint in the folder {path}: expected {', '.join(_USUAL_NAMES)}, or one file")
-    if index := next((each for kind in ("safetensors", "bin") for each in path.glob(f"*.{kind}.index.json")), None):
-        raise UserError(f"{path} has a checkpoint in pieces ({index.name}): save it in one file")
-    if len(files) > 1:
-        names = ", ".join([*(each.name for each in files[:4]), *(["…"] if len(files) > 4 else [])])
-        raise UserError(f"the folder {path} has {len(files)} checkpoints ({names}): pass the path of one of them")
-    return files[0]
-
-
-def _may_be_one(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and path.name.lower().endswith(_SUFFIXES)
-
-
-def _is_safetensors(path: Path) -> bool:
-    with open_file(path) as file:
-        return file.read(9)[8:] == b"{"  # eight bytes of length, then a JSON header
-
-
 def read_metadata(path: str | PathLike[str]) -> dict[str, Any]:
     """What a vankit file says of itself (see `Checkpoint.metadata`), without reading its tensors; empty for others."""
-    if not Path(path).is_file() or not _is_safetensors(Path(path)):
+    if not Path(path).is_file() or not is_safetensors(Path(path)):
         return {}
     try:
         with reading(path), safetensors.safe_open(path, "pt") as file:
@@ -179,15 +142,6 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, Any]:
             return metadata
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is truncated or damaged: {error}") from None
-
-
-def names_head(path: str | PathLike[str]) -> bool:
-    """Whether a vankit file names a head, as those of detectors and segmenters do; the rest of it is not looked at."""
-    if not _is_safetensors(Path(path)):
-        return False
-    with suppress(safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
-        return "head" in (file.metadata() or {})
-    return False  # what is wrong with it is said when it is opened
 
 
 def _metadata_of(file: Any) -> dict[str, Any]:
