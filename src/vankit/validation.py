@@ -314,7 +314,7 @@ def _measure_scenes(
     for index, scene in enumerate(track(scenes, "validating", len(dataset), transient=True)):
         if scene is not None:  # else left out
             picture, target = scene
-            result = predictor.answer(picture)
+            result = predictor.results(np.asarray(picture))
             findings.add(index, picture, target, result, evaluator.add(target, result))
     skipped = sorted(dataset.skipped)
     if not (count := findings.count):

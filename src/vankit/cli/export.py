@@ -19,11 +19,12 @@ def command(
     format: Literal["openvino", "onnx", "pt2"] = "openvino",
     int8: bool = False,
     calibrate: str | None = None,
+    check: str | None = None,
     max_drop: float | None = None,
     dynamic: bool = False,
     max_pixels: int = 67_108_864,
 ) -> None:
-    """Write a classifier to a folder, to be run by vankit predict --model FOLDER or by the format's own library.
+    """Write a network to a folder, to be run by vankit predict --model FOLDER or by the format's own library.
 
     The folder holds the model, labels.txt, preprocessing.json, export.json and a README; openvino and onnx run without
     PyTorch. An export that does not compute what the network computes is not kept.
@@ -33,14 +34,18 @@ def command(
         checkpoint: weights in any public format, or a folder with them. Default: the model's public weights.
         weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         output: folder to write. Default: MODEL-FORMAT.
-        format: openvino (model.xml and model.bin), onnx (model.onnx) or pt2 (model.pt2, for torch.export).
-        int8: quantise to 8 bits; needs --calibrate.
+        format: openvino (model.xml and model.bin), onnx (model.onnx) or, for classifiers, pt2 (model.pt2, for
+            torch.export).
+        int8: quantise a classifier to 8 bits; needs --calibrate.
         calibrate: images to quantise with: labelled data as for vankit validate, or a folder or glob pattern of
             photographs.
+        check: a folder or glob pattern of photographs on which a detector or segmenter is compared with PyTorch, besides
+            generated scenes.
         max_drop: largest loss of top-1 accuracy, or of a multi-label classifier's mAP, that quantisation may cause, 0
             to 1. Default: 0.01.
-        dynamic: accept any batch size and image size; 2 to 12 % slower.
-        max_pixels: an image of --calibrate with more pixels than this is not decoded.
+        dynamic: let a classifier accept any batch size and image size; 2 to 12 % slower. Detectors and segmenters always
+            do.
+        max_pixels: an image of --calibrate or --check with more pixels than this is not decoded.
     """
     if max_drop is not None and not int8:
         raise UserError("--max-drop is what int8 may lose: add --int8 --calibrate DATA, or leave it out")
@@ -54,14 +59,17 @@ def command(
         format=format,
         int8=int8,
         calibrate=calibrate,
+        check=check,
         max_drop=0.01 if max_drop is None else max_drop,
         dynamic=dynamic,
         weights=weights,
         max_pixels=max_pixels,
     )
-    say(f"{found.precision} {found.format}, logits within {found.facts['largest_difference']:.0e} of PyTorch's")
+    facts = found.facts
+    agreed = facts["agreed"] if found.dense else f"logits within {facts['largest_difference']:.0e} of PyTorch's"
+    say(f"{found.precision} {found.format}, {agreed}")
     if int8:
-        report = found.facts["int8"]
+        report = facts["int8"]
         left_out = ", ".join(report["left_out"]) or "nothing"
         measure = report["measure"]
         say(

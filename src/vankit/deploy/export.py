@@ -16,9 +16,13 @@ from PIL import Image
 from torch import nn
 
 from vankit.data.images import MAX_PIXELS
+from vankit.data.walk import find_images
 from vankit.deploy.card import model_card
+from vankit.deploy.dense_card import dense_card
 from vankit.deploy.folder import DESCRIPTION, FILES, Exported, Format, read_exported
-from vankit.deploy.opening import open_network
+from vankit.deploy.model_api import describe
+from vankit.deploy.opening import Network, open_network
+from vankit.deploy.whole import write_whole
 from vankit.engines.base import Array
 from vankit.engines.cache import versions
 from vankit.engines.convert import SMALLEST, to_onnx, to_openvino, to_program
@@ -44,6 +48,7 @@ def export(
     format: Format = "openvino",
     int8: bool = False,
     calibrate: str | PathLike[str] | None = None,
+    check: str | PathLike[str] | None = None,
     dynamic: bool = False,
     pretrained: bool = True,
     classes: Sequence[str] | None = None,
@@ -51,9 +56,10 @@ def export(
     weights: Weights | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Exported:
-    """Write a classifier as a folder that runs without PyTorch: model, labels.txt, preprocessing.json, README.md.
+    """Write a network as a folder that runs without PyTorch: model, labels.txt, preprocessing.json, README.md.
 
-    The network is folded (see `vankit.fold`) and the model compared with eager PyTorch before it is kept.
+    The network is folded (see `vankit.fold`) and the model compared with eager PyTorch before it is kept. The model of a
+    detector or segmenter takes pictures of every size, as they are.
 
     Args:
         model, checkpoint, pretrained, classes, weights: see `vankit.Predictor`.
@@ -61,7 +67,10 @@ def export(
         format: openvino, onnx, or pt2 (torch.export, which needs PyTorch).
         int8: quantise, see `vankit.deploy.quantize.quantize`; not for pt2.
         calibrate: pictures for int8, see `vankit.deploy.quantize.open_pictures`.
-        dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of the network's size.
+        check: a folder or glob pattern of photographs on which a detector's or segmenter's model is compared with
+            PyTorch, besides generated scenes.
+        dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of the network's size; for
+            classifiers.
         max_drop: top-1 that int8 may lose, or mAP of a multi-label network, 0 to 1.
         max_pixels: of the largest picture for int8 that is decoded.
 
@@ -71,18 +80,21 @@ def export(
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had, the options do not go together,
             `out` holds other files, a logit is not finite or further than `TOLERANCE` from PyTorch's, a top-1
-            differs, or int8 loses more than `max_drop`. Nothing is written then.
+            differs, a detector or segmenter finds something else (see `vankit.deploy.agreement`), or int8 loses more
+            than `max_drop`. Nothing is written then.
         UnsupportedNetworkError: the format cannot express the network.
         ImportError: a package is missing.
     """
     _check_options(format, int8, calibrate, max_drop)
-    check_named(out=out, calibrate=calibrate)
+    check_named(out=out, calibrate=calibrate, check=check)
     if out is not None:
         _check_target(Path(out).absolute())
     opened = open_network(model, checkpoint, pretrained, classes, weights)
     description = opened.description
-    if opened.module is None or opened.dense:
-        raise UserError(f"{opened.source} is not a classifier in PyTorch: export takes a model's name or a checkpoint")
+    if opened.module is None:
+        raise UserError(f"{opened.source} is exported already: export takes a model's name or a checkpoint")
+    _check_task(opened, format, int8, dynamic, check)
+    photographs = [] if check is None else list(find_images(check))
     name = Path(checkpoint).stem if checkpoint is not None else description.model or opened.source
     target = Path(out or f"{name}-{format}{'-int8' * int8}").absolute()
     _check_target(target)
@@ -93,8 +105,12 @@ def export(
         pictures = open_pictures(calibrate, description, max_pixels)
     network = copy.deepcopy(opened.module).float().cpu()
     with held(target), _folder_for(target) as folder:
-        exported = Exported(folder, format, "float32", dynamic, description)
-        _write_model(exported, network)
+        exported = Exported(folder, format, "float32", dynamic or opened.dense, description)
+        if opened.dense:
+            exported, checked = write_whole(exported, network, photographs, max_pixels)
+        else:
+            _write_model(exported, network)
+            checked = {"largest_difference": _largest_difference(exported, network)}
         facts = {
             "name": name,
             "command": _command(
@@ -105,12 +121,13 @@ def export(
                 weights=weights,
                 format=format,
                 calibrate=calibrate,
+                check=check,
                 output=out,
                 max_drop=max_drop if int8 else None,
                 max_pixels=max_pixels if max_pixels != MAX_PIXELS else None,
             ),
             "date": datetime.now(UTC).date().isoformat(),
-            "largest_difference": _largest_difference(exported, network),
+            **checked,
             "versions": versions(*_PACKAGES[format], *["nncf"] * int8),
         }
         precision = "float32"
@@ -118,7 +135,8 @@ def export(
             precision, facts["int8"] = "int8", asdict(quantize(exported, pictures, max_drop))
         exported = replace(exported, precision=precision, facts=facts)
         exported.write_description()
-        (folder / _CARD).write_text(model_card(exported, target.name), encoding="utf-8")
+        card = (dense_card if exported.dense else model_card)(exported, target.name)
+        (folder / _CARD).write_text(card, encoding="utf-8")
     return read_exported(target)
 
 
@@ -131,6 +149,20 @@ def _check_options(format: str, int8: bool, calibrate: object, max_drop: float) 
         raise UserError("`int8` and `calibrate` go together: pass both, or neither")
     if not 0 <= max_drop <= 1:
         raise UserError(f"max_drop is {max_drop}: expected 0 to 1, such as 0.01 for one point of top-1")
+
+
+def _check_task(opened: Network, format: str, int8: bool, dynamic: bool, check: object) -> None:
+    if not opened.dense:
+        if check is not None:
+            raise UserError(f"`check` is for detectors and segmenters, and {opened.source} is a classifier: leave it out")
+        return
+    what = f"{opened.source} is a {opened.description.head}"
+    if format == "pt2":
+        raise UserError(f"{what}, and pt2 is for classifiers: use format openvino or onnx")
+    if int8:
+        raise UserError(f"{what}, and int8 is for classifiers: leave out `int8` and `calibrate`")
+    if dynamic:
+        raise UserError(f"{what}, whose model takes every size anyway: leave out `dynamic`")
 
 
 def _check_target(target: Path) -> None:
@@ -188,6 +220,7 @@ def _write_model(exported: Exported, network: nn.Module) -> None:
         model = to_openvino(network, size, dynamic)
         import openvino
 
+        describe(model, exported)
         openvino.save_model(model, exported.path, compress_to_fp16=False)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
@@ -31,6 +31,15 @@ _ENGINES = {"openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch"}
 DESCRIPTION = ("export.json", "preprocessing.json", "labels.txt")
 _BESIDE = DESCRIPTION[1:]
 
+# preprocessing.json of detectors and segmenters, whose models take pictures as they are
+PICTURES = {"layout": "NHWC", "channels": "RGB", "type": "uint8", "sizes": "any", "resized": "by the model"}
+# names and shapes of what they give; None is any length, and -1 the number of classes
+OUTPUTS: dict[str, dict[str, tuple[int | None, ...]]] = {
+    "detect": {"boxes": (1, None, 5), "labels": (1, None), "masks": (1, None, None, None)},
+    "segment": {"logits": (1, -1, None, None)},
+    "panoptic": {"segments": (1, None, None), "labels": (1, None), "scores": (1, None)},
+}
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -40,8 +49,9 @@ class Exported:
         folder: where it is.
         format: openvino, onnx or pt2.
         precision: float32 or int8.
-        dynamic: whether it takes every batch and size, or batches of 1 of the preprocessing's size.
+        dynamic: whether it takes every size (a classifier also every batch), or batches of 1 of the preprocessing's size.
         description: of the network.
+        outputs: names of what the model gives: logits, or of a detector or segmenter some of `OUTPUTS`.
         facts: how it was made and checked.
         checksums: SHA-256 in hexadecimal of the other files by name; empty until the folder is read.
     """
@@ -51,6 +61,7 @@ class Exported:
     precision: str
     dynamic: bool
     description: Description
+    outputs: Sequence[str] = ("logits",)
     facts: dict[str, Any] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
 
@@ -58,8 +69,13 @@ class Exported:
         return vars(self) | {"folder": self.folder.absolute()}  # another process may run in another folder
 
     @property
+    def dense(self) -> bool:
+        """Whether it is a detector or segmenter."""
+        return self.description.task != "classify"
+
+    @property
     def preprocessing(self) -> Preprocessing:
-        """From an image to the network's input."""
+        """From an image to a classifier's input."""
         assert self.description.preprocessing is not None
         return self.description.preprocessing
 
@@ -80,18 +96,19 @@ class Exported:
             )
         description, preprocessing, labels = (self.folder / name for name in DESCRIPTION)
         write_text(labels, "".join(f"{name}\n" for name in self.description.classes))
-        write_text(preprocessing, to_json(asdict(self.preprocessing)) + "\n")
+        write_text(preprocessing, to_json(PICTURES if self.dense else asdict(self.preprocessing)) + "\n")
         facts = {
             "format": self.format,
             "precision": self.precision,
             "dynamic": self.dynamic,
+            "outputs": list(self.outputs),
             "sha256": {name: sha256_of(self.folder / name) for name in (*FILES[self.format], *_BESIDE)},
             **self.facts,
             **self.description.to_metadata(),
             "named": self.description.named,
             "classes": len(self.description.classes),
         }
-        del facts["preprocessing"]
+        facts.pop("preprocessing", None)
         write_text(description, to_json(facts) + "\n")
 
     def engine(
@@ -132,7 +149,7 @@ class Exported:
         for name, checksum in found.items():
             if self.checksums and checksum != self.checksums[name]:
                 raise UserError(f"{self.folder / name} is damaged or was changed: export the model again")
-        return repr((found, self.preprocessing.input_size)).encode()
+        return repr((found, None if self.dense else self.preprocessing.input_size)).encode()
 
     def _openvino_model(self) -> Any:
         import openvino
@@ -141,8 +158,10 @@ class Exported:
             model = openvino.Core().read_model(self.path)
             inputs, outputs = ([_lengths(end.partial_shape) for end in ends] for ends in (model.inputs, model.outputs))
         self._check_ends(inputs, outputs)
-        if self.dynamic:  # faster, and the predictor gives nothing else
-            with reading(self.path, Exception):
+        with reading(self.path, Exception):
+            if self.description.task == "segment":
+                return _with_best_class(model)
+            if self.dynamic and not self.dense:  # faster, and the predictor gives nothing else
                 model.reshape([1, *self.preprocessing.input_size])
         return model
 
@@ -163,15 +182,26 @@ class Exported:
         Args:
             inputs, outputs: their shapes; what is not a whole number is any length.
         """
-        expected = [1, *self.preprocessing.input_size], [1, len(self.description.classes)]
-        given = list(inputs), list(outputs[:1])  # others are passed over, as explanations of a network would be
-        for kind, shape, found in zip(("input", "output"), expected, given, strict=True):
-            if len(found) != 1 or not _agree(found[0], shape):
-                shapes = ", ".join(f"({', '.join(map(str, each))})" for each in found) or "nothing"
+        expected = self._expected_ends()
+        # further outputs are passed over, as explanations of a network would be
+        given = list(inputs), list(outputs[: len(expected[1])])
+        for kind, shapes, found in zip(("input", "output"), expected, given, strict=True):
+            if len(found) != len(shapes) or not all(map(_agree, found, shapes)):
                 raise UserError(
-                    f"{self.path} is of another network: its {kind} is {shapes}, and {DESCRIPTION[0]} asks for "
-                    f"({', '.join(map(str, shape))}); export the model again"
+                    f"{self.path} is of another network: its {kind} is {_said(found)}, and {DESCRIPTION[0]} asks for "
+                    f"{_said(shapes)}; export the model again"
                 )
+
+    def _expected_ends(self) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
+        """Shapes of the model's inputs and outputs; None is any length."""
+        count = len(self.description.classes)
+        if not self.dense:
+            return [(1, *self.preprocessing.input_size)], [(1, count)]
+        return [(1, None, None, 3)], [
+            [count if n == -1 else n for n in shape]
+            for name, shape in OUTPUTS[self.description.task].items()
+            if name in self.outputs
+        ]
 
     def _torch_engine(self, precision: str) -> Engine:
         import torch
@@ -204,6 +234,7 @@ class _Record:
     dynamic: bool
     classes: Count
     sha256: Mapping[str, Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]]
+    outputs: Annotated[Sequence[str], Meta(max_length=10)] = ("logits",)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -222,10 +253,23 @@ def _lengths(shape: Any) -> list[int | None]:
     return [n if isinstance(n, int) else None for n in lengths]
 
 
-def _agree(found: Sequence[Any], expected: Sequence[int]) -> bool:
+def _agree(found: Sequence[Any], expected: Sequence[Any]) -> bool:
     """Whether a shape, in which only whole numbers say something, can be this one."""
     fixed = zip(found, expected, strict=False)
-    return len(found) == len(expected) and all(n == m for n, m in fixed if isinstance(n, int))
+    return len(found) == len(expected) and all(n == m for n, m in fixed if isinstance(n, int) and m is not None)
+
+
+def _said(shapes: Sequence[Sequence[Any]]) -> str:
+    return ", ".join(f"({', '.join('any' if n is None else str(n) for n in each)})" for each in shapes) or "nothing"
+
+
+def _with_best_class(model: Any) -> Any:
+    """A segmenter's model with the best class of each pixel in place of the logits, which are many times as large."""
+    import openvino
+    from openvino import opset13
+
+    best = opset13.topk(model.output(0).get_node().input_value(0), 1, 1, "max", "none", "i32").output(1)
+    return openvino.Model([best], model.get_parameters())
 
 
 # that a folder of another library would not have: an exported one from which a file was lost has one of them still
@@ -268,20 +312,35 @@ def _described(folder: Path, description: Path, settings: Path, labels: Path) ->
     content = read_json(description)
     with reading(description):
         own = made(_Record, content)
-    with reading(settings):
-        preprocessing = made(Preprocessing, read_json(settings))
     classes = _names(labels)
     if len(classes) != own.classes:
         raise UserError(f"{labels} has {len(classes)} names, and the model has {own.classes} classes")
-    metadata = content | {"classes": classes, "preprocessing": asdict(preprocessing)}
     with reading(description):
-        network = Description.from_metadata(metadata, Description())
-        if network.task != "classify":
-            raise UserError(f"task is {network.task}: expected classify")
+        network = Description.from_metadata(content | {"classes": classes}, Description())
+        _check_outputs(network.task, own)
+    with reading(settings):
+        network = replace(network, preprocessing=_preprocessing(network.task, read_json(settings)))
     known = {*_Record.__dataclass_fields__, *Description.__dataclass_fields__}
     facts = {name: value for name, value in content.items() if name not in known}
     _check_beside(folder, own.sha256)
-    return Exported(folder, own.format, own.precision, own.dynamic, network, facts, dict(own.sha256))
+    return Exported(
+        folder, own.format, own.precision, own.dynamic, network, tuple(own.outputs), facts, dict(own.sha256)
+    )
+
+
+def _check_outputs(task: str, own: _Record) -> None:
+    known = OUTPUTS.get(task, {"logits": ()})
+    needed = {name for name in known if name != "masks"}
+    if not needed <= set(own.outputs) <= set(known) or (task != "classify" and own.format == "pt2"):
+        raise UserError(f"outputs of a {own.format} model for {task} are {list(own.outputs)}: expected {list(known)}")
+
+
+def _preprocessing(task: str, content: Any) -> Preprocessing | None:
+    if task == "classify":
+        return made(Preprocessing, content)
+    if content != PICTURES:
+        raise UserError(f"it is {reprlib.repr(content)}: expected {PICTURES}, as {task} takes pictures")
+    return None
 
 
 def _check_beside(folder: Path, checksums: Mapping[str, str]) -> None:

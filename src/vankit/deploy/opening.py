@@ -181,7 +181,7 @@ def _remember(entry: Entry, opened: Network) -> None:
 
 
 def says_dense(model: str | PathLike[str] | None = None, checkpoint: str | PathLike[str] | None = None) -> bool:
-    """Whether a checkpoint says that it is a detector or segmenter; those of other projects do not.
+    """Whether a checkpoint or a folder says that it is a detector or segmenter; checkpoints of other projects do not.
 
     Args:
         model, checkpoint: see `open_network`.
@@ -189,7 +189,9 @@ def says_dense(model: str | PathLike[str] | None = None, checkpoint: str | PathL
     Raises:
         FileNotFoundError, ValueError: there is no such file.
     """
-    if checkpoint is None and model is not None and is_path(model) and not is_exported(model):
+    if is_exported(model):
+        return read_exported(model).dense
+    if checkpoint is None and model is not None and is_path(model):
         checkpoint = model
     if checkpoint is None:
         return False

@@ -1,40 +1,31 @@
-"""Detection, semantic and panoptic segmentation of pictures with a trained network."""
+"""Detection, semantic and panoptic segmentation of pictures with a trained network. PyTorch is loaded with a network of
+its own, not for an exported folder."""
 
-import copy
 import json
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from timm.models import FeatureListNet
-from torch import Tensor, nn
 
 from vankit.data.images import MAX_PIXELS, ImageLike, several, source_name, to_image
 from vankit.data.walk import begin, find_inputs
+from vankit.deploy.dense import DenseFolder
+from vankit.deploy.folder import is_exported
 from vankit.deploy.opening import Network, open_network
-from vankit.engines.base import Engine
-from vankit.engines.choose import device_for, engine_for
-from vankit.engines.processes import PerProcess, avoid_lost_threads
-from vankit.engines.torch import TorchEngine
-from vankit.errors import UserError, check_output, reason_of
+from vankit.engines.processes import avoid_lost_threads
+from vankit.errors import UserError, reason_of
 from vankit.files import check_folder, replacing, writing
-from vankit.heads.build import HEADS
 from vankit.locks import check_free, held, making
-from vankit.models.portable import Portable
 from vankit.prediction.request import check_request
 from vankit.prediction.tables import is_table
 from vankit.tasks.dense import EVALUATORS
-from vankit.tasks.inference import arrays, infer
-from vankit.tasks.results import Detections, Failure, PanopticMap, SemanticMap
+from vankit.tasks.results import Arrays, Detections, Failure, PanopticMap, SemanticMap
 from vankit.tasks.segment import Test
-
-_EXAMPLE = (3, 96, 128)  # the exported backbone takes any other size too
 
 Result = Detections | SemanticMap | PanopticMap
 
@@ -43,16 +34,17 @@ class DensePredictor:
     """A detector or segmenter ready for use.
 
     Args:
-        checkpoint: a file that `vankit train` wrote, or what `vankit.deploy.opening.open_network` returned.
+        checkpoint: a file that `vankit train` wrote, a folder that `vankit export` wrote, which runs without PyTorch,
+            or what `vankit.deploy.opening.open_network` returned.
         score: lowest score of the objects returned, 0 to 1; for detectors.
-        test: for semantic segmentation, see `vankit.tasks.inference.segment_logits`.
-        engine: what runs the backbone, see `vankit.Predictor`; the head runs on PyTorch.
-        precision: float32 or bf16, of the backbone; 'auto' is float32.
+        test: for semantic segmentation, see `vankit.tasks.inference.segment_logits`; folders have single.
+        engine: what runs the backbone of a checkpoint, whose head runs on PyTorch, or the whole network of a folder;
+            see `vankit.Predictor`.
+        precision: float32 or bf16 of what the engine runs; 'auto' is float32.
         device: torch's name, or 'auto' for CUDA where there is one.
         max_pixels: of the largest image that is decoded.
 
     Attributes:
-        network: in eval mode, see `vankit.heads`.
         task: detect, segment or panoptic.
         head: the head's name.
         masks: whether it gives a mask per object.
@@ -80,68 +72,44 @@ class DensePredictor:
         if test not in get_args(Test):
             raise UserError(f"test is {test!r}, expected one of {', '.join(get_args(Test))}")
         avoid_lost_threads()
-        opened = checkpoint if isinstance(checkpoint, Network) else open_network(checkpoint=checkpoint)
-        self.description, network = opened.description, copy.deepcopy(opened.module)
-        if not opened.dense or network is None:
+        opened = checkpoint if isinstance(checkpoint, Network) else _opened(checkpoint)
+        if not opened.dense:
             raise UserError(
                 f"{opened.source} is not a checkpoint of a detector or segmenter: expected best.safetensors of vankit "
-                "train"
+                "train, or a folder of vankit export"
             )
+        self.description = opened.description
         if test != "single" and self.description.task != "segment":
             raise UserError(
                 f"test is {test!r}, which is only for segmentation: {opened.source} is a {self.description.head}"
             )
-        if precision == "int8":
-            raise UserError("detectors and segmenters have no int8: leave out precision (--precision), or use bf16")
-        device = device_for(engine, device)
-        self.device = torch.device(device)
-        _put_backbone_on(network, engine, precision, device)
-        for module in network.modules():
-            if isinstance(module, _Backbone | FeatureListNet):
-                module.register_forward_hook(_check_maps)
-            if hasattr(module, "score_thresh"):
-                _keep_from(module, score)
-        self.network = self._placed(network)
+        self._run = _runner(opened, score, test, engine=engine, precision=precision, device=device)
         self.task, self.head = self.description.task, self.description.head
-        self.masks = HEADS[self.head or ""].masks
+        self.masks = self._run.masks
         self.classes, self.things = list(self.description.classes), list(self.description.things)
         self.category_ids = list(self.description.category_ids)
         self.score, self.test, self.max_pixels = score, test, max_pixels
 
-    def _placed(self, network: nn.Module) -> nn.Module:
-        return network.to(memory_format=torch.channels_last).to(self.device)
+    @property
+    def network(self) -> Any:
+        """The PyTorch module in eval mode, see `vankit.heads`; None of an exported folder."""
+        return getattr(self._run, "network", None)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"network": Portable(self.network)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.network = self._placed(self.network)
-
-    def results(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    def results(self, picture: NDArray[np.uint8]) -> Arrays:
         """Run the network.
 
         Args:
-            images: float32 (3, H, W), RGB, 0 to 1, of any sizes.
+            picture: (H, W, 3), RGB.
 
         Returns:
-            A dict per image, in its pixels, see `vankit.heads`; objects of every score.
+            What is in the picture, in its pixels, objects of every score; see `vankit.tasks.dense`.
 
         Raises:
             ValueError: the network's output is not finite.
         """
         avoid_lost_threads()
-        with torch.inference_mode():
-            return infer(self.network, [image.to(self.device) for image in images], self.description, self.test)
-
-    def answer(self, image: Image.Image) -> dict[str, Any]:
-        """The network's answer for one RGB picture as arrays, see `vankit.tasks.dense`; objects of every score.
-
-        Raises:
-            ValueError: the network's output is not finite.
-        """
-        x = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-        return arrays(self.results([x])[0])
+        results: Arrays = self._run(picture)
+        return results
 
     def __call__(self, image: ImageLike) -> Result:
         """What is in one picture.
@@ -156,8 +124,8 @@ class DensePredictor:
         return self._found(source_name(image), to_image(image, self.max_pixels))
 
     def _found(self, source: str, rgb: Image.Image) -> Result:
-        avoid_lost_threads()
-        scene: Result = EVALUATORS[self.task].scene(source, self.classes, self.things, self.answer(rgb))
+        results = self.results(np.asarray(rgb))
+        scene: Result = EVALUATORS[self.task].scene(source, self.classes, self.things, results)
         return scene.above(self.score) if isinstance(scene, Detections) else scene
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[tuple[Result | Failure, Image.Image | None]]:
@@ -173,55 +141,19 @@ class DensePredictor:
             yield found, rgb
 
 
-def _keep_from(detector: Any, score: float) -> None:
-    """torchvision's detectors leave out what scores 0.05 or less by themselves."""
-    detector.score_thresh = min(detector.score_thresh, score)
+def _opened(path: str | PathLike[str]) -> Network:
+    return open_network(path) if is_exported(path) else open_network(checkpoint=path)
 
 
-class _Backbone(nn.Module):
-    """A VAN's feature maps from an engine that is not PyTorch's.
+def _runner(opened: Network, score: float, test: Test, **options: Any) -> Any:
+    """What gives the results for a picture: of PyTorch, or of an exported folder."""
+    if opened.exported is None:
+        from vankit.prediction.networks import DenseNetwork
 
-    Args:
-        engine: made of the VAN already.
-        make: an engine of it, for other processes.
-    """
-
-    features: FeatureListNet
-
-    def __init__(self, features: FeatureListNet, engine: Engine, make: Callable[[nn.Module], Engine]) -> None:
-        super().__init__()
-        self.feature_info, self.return_layers = features.feature_info, features.return_layers
-        self.engine, self.make = PerProcess(engine), make
-        vars(self)["features"] = features  # not a module of the network, which does not run it
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        engine = self.engine.get(lambda: self.make(self.features))
-        return [torch.from_numpy(y) for y in engine.outputs(x.float().contiguous().numpy())]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"features": Portable(self.features)}
-
-
-def _check_maps(_module: nn.Module, _images: Any, maps: list[Tensor]) -> None:
-    """In the results of a detector broken maps would only be missing: their scores are above no threshold."""
-    for each in maps:
-        check_output(each)
-
-
-def _put_backbone_on(network: nn.Module, engine: str, precision: str, device: str) -> None:
-    if engine == "torch" or (engine == "auto" and device != "cpu"):
-        if precision == "bf16":
-            raise UserError("bf16 is for engine openvino: leave out precision, or set engine='openvino'")
-        return
-    make = partial(
-        engine_for, input_size=_EXAMPLE, engine=engine, precision=precision, device=device, cached=True, dynamic=True
-    )
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, FeatureListNet):
-                found = make(child)
-                if not isinstance(found, TorchEngine):  # else it could not be exported, and stays what it is
-                    setattr(parent, name, _Backbone(child, found, make))
+        return DenseNetwork(opened, score, test, **options)
+    if test != "single":
+        raise UserError(f"test is {test!r}, and an exported folder has single: use the checkpoint it was made from")
+    return DenseFolder(opened.exported, **options)
 
 
 def iter_scenes(

@@ -1,0 +1,122 @@
+"""Whether an exported detector or segmenter finds in pictures what the network in PyTorch finds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vankit.errors import UserError
+from vankit.tasks.results import Arrays
+
+SAME_BOX = 0.99  # IoU
+SAME_SCORE = 1e-3
+PIXELS = 0.999  # of the masks or of the picture
+# suppression and the score from which on objects are kept decide by a hair now and then
+OBJECTS = 0.99
+
+_MOST = 100  # objects per picture: below them others may stand
+
+
+@dataclass
+class Agreement:
+    """What was compared so far.
+
+    Attributes:
+        pictures: how many.
+        objects: that PyTorch found, of detectors and panoptic networks; those of nearly the lowest score that is kept
+            are left out.
+        same: objects that the model found too: of the same class, with boxes (or segments) of IoU `SAME_BOX` or more and
+            scores that differ by `SAME_SCORE` or less.
+        score_difference: the largest of those objects.
+        pixels, same_pixels: of the same objects' masks together, or of all pictures.
+    """
+
+    pictures: int = 0
+    objects: int = 0
+    same: int = 0
+    score_difference: float = 0.0
+    pixels: int = 0
+    same_pixels: int = 0
+
+    def add(self, expected: Arrays, found: Arrays) -> None:
+        """Compare the results for one picture, see `vankit.DensePredictor.results`."""
+        self.pictures += 1
+        if "semantic" in expected:
+            self._add_pixels(expected["semantic"].size, expected["semantic"] == found["semantic"])
+        elif "segments" in expected:
+            ious = _segment_ious(expected, found)
+            self._add_objects(expected, found, ious, np.full(len(expected["scores"]), True))
+            self._add_pixels(expected["segments"].size, _classes(expected) == _classes(found))
+        else:
+            pairs = self._add_objects(expected, found, _box_ious(expected["boxes"], found["boxes"]), _clear(expected))
+            if "masks" in expected:
+                for i, j in pairs:
+                    one, other = expected["masks"][i], found["masks"][j]
+                    self._add_pixels(int((one | other).sum()), one & other)
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: too much differs.
+        """
+        if self.same < OBJECTS * self.objects or self.same_pixels < PIXELS * self.pixels:
+            raise UserError(f"the exported network differs from PyTorch's: {self.summary()}; nothing was written")
+
+    def summary(self) -> str:
+        """`120 of 120 objects and 99.99 % of the pixels are the same in 6 pictures`."""
+        parts = [f"{self.same} of {self.objects} objects"] * (self.objects > 0)
+        parts += [f"{100 * self.same_pixels / self.pixels:.2f} % of the pixels"] * (self.pixels > 0)
+        return f"{' and '.join(parts) or 'no objects'} are the same in {self.pictures} pictures"
+
+    def _add_pixels(self, count: int, same: NDArray[np.bool_]) -> None:
+        self.pixels += count
+        self.same_pixels += int(same.sum())
+
+    def _add_objects(
+        self, expected: Arrays, found: Arrays, ious: NDArray[Any], clear: NDArray[np.bool_]
+    ) -> list[tuple[int, int]]:
+        """The pairs of objects that are the same."""
+        away = np.abs(expected["scores"][:, None] - found["scores"])  # (N, M)
+        same = (ious >= SAME_BOX) & (expected["labels"][:, None] == found["labels"]) & (away <= SAME_SCORE)
+        pairs, taken = [], set()
+        for i in range(len(same)):
+            j = next((int(j) for j in np.flatnonzero(same[i]) if j not in taken), None)
+            if j is not None:
+                taken.add(j)
+                pairs.append((i, j))
+        self.objects += int(clear.sum())
+        self.same += sum(bool(clear[i]) for i, _ in pairs)
+        self.score_difference = max([self.score_difference, *(float(away[pair]) for pair in pairs)])
+        return pairs
+
+
+def _clear(results: Arrays) -> NDArray[np.bool_]:
+    """Which objects are kept however their scores are rounded."""
+    scores = results["scores"]
+    if not len(scores):
+        return np.zeros(0, np.bool_)
+    floor = scores.min() if len(scores) >= _MOST else 0.05
+    return np.asarray(scores > floor + SAME_SCORE)
+
+
+def _box_ious(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    """Of boxes (N, 4) and (M, 4), (N, M)."""
+    corners = np.maximum(one[:, None, :2], other[:, :2]), np.minimum(one[:, None, 2:], other[:, 2:])
+    shared = np.clip(corners[1] - corners[0], 0, None).prod(2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (one, other)]
+    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1] - shared, 1e-9))
+
+
+def _segment_ious(one: Arrays, other: Arrays) -> NDArray[Any]:
+    """Of the S and T segments of two results, (S, T)."""
+    rows, columns = len(one["labels"]) + 1, len(other["labels"]) + 1
+    pairs = one["segments"] * columns + other["segments"]
+    shared = np.bincount(pairs.ravel(), minlength=rows * columns).reshape(rows, columns)
+    union = shared.sum(1)[:, None] + shared.sum(0) - shared
+    return np.asarray((shared / np.maximum(union, 1))[1:, 1:])
+
+
+def _classes(results: Arrays) -> NDArray[np.int64]:
+    """The class of each pixel, -1 for none."""
+    return np.concatenate([[-1], results["labels"]])[results["segments"]]

@@ -1,0 +1,75 @@
+"""Detectors and segmenters in exported folders, run without PyTorch: a picture in, what is in it out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vankit.deploy.folder import Exported
+from vankit.engines.base import Engine
+from vankit.engines.processes import PerProcess
+from vankit.errors import check_output
+from vankit.tasks.masks import paste_masks
+from vankit.tasks.results import Arrays
+
+
+class DenseFolder:
+    """uint8 (H, W, 3), RGB → what is in the picture, see `vankit.DensePredictor.results`.
+
+    Args:
+        exported: of a detector or segmenter.
+        engine, precision, device: see `vankit.deploy.folder.Exported.engine`.
+
+    Attributes:
+        masks: whether it gives a mask per object.
+
+    Raises:
+        ValueError, ImportError: see `vankit.deploy.folder.Exported.engine`.
+    """
+
+    def __init__(self, exported: Exported, engine: str = "auto", precision: str = "auto", device: str = "auto") -> None:
+        self._exported, self._options = exported, (engine, precision, device)
+        self._engine = PerProcess[Engine](self._open())
+        self.masks = "masks" in exported.outputs
+
+    def _open(self) -> Engine:
+        return self._exported.engine(*self._options)
+
+    def __call__(self, picture: NDArray[np.uint8]) -> Arrays:
+        outputs = self._engine.get(self._open).outputs(picture[None])
+        for values in outputs:
+            if values.dtype.kind == "f":
+                check_output(values)
+        return results_of(self._exported.description.task, outputs, picture.shape[:2])
+
+
+def results_of(task: str, outputs: Sequence[NDArray[Any]], size: Sequence[int]) -> Arrays:
+    """What an exported model gives, as the results of its task.
+
+    Args:
+        task: detect, segment or panoptic.
+        outputs: of the model, see docs/export.md.
+        size: height and width of the picture.
+    """
+    if task == "panoptic":
+        segments, labels, scores = (output[0] for output in outputs)
+        return {"segments": segments.astype(np.int64), "labels": labels.astype(np.int64), "scores": scores}
+    if task == "segment":
+        logits = outputs[0][0]  # (C, H, W), or (1, H, W) where the engine has taken the best class already
+        semantic = logits[0] if logits.dtype.kind == "i" else logits.argmax(0)
+        return {"semantic": semantic.astype(np.int64)}
+    objects, labels, *masks = (output[0] for output in outputs)
+    height, width = size
+    boxes = objects[:, :4] * np.array([width, height, width, height], np.float32)
+    results = {"boxes": boxes, "labels": labels.astype(np.int64), "scores": objects[:, 4].copy()}
+    if masks:
+        results["masks"] = _in_picture(masks[0], boxes, size)
+    return results
+
+
+def _in_picture(masks: NDArray[Any], boxes: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.bool_]:
+    """Masks (N, H, W): the R-CNN family's are (N, 28, 28) within the boxes, others are whole already."""
+    if masks.dtype.kind == "f":
+        return paste_masks(masks, boxes, size)
+    return masks.astype(np.bool_)

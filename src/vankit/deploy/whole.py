@@ -1,0 +1,125 @@
+"""A whole detector or segmenter as one module, from a picture's bytes to what is in it, and its model as a file."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vankit.data.images import to_image
+from vankit.data.shapes import render_scene
+from vankit.deploy.agreement import Agreement
+from vankit.deploy.dense import DenseFolder
+from vankit.deploy.folder import OUTPUTS, Exported
+from vankit.deploy.model_api import describe
+from vankit.engines.convert import whole_to_onnx, whole_to_openvino
+from vankit.heads.whole import as_whole
+from vankit.models.description import Description
+from vankit.tasks.inference import arrays, infer
+
+_EXAMPLE = (120, 160)  # height and width of the picture that exporters see
+_SIZES = ((240, 320), (320, 240), (96, 96), (200, 510), (480, 640))  # of the scenes that are compared
+
+
+def write_whole(
+    exported: Exported, network: nn.Module, photographs: Iterable[Path], max_pixels: int
+) -> tuple[Exported, dict[str, Any]]:
+    """Write a network's model for pictures of any size, and compare it with PyTorch.
+
+    Args:
+        exported: the folder; format openvino or onnx.
+        network: of `vankit.heads`, in eval mode.
+        photographs: image files to compare on, besides generated scenes.
+        max_pixels: of the largest of them that is decoded.
+
+    Returns:
+        The folder with its model, and the figures of the comparison.
+
+    Raises:
+        UnsupportedNetworkError: the format cannot express the network.
+        ValueError: the model finds something else, or a photograph cannot be read.
+    """
+    whole = Whole(network, exported.description)
+    exported = replace(exported, outputs=whole.names)
+    example = torch.from_numpy(_scene(_EXAMPLE, 0))[None]
+    if exported.format == "onnx":
+        exported.path.write_bytes(whole_to_onnx(whole, whole.names, example))
+    else:
+        import openvino
+
+        model = whole_to_openvino(whole, whole.names, example)
+        describe(model, exported)
+        openvino.save_model(model, exported.path, compress_to_fp16=False)
+    pictures = chain(
+        (_scene(size, seed) for seed, size in enumerate(_SIZES)),
+        (np.asarray(to_image(path, max_pixels)) for path in photographs),
+    )
+    found = agreement(exported, network, pictures)
+    found.check()
+    return exported, {"agreed": found.summary(), "agreement": asdict(found)}
+
+
+def agreement(exported: Exported, network: nn.Module, pictures: Iterable[NDArray[np.uint8]]) -> Agreement:
+    """Compare what a folder finds with what its network finds, in pictures (H, W, 3), RGB."""
+    folder, result = DenseFolder(replace(exported, checksums={})), Agreement()
+    for picture in pictures:
+        x = torch.from_numpy(picture.copy()).permute(2, 0, 1) / 255
+        with torch.inference_mode():
+            expected = arrays(infer(network, [x], exported.description)[0])
+        result.add(expected, folder(picture))
+    return result
+
+
+def _scene(size: Sequence[int], seed: int) -> NDArray[np.uint8]:
+    """A generated scene (H, W, 3): exporters see only what is run, and in noise a detector finds nothing."""
+    return np.ascontiguousarray(render_scene(seed, size=tuple(size), objects=4).image)
+
+
+class Whole(nn.Module):
+    """A network behind the interface of an exported folder: uint8 (1, H, W, 3), RGB → tensors as `OUTPUTS` says.
+
+    Boxes are fractions of the picture, with the score as a fifth number: so they need no word about sizes, and tools for
+    OpenVINO read them.
+
+    Args:
+        network: of `vankit.heads`, in eval mode.
+        description: of it.
+    """
+
+    def __init__(self, network: nn.Module, description: Description) -> None:
+        super().__init__()
+        self.network, found = as_whole(network)
+        self.names = tuple(name for name in OUTPUTS[description.task] if name in found)
+        self.found, self.task = found, description.task
+        self.short_side, self.long_side = description.short_sides[-1], description.long_side
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        x = image.permute(0, 3, 1, 2).float() / 255  # (1, 3, H, W)
+        if self.task == "segment":
+            (logits,) = self.network(_resize(x, self._size(x)))
+            return (_resize(logits, x.shape[-2:]),)
+        results = dict(zip(self.found, self.network(x), strict=True))
+        if self.task == "detect":
+            extent = torch.stack([torch.as_tensor(n) for n in x.shape[-2:]]).flip(0).repeat(2).float()  # W, H, W, H
+            results["boxes"] = torch.cat([results["boxes"] / extent, results["scores"][:, None]], 1)
+        return tuple(results[name][None] for name in self.names)
+
+    def _size(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Height and width that the picture is brought to, as `vankit.tasks.segment.segment_logits` does."""
+        sides = torch.stack([torch.as_tensor(n) for n in x.shape[-2:]]).double()
+        factor = self.short_side / sides.min()
+        if self.long_side:
+            factor = torch.minimum(factor, self.long_side / sides.max())
+        height, width = (sides * factor).round().clamp(min=1).long().unbind()
+        return height, width
+
+
+def _resize(maps: Tensor, size: Any) -> Tensor:
+    """Bilinear; to a larger size antialiasing changes nothing."""
+    return F.interpolate(maps, tuple(size), mode="bilinear", antialias=True)
