@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from vankit.data.shapes import render_scene
 from vankit.errors import UserError
@@ -200,6 +201,47 @@ def test_panoptic_of_nothing_is_all_void() -> None:
     result = panoptic(torch.zeros(5, 3), exact(torch.randn(5, 4, 6)), torch.ones(3, dtype=torch.bool))
     assert result["segments"].shape == (4, 6) and not result["segments"].any()
     assert len(result["labels"]) == len(result["scores"]) == 0
+
+
+def one_by_one(probabilities: Tensor, masks: Tensor, things: Tensor) -> dict[str, Any]:
+    """`panoptic` as a loop over the queries."""
+    scores, labels = probabilities.max(1)
+    kept = ((scores > 0.8) & (scores > 1 - probabilities.sum(1))).nonzero()[:, 0].tolist()
+    heat = masks.sigmoid()
+    segments = torch.zeros(masks.shape[1:], dtype=torch.int64)
+    openers: list[int] = []
+    for i in kept:
+        owned = torch.stack([scores[j] * heat[j] for j in kept]).argmax(0) == kept.index(i)
+        seen, claimed = owned & (heat[i] >= 0.5), heat[i] >= 0.5
+        if not seen.any() or seen.sum() < 0.8 * claimed.sum():
+            continue
+        same = [n for n, j in enumerate(openers) if labels[j] == labels[i] and not things[labels[i]]]
+        if not same:
+            openers.append(i)
+        segments[seen] = same[0] + 1 if same else len(openers)
+    return {"segments": segments, "labels": labels[openers], "scores": scores[openers]}
+
+
+def test_panoptic_is_what_a_loop_over_the_queries_gives() -> None:
+    things = torch.arange(4) < 2
+    counts = []
+    for _ in range(200):
+        probabilities = (torch.randn(12, 5) * 4).softmax(1)[:, :-1]
+        logits = torch.randn(12, 3, 4) * 4 - 4
+        expected = one_by_one(probabilities, logits, things)
+        result = panoptic(probabilities, exact(logits), things)
+        assert all(torch.equal(result[name], expected[name]) for name in expected)
+        counts.append((expected["segments"].unique().numel(), len(expected["labels"])))
+    assert len(set(counts)) > 5
+
+
+def test_boxes_are_around_their_masks() -> None:
+    masks = torch.rand(30, 7, 9) > 0.9
+    masks = masks[masks.flatten(1).any(1)]
+    probabilities = torch.rand(len(masks), 1)
+    result = instances(probabilities, exact(masks * 2.0 - 1))
+    expected = masks_to_boxes(result["masks"]) + torch.tensor([0, 0, 1, 1])
+    assert len(result["boxes"]) == len(masks) and torch.equal(result["boxes"], expected)
 
 
 def test_instances_are_ranked_by_class_and_mask() -> None:

@@ -1,5 +1,6 @@
 """A network as a model of torch.export, OpenVINO or ONNX."""
 
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from vankit.errors import MissingPackageError
 from vankit.models.fold import fold
 
 _NO_LIMIT = 2**40
+_OPSET = 18
 
 # At 32 pixels VAN's last map has size 1, which torch.export would take for a constant
 SMALLEST = 33
@@ -80,6 +82,49 @@ def to_onnx(network: nn.Module, input_size: Sequence[int], dynamic: bool = False
         onnxscript.optimizer.optimize(found.model, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
         onnx_ir.passes.common.ClearMetadataAndDocStringPass()(found.model)  # long, and of no use to who runs it
         return found.model_proto.SerializeToString()
+
+
+def whole_to_openvino(module: nn.Module, names: Sequence[str], example: torch.Tensor) -> Any:
+    """A whole network, see `vankit.heads.whole.as_whole`, as an `openvino.Model` for images of every size.
+
+    Args:
+        module: in eval mode, (1, 3, H, W) → tuple of tensors.
+        names: of its outputs; the input is `image`.
+        example: an image to trace it with. Its sides must not be multiples of 32, and what is found in it, not nothing.
+
+    Raises:
+        UnsupportedNetworkError: OpenVINO cannot take it.
+    """
+    import openvino
+
+    with _exporting("OpenVINO"):
+        model = openvino.convert_model(module, example_input=example, input=[1, 3, -1, -1])
+        model.input(0).set_names({"image"})
+        for output, name in zip(model.outputs, names, strict=True):
+            output.set_names({name})
+        return model
+
+
+def whole_to_onnx(module: nn.Module, names: Sequence[str], example: torch.Tensor) -> bytes:
+    """As `whole_to_openvino`, as the bytes of an ONNX file, by PyTorch's tracing exporter: torch.export takes sizes
+    that depend on what is found for errors.
+
+    Raises:
+        UnsupportedNetworkError: the network cannot be exported.
+    """
+    file: Any = io.BytesIO()  # which the annotations do not know of
+    with _exporting("ONNX"):
+        torch.onnx.export(
+            module,
+            (example,),
+            file,
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=["image"],
+            output_names=list(names),
+            dynamic_axes={"image": {2: "height", 3: "width"}},
+        )
+    return file.getvalue()
 
 
 @contextmanager

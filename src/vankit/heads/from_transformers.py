@@ -181,7 +181,7 @@ class DETR(nn.Module):
         extents = [mask.new_tensor([w, h, w, h]) for h, w in (padded if self.padded else batch.image_sizes)]
         if targets is None:
             outputs = self.network(batch.tensors, pixel_mask=mask)
-            found = _best(outputs.logits.float(), outputs.pred_boxes.float(), torch.stack(extents))
+            found = best_detections(outputs.logits.float(), outputs.pred_boxes.float(), torch.stack(extents))
             sizes = [(image.shape[-2], image.shape[-1]) for image in images]
             found = self.transform.postprocess(found, batch.image_sizes, sizes)
             return [{**f, "boxes": clip_boxes_to_image(f["boxes"], size)} for f, size in zip(found, sizes, strict=True)]
@@ -292,7 +292,7 @@ def _keep_boxes_in_float32(network: nn.Module) -> None:
                 setattr(parent, name, nn.ModuleList(_Float32(head) for head in child.children()))
 
 
-def _best(logits: Tensor, boxes: Tensor, extents: Tensor) -> list[dict[str, Tensor]]:
+def best_detections(logits: Tensor, boxes: Tensor, extents: Tensor) -> list[dict[str, Tensor]]:
     """The best detections of each image, best first.
 
     Args:

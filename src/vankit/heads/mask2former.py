@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import masks_to_boxes
 
 from vankit.data.semantic import IGNORE
 from vankit.errors import UserError
@@ -95,7 +94,7 @@ class Mask2Former(nn.Module):
             batch, _ = self.transform(list(images))
             outputs = self.network(batch.tensors)
             return [
-                self._predict(classes, Masks(logits, batch.tensors.shape[-2:], size, image.shape[-2:]))
+                self.answer(classes, Masks(logits, batch.tensors.shape[-2:], size, image.shape[-2:]))
                 for classes, logits, size, image in zip(
                     outputs.class_queries_logits.float(),
                     outputs.masks_queries_logits.float(),
@@ -139,7 +138,8 @@ class Mask2Former(nn.Module):
             for ours, theirs in names.items()
         }
 
-    def _predict(self, logits: Tensor, masks: "Masks") -> dict[str, Tensor]:
+    def answer(self, logits: Tensor, masks: "Masks") -> dict[str, Tensor]:
+        """What `output` asks for, of an image's class logits (Q, C + 1) and masks."""
         probabilities = logits.softmax(1)[:, :-1]  # (Q, C)
         if self.output == "semantic":
             scores = torch.einsum("qc,qhw->chw", probabilities, masks.logits().sigmoid())
@@ -188,9 +188,21 @@ def instances(probabilities: Tensor, masks: Masks) -> dict[str, Tensor]:
     order = scores.argsort(descending=True)
     order = order[(area > 0)[order] & (scores > 0)[order]]
     found = found[order]
-    boxes = masks_to_boxes(found)
-    boxes[:, 2:] += 1  # pixels to edges
-    return {"boxes": boxes, "labels": (index % probabilities.shape[1])[order], "scores": scores[order], "masks": found}
+    labels = (index % probabilities.shape[1])[order]
+    return {"boxes": _boxes_around(found), "labels": labels, "scores": scores[order], "masks": found}
+
+
+def _boxes_around(masks: Tensor) -> Tensor:
+    """(N, H, W) bool, none of them empty → (N, 4) float32 x1, y1, x2, y2, edges of pixels.
+
+    As torchvision's masks_to_boxes, which OpenVINO cannot run.
+    """
+    starts, ends = [], []
+    for occupied in (masks.any(1), masks.any(2)):  # columns (N, W), rows (N, H)
+        place = torch.arange(occupied.shape[1], device=masks.device)
+        starts.append(torch.where(occupied, place, occupied.shape[1]).amin(1))
+        ends.append(torch.where(occupied, place + 1, 0).amax(1))
+    return torch.stack(starts + ends, 1).float()
 
 
 def panoptic(
@@ -212,22 +224,21 @@ def panoptic(
         `segments` (H, W) int64, 0 for none and i + 1 for segment i; `labels` (S,), `scores` (S,).
     """
     scores, labels = probabilities.max(1)
-    kept = (scores > min_score) & (scores > 1 - probabilities.sum(1))
-    scores, labels = scores[kept], labels[kept]
-    heat = masks.logits(kept.nonzero()[:, 0]).sigmoid()  # (K, H, W)
-    segments = torch.zeros(heat.shape[1:], dtype=torch.int64, device=heat.device)
-    ids: list[int] = []  # of the query that opened the segment
-    if len(heat):
-        owner = (scores[:, None, None] * heat).argmax(0)
-        claimed = heat >= 0.5
-        seen = claimed & (owner == torch.arange(len(heat), device=heat.device)[:, None, None])
-        visible = seen.sum((1, 2)) >= min_visible * claimed.sum((1, 2))
-        for i in (visible & seen.any(2).any(1)).nonzero()[:, 0].tolist():
-            same = [n for n, j in enumerate(ids) if not things[labels[i]] and labels[j] == labels[i]]
-            if not same:
-                ids.append(i)
-            segments[seen[i]] = same[0] + 1 if same else len(ids)
-    return {"segments": segments, "labels": labels[ids], "scores": scores[ids]}
+    kept = ((scores > min_score) & (scores > 1 - probabilities.sum(1))).nonzero()[:, 0]
+    # the last of K queries is nobody's and is never seen: there may be no other
+    scores, labels = F.pad(scores[kept], (0, 1), value=1), F.pad(labels[kept], (0, 1))
+    heat = F.pad(masks.logits(kept).sigmoid(), (0, 0, 0, 0, 0, 1), value=-1)  # (K, H, W)
+    place = torch.arange(heat.shape[0], device=heat.device)
+    owner = (scores[:, None, None] * heat).argmax(0)
+    claimed = heat >= 0.5
+    seen = claimed & (owner == place[:, None, None])
+    visible = (seen.sum((1, 2)) >= min_visible * claimed.sum((1, 2))) & seen.flatten(1).any(1)
+    same = visible & (labels[:, None] == labels)  # (K, K)
+    first = torch.where(same, place, place[-1]).amin(1)  # of the class
+    first = torch.where(things[labels], place, first)
+    opens = visible & (first == place)  # a segment
+    number = opens.long().cumsum(0)[first] * visible
+    return {"segments": number[owner] * seen.any(0), "labels": labels[opens], "scores": scores[opens]}
 
 
 def _pad(masks: Tensor, images: Tensor) -> Tensor:

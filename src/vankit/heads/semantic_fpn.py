@@ -38,7 +38,8 @@ class SemanticFPN(nn.Module):
         total = self.scale_heads[0](levels[0])  # (B, 128, H/4, W/4)
         for head, level in zip(self.scale_heads[1:], levels[1:], strict=True):
             up = head(level)
-            if up.shape[2:] != total.shape[2:]:  # sides that are not a multiple of 32
+            # sides that are not a multiple of 32; a trace is for all sides
+            if torch.jit.is_tracing() or up.shape[2:] != total.shape[2:]:
                 up = F.interpolate(up, total.shape[2:], mode="bilinear")
             total = total + up
         return self.classifier(self.dropout(total))

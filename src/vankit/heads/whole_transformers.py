@@ -1,0 +1,122 @@
+"""transformers' networks and Semantic FPN for one image of any size, in a form that tracing follows; see `whole`.
+
+They are traced as they are, but for what would stay as the example had it: sizes that become tensors in a way that
+forgets where they are from (`SizesStayVariable`), and pooling to a fixed size, which ONNX has for known sizes only.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vankit.heads.from_transformers import DETR, UPerNet, best_detections
+from vankit.heads.mask2former import Mask2Former, Masks
+from vankit.heads.resizing import Resize
+
+
+class WholeDETR(nn.Module):
+    """(1, 3, H, W), 0 to 1 → boxes, labels and scores; see `vankit.heads.whole.as_whole`."""
+
+    def __init__(self, head: DETR) -> None:
+        super().__init__()
+        self.network, self.padded = head.network, head.padded
+        self.resize = Resize(head.transform)
+        _forget_losses(self)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, size = self.resize(image)
+        whole, given = torch._shape_as_tensor(x)[2:], torch._shape_as_tensor(image)[2:]
+        below = whole - size
+        pixels = torch.ones_like(x[:, 0, : size[0], : size[1]], dtype=torch.long)
+        with SizesStayVariable():
+            outputs = self.network(x, pixel_mask=F.pad(pixels, (0, below[1], 0, below[0])))
+        extent = _corners(whole if self.padded else size)
+        found = best_detections(outputs.logits, outputs.pred_boxes, extent[None])[0]
+        boxes = found["boxes"] * _corners(given.float() / size.float())
+        return torch.minimum(boxes.clamp(min=0), _corners(given).float()), found["labels"], found["scores"]
+
+
+class WholeMask2Former(nn.Module):
+    """(1, 3, H, W), 0 to 1 → what `Mask2Former` gives in eval mode; see `vankit.heads.whole.as_whole`."""
+
+    def __init__(self, head: Mask2Former) -> None:
+        super().__init__()
+        self.head = head
+        self.resize = Resize(head.transform)
+        _forget_losses(self)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        x, size = self.resize(image)
+        with SizesStayVariable():
+            outputs = self.head.network(x)
+        masks = Masks(outputs.masks_queries_logits[0], x.shape[-2:], (size[0], size[1]), image.shape[-2:])
+        found = self.head.answer(outputs.class_queries_logits[0], masks)
+        return (found["logits"][None],) if self.head.output == "semantic" else tuple(found.values())
+
+
+class WholeSegmenter(nn.Module):
+    """(1, 3, H, W), 0 to 1 → logits (1, C, H, W), of `UPerNet` and `SemanticFPN`."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        if isinstance(head, UPerNet):
+            _forget_losses(self)
+            for block in head.network.decode_head.psp_modules.blocks:  # each holds its layers twice
+                block.layers[0] = block._modules["0"] = AdaptiveAveragePool(block.layers[0].output_size)
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        return (self.head([image[0]])[0]["logits"][None],)
+
+
+class AdaptiveAveragePool(nn.Module):
+    """nn.AdaptiveAvgPool2d as two matrix products: (B, C, H, W) → (B, C, side, side)."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._means(x.shape[2]) @ x @ self._means(x.shape[3]).T
+
+    def _means(self, length: int) -> Tensor:
+        """(side, length): the weight of every place in every mean."""
+        i = torch.arange(self.side)[:, None]
+        first, end = i * length // self.side, ((i + 1) * length + self.side - 1) // self.side
+        place = torch.arange(length)
+        return ((place >= first) & (place < end)).float() / (end - first)
+
+
+class SizesStayVariable(TorchFunctionMode):
+    """In a trace, sizes are tensors. Here tensors that transformers makes of them depend on them, and are no constants
+    as they would be otherwise."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and _holds_tensors(args[0]):
+            return _stacked(args[0])
+        if func is torch.linspace and isinstance(args[2], Tensor):  # of reference points: steps of 1
+            return args[0] + torch.arange(args[2], dtype=kwargs["dtype"])  # type: ignore[call-overload]
+        return func(*args, **kwargs)
+
+
+def _holds_tensors(data: Any) -> bool:
+    return isinstance(data, list | tuple) and any(isinstance(x, Tensor) or _holds_tensors(x) for x in data)
+
+
+def _stacked(data: Any) -> Tensor:
+    return torch.stack([_stacked(x) if isinstance(x, list | tuple) else torch.as_tensor(x) for x in data])
+
+
+def _corners(size: Tensor) -> Tensor:
+    """(2,) height, width → (4,) width, height, width, height, as boxes are scaled."""
+    return size.flip(0).repeat(2)
+
+
+def _forget_losses(form: Any) -> None:
+    """Tracing reads every attribute, and transformers warns of losses whose name it does not know."""
+    for module in form.modules():
+        if hasattr(type(module), "loss_function"):
+            module._loss_function = None

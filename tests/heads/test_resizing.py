@@ -1,0 +1,28 @@
+"""Resizing as tensor operations: the sizes and pixels of torchvision's transform."""
+
+import pytest
+import torch
+
+from vankit.heads.backbone import AsTheyCome, input_transform
+from vankit.heads.resizing import Resize
+
+
+@pytest.mark.parametrize(("short", "long"), [(800, 1333), (512, 640)])
+def test_sizes_are_those_of_float64(short: int, long: int) -> None:
+    """Also where side / length falls short of the fraction, as for 385 pixels brought to 800."""
+    resize = Resize(input_transform((640, short), long))
+    shorter = [*range(1, 400, 7), 385, 386, 387, 427, 480, 4000]
+    sizes = [(a, b) for a in shorter for b in (a, a * 4 // 3, a * 3 // 2, 2 * a, a + 17)]
+    expected = [[int(side * min(short / a, long / b)) for side in (a, b)] for a, b in sizes]
+    assert any(a == b and found[0] == short - 1 for (a, b), found in zip(sizes, expected, strict=True))
+    assert [resize.size(torch.tensor(size)).tolist() for size in sizes] == expected
+
+
+@pytest.mark.parametrize("size", [(37, 61), (64, 64), (161, 40)])
+@pytest.mark.parametrize("transform", [input_transform((96,), 160), AsTheyCome()], ids=["resized", "as_they_come"])
+def test_pixels_are_those_of_torchvision(transform: torch.nn.Module, size: tuple[int, int]) -> None:
+    image = torch.rand(3, *size)
+    expected, _ = transform.eval()([image])
+    pixels, found = Resize(transform)(image[None])
+    assert torch.equal(pixels, expected.tensors)
+    assert tuple(found.tolist()) == expected.image_sizes[0]
