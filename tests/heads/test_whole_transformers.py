@@ -95,7 +95,7 @@ def on_openvino(module: nn.Module, names: Sequence[str], example: Tensor) -> Run
 
 def on_onnxruntime(module: nn.Module, names: Sequence[str], example: Tensor) -> Run:
     onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(whole_to_onnx(module, names, example))
+    session = onnxruntime.InferenceSession(whole_to_onnx(module, dict.fromkeys(names, (None,)), example))
     return lambda image: session.run(list(names), {"image": image.numpy()})
 
 

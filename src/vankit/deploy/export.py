@@ -154,7 +154,9 @@ def _check_options(format: str, int8: bool, calibrate: object, max_drop: float) 
 def _check_task(opened: Network, format: str, int8: bool, dynamic: bool, check: object) -> None:
     if not opened.dense:
         if check is not None:
-            raise UserError(f"`check` is for detectors and segmenters, and {opened.source} is a classifier: leave it out")
+            raise UserError(
+                f"`check` is for detectors and segmenters, and {opened.source} is a classifier: leave it out"
+            )
         return
     what = f"{opened.source} is a {opened.description.head}"
     if format == "pt2":

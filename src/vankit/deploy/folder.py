@@ -194,14 +194,15 @@ class Exported:
 
     def _expected_ends(self) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
         """Shapes of the model's inputs and outputs; None is any length."""
-        count = len(self.description.classes)
         if not self.dense:
-            return [(1, *self.preprocessing.input_size)], [(1, count)]
-        return [(1, None, None, 3)], [
-            [count if n == -1 else n for n in shape]
-            for name, shape in OUTPUTS[self.description.task].items()
-            if name in self.outputs
-        ]
+            return [(1, *self.preprocessing.input_size)], [(1, len(self.description.classes))]
+        return [(1, None, None, 3)], list(self.shapes().values())
+
+    def shapes(self) -> dict[str, Sequence[int | None]]:
+        """Of what the model of a detector or segmenter gives, by name; None is any length."""
+        count = len(self.description.classes)
+        known = OUTPUTS[self.description.task]
+        return {name: [count if n == -1 else n for n in known[name]] for name in self.outputs}
 
     def _torch_engine(self, precision: str) -> Engine:
         import torch

@@ -1,6 +1,6 @@
 """A whole detector or segmenter as one module, from a picture's bytes to what is in it, and its model as a file."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -49,7 +49,7 @@ def write_whole(
     exported = replace(exported, outputs=whole.names)
     example = torch.from_numpy(_scene(_EXAMPLE, 0))[None]
     if exported.format == "onnx":
-        exported.path.write_bytes(whole_to_onnx(whole, whole.names, example))
+        exported.path.write_bytes(whole_to_onnx(whole, exported.shapes(), example))
     else:
         import openvino
 
@@ -76,9 +76,9 @@ def agreement(exported: Exported, network: nn.Module, pictures: Iterable[NDArray
     return result
 
 
-def _scene(size: Sequence[int], seed: int) -> NDArray[np.uint8]:
+def _scene(size: tuple[int, int], seed: int) -> NDArray[np.uint8]:
     """A generated scene (H, W, 3): exporters see only what is run, and in noise a detector finds nothing."""
-    return np.ascontiguousarray(render_scene(seed, size=tuple(size), objects=4).image)
+    return np.ascontiguousarray(render_scene(seed, size=size, objects=4).image)
 
 
 class Whole(nn.Module):
@@ -106,17 +106,18 @@ class Whole(nn.Module):
             return (_resize(logits, x.shape[-2:]),)
         results = dict(zip(self.found, self.network(x), strict=True))
         if self.task == "detect":
-            extent = torch.stack([torch.as_tensor(n) for n in x.shape[-2:]]).flip(0).repeat(2).float()  # W, H, W, H
+            extent = torch._shape_as_tensor(x)[2:].flip(0).repeat(2).float()  # W, H, W, H
             results["boxes"] = torch.cat([results["boxes"] / extent, results["scores"][:, None]], 1)
         return tuple(results[name][None] for name in self.names)
 
     def _size(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Height and width that the picture is brought to, as `vankit.tasks.segment.segment_logits` does."""
-        sides = torch.stack([torch.as_tensor(n) for n in x.shape[-2:]]).double()
-        factor = self.short_side / sides.min()
-        if self.long_side:
-            factor = torch.minimum(factor, self.long_side / sides.max())
-        height, width = (sides * factor).round().clamp(min=1).long().unbind()
+        """Height and width that the picture is brought to, as `vankit.tasks.inference.segment_logits` does."""
+        size = torch._shape_as_tensor(x)[2:]
+        shorter, longer = size.min(), size.max()
+        by_long = (self.short_side * longer > self.long_side * shorter).long() * bool(self.long_side)
+        side = self.long_side * by_long + self.short_side * (1 - by_long)
+        length = longer * by_long + shorter * (1 - by_long)  # which becomes `side`
+        height, width = ((2 * size * side + length) // (2 * length)).clamp(min=1).unbind()
         return height, width
 
 

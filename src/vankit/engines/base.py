@@ -5,7 +5,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,8 @@ class Engine(ABC):
         """Run on all cores."""
 
     @abstractmethod
-    def outputs(self, x: Array) -> list[Array]:
-        """Run on all cores; all outputs, of a batch and size that the model takes as one."""
+    def outputs(self, x: NDArray[Any]) -> list[NDArray[Any]]:
+        """Run on all cores; all outputs, of a batch and size (and of a type) that the model takes as one."""
 
     @abstractmethod
     def worker(self) -> Callable[[Array], Array]:

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,7 +88,7 @@ def whole_to_openvino(module: nn.Module, names: Sequence[str], example: torch.Te
     """A whole network, see `vankit.heads.whole.as_whole`, as an `openvino.Model` for images of every size.
 
     Args:
-        module: in eval mode, (1, 3, H, W) → tuple of tensors.
+        module: in eval mode, an image (1, 3, H, W) or (1, H, W, 3) → tuple of tensors.
         names: of its outputs; the input is `image`.
         example: an image to trace it with. Its sides must not be multiples of 32, and what is found in it, not nothing.
 
@@ -98,33 +98,45 @@ def whole_to_openvino(module: nn.Module, names: Sequence[str], example: torch.Te
     import openvino
 
     with _exporting("OpenVINO"):
-        model = openvino.convert_model(module, example_input=example, input=[1, 3, -1, -1])
+        shape = [n if n in (1, 3) else -1 for n in example.shape]
+        model = openvino.convert_model(_traced(module, example), example_input=(example,), input=shape)
         model.input(0).set_names({"image"})
         for output, name in zip(model.outputs, names, strict=True):
             output.set_names({name})
         return model
 
 
-def whole_to_onnx(module: nn.Module, names: Sequence[str], example: torch.Tensor) -> bytes:
+def whole_to_onnx(
+    module: nn.Module, shapes: Mapping[str, Sequence[int | None]], example: torch.Tensor, opset: int = _OPSET
+) -> bytes:
     """As `whole_to_openvino`, as the bytes of an ONNX file, by PyTorch's tracing exporter: torch.export takes sizes
     that depend on what is found for errors.
+
+    Args:
+        shapes: of its outputs by name; None is any length.
 
     Raises:
         UnsupportedNetworkError: the network cannot be exported.
     """
+    shapes = {"image": [n if n in (1, 3) else None for n in example.shape], **shapes}
+    axes = {name: {i: f"{name}_{i}" for i, n in enumerate(shape) if n is None} for name, shape in shapes.items()}
     file: Any = io.BytesIO()  # which the annotations do not know of
+    image, *outputs = shapes
     with _exporting("ONNX"):
         torch.onnx.export(
-            module,
-            (example,),
-            file,
-            dynamo=False,
-            opset_version=_OPSET,
-            input_names=["image"],
-            output_names=list(names),
-            dynamic_axes={"image": {2: "height", 3: "width"}},
-        )
+            _traced(module, example), (example,), file, dynamo=False, opset_version=opset, input_names=[image],
+            output_names=outputs, dynamic_axes=axes,
+        )  # fmt: skip
     return file.getvalue()
+
+
+def _traced(module: nn.Module, example: torch.Tensor) -> Any:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator, which no other runtime has
+    try:
+        return torch.jit.trace(module, (example,), check_trace=False)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager

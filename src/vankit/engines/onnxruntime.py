@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vankit.engines.base import Array, Engine, cores
 from vankit.engines.cache import cached, cpu
@@ -51,7 +52,7 @@ class OnnxRuntimeEngine(Engine):
         with self._lock:
             return self._run(self._latency(), x)
 
-    def outputs(self, x: Array) -> list[Array]:
+    def outputs(self, x: NDArray[Any]) -> list[NDArray[Any]]:
         with self._lock:
             session = self._latency()
             return session.run(None, {session.get_inputs()[0].name: x})

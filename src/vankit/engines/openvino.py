@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vankit.engines.base import Array, Engine, cores
 from vankit.engines.cache import cached, cpu
@@ -58,7 +59,7 @@ class OpenVinoEngine(Engine):
         with self._lock:
             return _one_by_one(self._latency(), x) if len(x) == 1 else self._on_all_streams(x)
 
-    def outputs(self, x: Array) -> list[Array]:
+    def outputs(self, x: NDArray[Any]) -> list[NDArray[Any]]:
         with self._lock:
             request = self._latency()
             request.infer({0: x})

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+from numpy.typing import NDArray
+
 from vankit.engines.base import Array, Engine, cores
 from vankit.errors import UserError
 
@@ -40,7 +42,7 @@ class TorchEngine(Engine):
     def __call__(self, x: Array) -> Array:
         return self.outputs(x)[0]
 
-    def outputs(self, x: Array) -> list[Array]:
+    def outputs(self, x: NDArray[Any]) -> list[NDArray[Any]]:
         import torch
 
         kind = self._device.type

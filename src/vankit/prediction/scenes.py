@@ -3,7 +3,7 @@ its own, not for an exported folder."""
 
 import json
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args

@@ -43,7 +43,7 @@ class SceneFindings(Findings):
         self.description = description
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, index: int, image: Image.Image, target: dict[str, Any], result: dict[str, Any], alone: Any) -> None:
+    def add(self, index: int, image: Image.Image, target: Arrays, result: Arrays, alone: Any) -> None:
         """Take in one image.
 
         Args:
@@ -77,7 +77,7 @@ class DetectFindings(SceneFindings):
         self.missed, self.false = np.zeros((2, len(description.classes)), np.int64)
         self.curves: NDArray[np.float64] = np.empty((0, 0))
 
-    def add(self, index: int, image: Image.Image, target: dict[str, Any], result: dict[str, Any], alone: Any) -> None:
+    def add(self, index: int, image: Image.Image, target: Arrays, result: Arrays, alone: Any) -> None:
         truth, found = (self._scene(kind, _boxes(given)) for kind, given in (("truth", target), ("scene", result)))
         found = found.above(SCORE)
         missed, false = match_objects(truth, target["iscrowd"], found)
@@ -140,7 +140,7 @@ class MapFindings(SceneFindings):
 
     headings = (_PICTURES,)
 
-    def add(self, index: int, image: Image.Image, target: dict[str, Any], result: dict[str, Any], alone: Any) -> None:
+    def add(self, index: int, image: Image.Image, target: Arrays, result: Arrays, alone: Any) -> None:
         name, value = next(iter(alone.compute().items()))
         if value == value and self.worst[_PICTURES].takes(1 - value):  # NaN of a picture without labels
             picture = scaled(image, _HALF)

@@ -111,10 +111,12 @@ def _logits(network: Network, image: Tensor) -> Tensor:
 
 
 def _scale(size: Sequence[int], short_side: int, long_side: int) -> tuple[int, int]:
-    factor = short_side / min(size)
-    if long_side:
-        factor = min(factor, long_side / max(size))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+    """In whole numbers, as other runtimes compute it too."""
+    side, length = short_side, min(size)
+    if long_side and short_side * max(size) > long_side * length:
+        side, length = long_side, max(size)
+    height, width = (max(1, (2 * n * side + length) // (2 * length)) for n in size)
+    return height, width
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
