@@ -16,30 +16,35 @@ def command(
     checkpoint: Path | None = None,
     weights: Weights | None = None,
     output: Path | None = None,
-    format: Literal["openvino", "onnx", "pt2"] = "openvino",
+    format: Literal["openvino", "onnx", "pt2", "executorch", "litert"] = "openvino",
     int8: bool = False,
     calibrate: str | None = None,
     max_drop: float | None = None,
     dynamic: bool = False,
+    half: bool = False,
+    opset: int | None = None,
     max_pixels: int = 67_108_864,
 ) -> None:
     """Write a classifier to a folder, to be run by vankit predict --model FOLDER or by the format's own library.
 
-    The folder holds the model, labels.txt, preprocessing.json, export.json and a README; openvino and onnx run without
-    PyTorch. An export that does not compute what the network computes is not kept.
+    The folder holds the model, labels.txt, preprocessing.json, export.json and a README; openvino, onnx and litert run
+    without PyTorch. An export that does not compute what the network computes is not kept.
 
     Args:
         model: such as van_b2 or van_b0.cifar10. Default: the checkpoint's model, or van_b0.
         checkpoint: weights in any public format, or a folder with them. Default: the model's public weights.
         weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         output: folder to write. Default: MODEL-FORMAT.
-        format: openvino (model.xml and model.bin), onnx (model.onnx) or pt2 (model.pt2, for torch.export).
+        format: openvino (model.xml and model.bin), onnx (model.onnx), pt2 (model.pt2, for torch.export), executorch
+            (model.pte) or litert (model.tflite).
         int8: quantise to 8 bits; needs --calibrate.
         calibrate: images to quantise with: labelled data as for vankit validate, or a folder or glob pattern of
             photographs.
         max_drop: largest loss of top-1 accuracy, or of a multi-label classifier's mAP, that quantisation may cause, 0
             to 1. Default: 0.01.
-        dynamic: accept any batch size and image size; 2 to 12 % slower.
+        dynamic: accept any batch size and image size; 2 to 12 % slower. For openvino, onnx and pt2.
+        half: store weights in 16 bits, in half the space; computed is in float32 still. For openvino and onnx.
+        opset: of onnx, the version of its operators, 18 to 25. Default: torch.onnx's.
         max_pixels: an image of --calibrate with more pixels than this is not decoded.
     """
     if max_drop is not None and not int8:
@@ -56,6 +61,8 @@ def command(
         calibrate=calibrate,
         max_drop=0.01 if max_drop is None else max_drop,
         dynamic=dynamic,
+        half=half,
+        opset=opset,
         weights=weights,
         max_pixels=max_pixels,
     )

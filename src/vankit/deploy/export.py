@@ -21,18 +21,37 @@ from vankit.deploy.folder import DESCRIPTION, FILES, Exported, Format, read_expo
 from vankit.deploy.opening import open_network
 from vankit.engines.base import Array
 from vankit.engines.cache import versions
-from vankit.engines.convert import SMALLEST, to_onnx, to_openvino, to_program
+from vankit.engines.convert import (
+    OPSETS,
+    SMALLEST,
+    to_executorch,
+    to_litert,
+    to_onnx,
+    to_openvino,
+    to_program,
+)
 from vankit.errors import UserError, check_output
 from vankit.files import check_folder, check_named
 from vankit.locks import check_free, held
 from vankit.models.description import Weights
 
 TOLERANCE = 1e-4  # on logits in float32
+HALF_TOLERANCE = (
+    0.02  # with weights in 16 bits: no score moves by more than a point (softmax: half of it; sigmoid: less)
+)
 _CARD = "README.md"
 _PACKAGES: dict[str, tuple[str, ...]] = {
     "openvino": ("vankit", "torch", "openvino"),
     "onnx": ("vankit", "torch", "onnx", "onnxruntime"),
     "pt2": ("vankit", "torch"),
+    "executorch": ("vankit", "torch", "executorch"),
+    "litert": ("vankit", "torch", "litert-torch", "ai-edge-litert"),
+}
+_FORMATS_WITH: dict[str, tuple[Format, ...]] = {
+    "int8": ("openvino", "onnx"),
+    "half": ("openvino", "onnx"),
+    "opset": ("onnx",),
+    "dynamic": ("openvino", "onnx", "pt2"),
 }
 
 
@@ -45,6 +64,8 @@ def export(
     int8: bool = False,
     calibrate: str | PathLike[str] | None = None,
     dynamic: bool = False,
+    half: bool = False,
+    opset: int | None = None,
     pretrained: bool = True,
     classes: Sequence[str] | None = None,
     max_drop: float = 0.01,
@@ -58,10 +79,13 @@ def export(
     Args:
         model, checkpoint, pretrained, classes, weights: see `vankit.Predictor`.
         out: the folder; MODEL-FORMAT if left out. An exported folder of that name is replaced.
-        format: openvino, onnx, or pt2 (torch.export, which needs PyTorch).
-        int8: quantise, see `vankit.deploy.quantize.quantize`; not for pt2.
+        format: openvino, onnx, litert, or, which need PyTorch, pt2 (torch.export) and executorch.
+        int8: quantise, see `vankit.deploy.quantize.quantize`; for openvino and onnx.
         calibrate: pictures for int8, see `vankit.deploy.quantize.open_pictures`.
-        dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of the network's size.
+        dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of the network's size;
+            for openvino, onnx and pt2.
+        half: store weights in 16 bits, in half the space; computed is in float32 still. For openvino and onnx.
+        opset: of onnx, the version of its operators: one of `vankit.engines.convert.OPSETS`.
         max_drop: top-1 that int8 may lose, or mAP of a multi-label network, 0 to 1.
         max_pixels: of the largest picture for int8 that is decoded.
 
@@ -70,12 +94,13 @@ def export(
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had, the options do not go together,
-            `out` holds other files, a logit is not finite or further than `TOLERANCE` from PyTorch's, a top-1
-            differs, or int8 loses more than `max_drop`. Nothing is written then.
+            `out` holds other files, a logit is not finite or further than `TOLERANCE` from PyTorch's (with `half`,
+            `HALF_TOLERANCE`), a top-1 differs, or int8 loses more than `max_drop`. Nothing is written then.
         UnsupportedNetworkError: the format cannot express the network.
         ImportError: a package is missing.
     """
-    _check_options(format, int8, calibrate, max_drop)
+    _check_format(format, int8=int8, half=half, opset=opset is not None, dynamic=dynamic)
+    _check_options(int8, calibrate, max_drop, half, opset)
     check_named(out=out, calibrate=calibrate)
     if out is not None:
         _check_target(Path(out).absolute())
@@ -84,7 +109,7 @@ def export(
     if opened.module is None or opened.dense:
         raise UserError(f"{opened.source} is not a classifier in PyTorch: export takes a model's name or a checkpoint")
     name = Path(checkpoint).stem if checkpoint is not None else description.model or opened.source
-    target = Path(out or f"{name}-{format}{'-int8' * int8}").absolute()
+    target = Path(out or f"{name}-{format}{'-int8' * int8}{'-half' * half}").absolute()
     _check_target(target)
     pictures = None
     if calibrate is not None:
@@ -94,23 +119,26 @@ def export(
     network = copy.deepcopy(opened.module).float().cpu()
     with held(target), _folder_for(target) as folder:
         exported = Exported(folder, format, "float32", dynamic, description)
-        _write_model(exported, network)
+        _write_model(exported, network, half, opset)
         facts = {
             "name": name,
             "command": _command(
                 model,
-                int8,
-                dynamic,
                 checkpoint=checkpoint,
                 weights=weights,
                 format=format,
+                opset=opset,
                 calibrate=calibrate,
                 output=out,
                 max_drop=max_drop if int8 else None,
                 max_pixels=max_pixels if max_pixels != MAX_PIXELS else None,
+                int8=int8,
+                half=half,
+                dynamic=dynamic,
             ),
             "date": datetime.now(UTC).date().isoformat(),
-            "largest_difference": _largest_difference(exported, network),
+            "half": half,
+            "largest_difference": _largest_difference(exported, network, HALF_TOLERANCE if half else TOLERANCE),
             "versions": versions(*_PACKAGES[format], *["nncf"] * int8),
         }
         precision = "float32"
@@ -122,11 +150,20 @@ def export(
     return read_exported(target)
 
 
-def _check_options(format: str, int8: bool, calibrate: object, max_drop: float) -> None:
+def _check_format(format: str, **asked: bool) -> None:
+    """Refuse a format that does not exist, or has not what is asked for."""
     if format not in FILES:
         raise UserError(f"format is {format!r}: expected one of {', '.join(FILES)}")
-    if int8 and format == "pt2":
-        raise UserError("pt2 has no int8: use format openvino or onnx")
+    for option, formats in _FORMATS_WITH.items():
+        if asked[option] and format not in formats:
+            raise UserError(f"`{option}` is for format {' or '.join(formats)}, not {format}: leave it out")
+
+
+def _check_options(int8: bool, calibrate: object, max_drop: float, half: bool, opset: int | None) -> None:
+    if opset is not None and opset not in OPSETS:
+        raise UserError(f"opset is {opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
+    if int8 and half:
+        raise UserError("`int8` stores weights in 8 bits: leave out `half`")
     if int8 != (calibrate is not None):
         raise UserError("`int8` and `calibrate` go together: pass both, or neither")
     if not 0 <= max_drop <= 1:
@@ -145,14 +182,15 @@ def _check_target(target: Path) -> None:
         raise UserError(f"{target} holds other files, such as {others[0]}: pass another folder (--output)")
 
 
-def _command(model: object, int8: bool, dynamic: bool, **options: object) -> str:
-    """What to type for the same export; options that are None are left out."""
+def _command(model: object, **options: object) -> str:
+    """What to type for the same export; options that are None or False are left out."""
     if isinstance(model, nn.Module):
         return "vankit.export(network, …)"
-    given = {f"--{name.replace('_', '-')}": str(value) for name, value in options.items() if value is not None}
-    words = [word for option in given.items() for word in option]
-    flags = ["--int8"] * int8 + ["--dynamic"] * dynamic
-    return shlex.join(["vankit", "export", *([] if model is None else [str(model)]), *words, *flags])
+    words: list[str] = []
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(["vankit", "export", *([] if model is None else [str(model)]), *words])
 
 
 @contextmanager
@@ -178,24 +216,28 @@ def _folder_for(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_model(exported: Exported, network: nn.Module) -> None:
+def _write_model(exported: Exported, network: nn.Module, half: bool, opset: int | None) -> None:
     size, dynamic = exported.preprocessing.input_size, exported.dynamic
     if exported.format == "onnx":
-        exported.path.write_bytes(to_onnx(network, size, dynamic))
+        exported.path.write_bytes(to_onnx(network, size, dynamic, opset, half))
+    elif exported.format == "executorch":
+        exported.path.write_bytes(to_executorch(network, size))
+    elif exported.format == "litert":
+        exported.path.write_bytes(to_litert(network, size))
     elif exported.format == "pt2":
         torch.export.save(to_program(network, size, dynamic), exported.path)
     else:
         model = to_openvino(network, size, dynamic)
         import openvino
 
-        openvino.save_model(model, exported.path, compress_to_fp16=False)
+        openvino.save_model(model, exported.path, compress_to_fp16=half)
 
 
-def _largest_difference(exported: Exported, network: nn.Module) -> float:
+def _largest_difference(exported: Exported, network: nn.Module, tolerance: float) -> float:
     """Compare with the eager network on noise and on smooth pictures, at further sizes where the export is dynamic.
 
     Raises:
-        ValueError: a logit is further than `TOLERANCE` off or not finite, or a top-1 is another.
+        ValueError: a logit is further than `tolerance` off or not finite, or a top-1 is another.
     """
     preprocessing, rng = exported.preprocessing, np.random.default_rng(0)
     channels, height, width = preprocessing.input_size
@@ -217,10 +259,10 @@ def _largest_difference(exported: Exported, network: nn.Module) -> float:
             check_output(logits)
         difference = float(np.abs(found - expected).max())
         others = int((found.argmax(1) != expected.argmax(1)).sum())
-        if not difference <= TOLERANCE or others:
+        if not difference <= tolerance or others:
             raise UserError(
                 f"the exported network differs from PyTorch's: a logit differs by {difference:.1e}, where "
-                f"{TOLERANCE:.0e} is allowed, and top-1 on {others} of {len(x)} inputs {x.shape[1:]}; "
+                f"{tolerance:.0e} is allowed, and top-1 on {others} of {len(x)} inputs {x.shape[1:]}; "
                 "nothing was written"
             )
         worst = max(worst, difference)
