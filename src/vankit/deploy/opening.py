@@ -118,7 +118,7 @@ def says_dense(model: str | PathLike[str] | None = None, checkpoint: str | PathL
     Raises:
         FileNotFoundError, ValueError: there is no such file.
     """
-    if checkpoint is None and model is not None and is_path(model) and not is_exported(model):
+    if checkpoint is None and model is not None and not is_exported(model) and is_path(model):
         checkpoint = model
     if checkpoint is None:
         return False
