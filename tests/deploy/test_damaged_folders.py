@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from on_devices import ON_DEVICES, write_means
 
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import Exported, Format, read_exported
@@ -48,7 +50,14 @@ def onnx(path: Path, size: tuple[int, ...] = (1, *SIZE), nodes: Any = None, **co
     path.write_bytes(model.SerializeToString())
 
 
-WRITERS: dict[str, Callable[..., None]] = {"openvino": openvino, "onnx": onnx}
+def on_device(path: Path, size: tuple[int, ...] = (1, *SIZE), **options: Any) -> None:
+    write_means(path, size, **options)
+
+
+WRITERS: dict[str, Callable[..., None]] = {
+    "openvino": openvino, "onnx": onnx, "executorch": on_device, "litert": on_device,
+}  # fmt: skip
+OWN_ENGINES = {"openvino": "openvino", "onnx": "onnxruntime", "executorch": "auto", "litert": "auto"}
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +233,28 @@ def test_models_that_are_none(case: str, kind: Format, engine: str, copied: Call
     refusal(folder, path.name, engine)
 
 
+@pytest.mark.parametrize("case", GARBAGE)
+@pytest.mark.parametrize("kind", ON_DEVICES)
+def test_models_for_devices_that_are_none(case: str, kind: Format, copied: Callable[[Format], Path]) -> None:
+    test_models_that_are_none(case, kind, "auto", copied)
+
+
+@pytest.mark.parametrize("kind", ON_DEVICES)
+def test_the_model_of_another_network_for_devices(kind: Format, copied: Callable[[Format], Path]) -> None:
+    folder = copied(kind)
+    path = read_exported(folder).path
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"size": (1, 5, 8, 6)}, r"of another network: its input is \(1, 5, 8, 6\), and export.json asks for"),
+        ({"inputs": 2}, r"its input is \(1, 3, 8, 6\), \(1, 3, 8, 6\)"),
+        ({"size": (4, 3, 8, 6)}, r"its input is \(4, 3, 8, 6\)"),
+        ({"kind": torch.float16}, r"its input is \(\), and export.json asks for"),
+    ]
+    for options, reason in cases:
+        on_device(path, **options)
+        seal(folder)
+        assert re.search(reason, refusal(folder, path.name, "auto")), options
+
+
 def test_numbers_that_are_too_few(copied: Callable[[Format], Path]) -> None:
     folder = copied("openvino")
     path = folder / "model.xml"
@@ -251,14 +282,14 @@ def test_the_model_of_another_network(options: dict[str, Any], reason: str, copi
     assert re.search(reason, refusal(folder, "model.xml", "openvino"))
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", ["openvino", "onnx", *ON_DEVICES])
 def test_other_classes_than_the_model_has(kind: Format, copied: Callable[[Format], Path]) -> None:
     folder = copied(kind)
     (folder / "labels.txt").write_text("r\ng\nb\nx\n")
     change(folder / "export.json", classes=4)
     seal(folder)
     path = read_exported(folder).path
-    said = refusal(folder, path.name, {"openvino": "openvino", "onnx": "onnxruntime"}[kind])
+    said = refusal(folder, path.name, OWN_ENGINES[kind])
     assert re.search(r"its output is \((1|None), 3\), and export.json asks for \(1, 4\)", said), said
 
 

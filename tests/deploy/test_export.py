@@ -18,6 +18,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from on_devices import ON_DEVICES
 from PIL import Image
 from torch import nn
 
@@ -25,11 +26,11 @@ import vankit
 from vankit.cli import main
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy import export
-from vankit.deploy.export import _command, _folder_for
-from vankit.deploy.folder import Exported, Format, read_exported
+from vankit.deploy.export import HALF_TOLERANCE, _command, _folder_for
+from vankit.deploy.folder import FILES, Exported, Format, read_exported
 from vankit.engines import convert
-from vankit.engines.convert import UnsupportedNetworkError, to_openvino
-from vankit.errors import UserError
+from vankit.engines.convert import OPSETS, UnsupportedNetworkError, to_openvino
+from vankit.errors import MissingPackageError, UserError
 from vankit.locks import held
 from vankit.models.fold import fold
 from vankit.prediction.labels import Predictor
@@ -95,6 +96,16 @@ def plain(exported: Exported) -> Callable[[np.ndarray], np.ndarray]:
     if exported.format == "onnx":
         session = onnxruntime.InferenceSession(exported.folder / "model.onnx", providers=["CPUExecutionProvider"])
         return lambda x: session.run(["logits"], {"images": x})[0]
+    if exported.format == "executorch":
+        from executorch.runtime import Runtime
+
+        program = Runtime.get().load_program(exported.folder / "model.pte")
+        return lambda x: program.load_method("forward").execute([torch.from_numpy(x)])[0].numpy()
+    if exported.format == "litert":
+        from ai_edge_litert.interpreter import Interpreter
+
+        runner = Interpreter(str(exported.folder / "model.tflite")).get_signature_runner()
+        return lambda x: runner(images=x)["logits"]
     module = torch.export.load(exported.folder / "model.pt2").module()
     return lambda x: eager(module, x)
 
@@ -127,6 +138,21 @@ def test_folders_run_without_torch(network: nn.Module, exports: Factory, tmp_pat
         np.testing.assert_allclose(found, eager(network, x), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ON_DEVICES)
+def test_folders_for_devices_run(network: nn.Module, exports: Factory, tmp_path: Path, kind: Format) -> None:
+    x = noise(6, *SIZE)
+    np.save(tmp_path / "x.npy", x)
+    arguments = [str(exports(kind).folder), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True)
+    assert ("PyTorch was imported" in done.stderr) == (kind == "executorch") == bool(done.returncode), done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy")[0], eager(network, x), atol=1e-4, rtol=0)
+    assert set(exports(kind).facts["versions"]) >= {
+        "vankit",
+        "torch",
+        "executorch" if kind == "executorch" else "ai-edge-litert",
+    }
+
+
 @pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_pt2_folders_run(network: nn.Module, exports: Factory, dynamic: bool) -> None:
     x = noise(3, *SIZE)
@@ -143,12 +169,14 @@ def test_dynamic_models_take_every_batch_and_size(network: nn.Module, exports: F
         np.testing.assert_allclose(run(x), eager(network, x), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [*FORMATS, *ON_DEVICES])
 def test_static_models_take_one_size(network: nn.Module, exports: Factory, kind: Format) -> None:
     run, x = plain(exports(kind)), noise(1, *SIZE)
     np.testing.assert_allclose(run(x), eager(network, x), atol=1e-4, rtol=0)
     for shape in OTHER_SHAPES[1:]:  # their kernels are cut for this size: another would be computed wrongly
-        with pytest.raises((RuntimeError, AssertionError, onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument)):
+        with pytest.raises(
+            (RuntimeError, AssertionError, ValueError, onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument)
+        ):
             run(noise(*shape))
 
 
@@ -170,7 +198,82 @@ def test_openvino_weights_are_float32(exports: Factory) -> None:
     assert "float16" not in str(types) and types["<Type: 'float32'>"] > 50
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", ON_DEVICES)
+def test_what_xnnpack_computes(exports: Factory, kind: Format) -> None:
+    """All convolutions, those too whose kernels are cut to the map."""
+    path = exports(kind).folder / FILES[kind][0]
+    if kind == "litert":
+        from ai_edge_litert.interpreter import Interpreter
+
+        model = Interpreter(str(path))
+        model.allocate_tensors()
+        assert "DELEGATE" in {op["op_name"] for op in model._get_ops_details()}
+        return
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    plan = deserialize_pte_binary(path.read_bytes()).program.execution_plan[0]
+    assert plan.delegates and not [op.name for op in plan.operators if "convolution" in op.name]
+
+
+@pytest.mark.parametrize("kind", ["openvino", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_half_of_the_file(network: nn.Module, exports: Factory, tmp_path: Path, kind: Format) -> None:
+    full = exports(kind)
+    found = vankit.export(network, out=tmp_path / "half", format=kind, half=True, classes=CLASSES)
+    sizes = [(each.folder / FILES[kind][-1]).stat().st_size for each in (full, found)]
+    assert sizes[1] < (0.51 if kind == "openvino" else 0.7) * sizes[0]  # of a network so small, much is its graph
+    assert (found.precision, found.facts["half"], full.facts["half"]) == ("float32", True, False)
+    x = noise(5, *SIZE)
+    logits, expected = np.concatenate([plain(found)(x[i : i + 1]) for i in range(5)]), eager(network, x)
+    np.testing.assert_allclose(Predictor(found.folder).logits(x), logits, atol=1e-5, rtol=0)
+    assert 1e-4 < np.abs(logits - expected).max() < HALF_TOLERANCE
+    assert 1e-4 < found.facts["largest_difference"] < HALF_TOLERANCE
+    assert "(0.02 is allowed, as weights are stored in 16 bits)" in (found.folder / "README.md").read_text()
+    # each weight rounded, and nothing else: as PyTorch computes with such weights
+    rounded = fold(network)
+    for tensor in rounded.state_dict().values():
+        tensor.copy_(tensor.half().float())
+    np.testing.assert_allclose(logits, eager(rounded, x), atol=1e-4, rtol=0)
+
+
+def test_half_that_loses_too_much_is_not_kept(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "HALF_TOLERANCE", 2e-4)
+    with pytest.raises(UserError, match=r"a logit differs by \d\.\de-03, where 2e-04 is allowed"):
+        vankit.export(network, out=tmp_path / "new", half=True, classes=CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
+def test_opsets(network: nn.Module, tmp_path: Path, opset: int, half: bool) -> None:
+    found = vankit.export(network, out=tmp_path / "new", format="onnx", opset=opset, half=half, classes=CLASSES)
+    model = onnx.load(found.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", opset)]
+    x = noise(2, *SIZE)
+    for engine in ("onnxruntime", "openvino"):
+        logits = Predictor(found.folder, engine=engine).logits(x)
+        np.testing.assert_allclose(logits, eager(network, x), atol=HALF_TOLERANCE if half else 1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("format", "package", "extra"),
+    [("executorch", "executorch", "executorch"), ("litert", "litert_torch", "litert"), ("onnx", "onnxscript", "onnx")],
+)
+def test_a_missing_package_is_named(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Format, package: str, extra: str
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=rf"pip install 'vankit\[{extra}\]'$"):
+        vankit.export(network, out=tmp_path / "new", format=format, classes=CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, *ON_DEVICES])
 def test_files_do_not_hold_this_machines_paths(exports: Factory, kind: Format) -> None:
     own = str(Path(vankit.__file__).parent).encode(), str(Path(torch.__file__).parents[1]).encode()
     for path in exports(kind).folder.iterdir():
@@ -192,7 +295,7 @@ def test_the_description(exports: Factory) -> None:
     assert found.folder.stat().st_mode == (found.folder.parent / "usual").stat().st_mode  # others may read it
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [*FORMATS, *ON_DEVICES])
 def test_the_readme_runs(
     exports: Factory, kind: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,9 +324,9 @@ def test_the_readme_runs(
 
 
 def test_the_command_of_an_export_can_be_typed_again() -> None:
-    given = {"checkpoint": None, "calibrate": "my photos", "output": Path("x"), "max_pixels": 9}
-    expected = "vankit export van_b0 --calibrate 'my photos' --output x --max-pixels 9 --int8"
-    assert _command("van_b0", True, False, **given) == expected
+    given = {"checkpoint": None, "calibrate": "my photos", "output": Path("x"), "max_drop": 0, "max_pixels": 9}
+    expected = "vankit export van_b0 --calibrate 'my photos' --output x --max-drop 0 --max-pixels 9 --int8"
+    assert _command("van_b0", **given, int8=True, dynamic=False) == expected
 
 
 @pytest.mark.slow
@@ -250,7 +353,7 @@ def test_a_checkpoint(network: nn.Module, tmp_path: Path) -> None:
     np.testing.assert_allclose(Predictor(found.folder).logits(x), eager(model.eval(), x), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["openvino", "pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["openvino", "pt2", pytest.param("onnx", marks=pytest.mark.slow), *ON_DEVICES])
 def test_a_wrong_network_is_not_kept(
     network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Format
 ) -> None:
@@ -333,8 +436,17 @@ def test_other_peoples_files_are_left_alone(network: nn.Module, exports: Factory
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "tflite"}, "format is 'tflite': expected one of openvino, onnx, pt2"),
-        ({"format": "pt2", "int8": True, "calibrate": "photos"}, "pt2 has no int8"),
+        ({"format": "tflite"}, "format is 'tflite': expected one of openvino, onnx, pt2, executorch, litert"),
+        ({"format": "pt2", "int8": True, "calibrate": "photos"}, "`int8` is for format openvino or onnx, not pt2"),
+        (
+            {"format": "litert", "int8": True, "calibrate": "photos"},
+            "`int8` is for format openvino or onnx, not litert",
+        ),
+        ({"format": "executorch", "dynamic": True}, "`dynamic` is for format openvino or onnx or pt2, not executorch"),
+        ({"format": "litert", "half": True}, "`half` is for format openvino or onnx, not litert: leave it out"),
+        ({"opset": 18}, "`opset` is for format onnx, not openvino"),
+        ({"format": "onnx", "opset": 17}, "opset is 17: expected 18 to 25"),
+        ({"int8": True, "calibrate": "photos", "half": True}, "`int8` stores weights in 8 bits: leave out `half`"),
         ({"int8": True}, "`int8` and `calibrate` go together"),
         ({"calibrate": "photos"}, "`int8` and `calibrate` go together"),
         ({"max_drop": 1.5}, "max_drop is 1.5: expected 0 to 1"),

@@ -2,26 +2,32 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from on_devices import ON_DEVICES, write_means
 
 from vankit.data.held_out import HeldOut
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import FILES, Exported, Format, is_exported, read_exported
-from vankit.errors import MissingFileError, UserError
+from vankit.errors import MissingFileError, MissingPackageError, UserError
 from vankit.models.description import Description
 from vankit.prediction.labels import Predictor
 
 PREPROCESSING = Preprocessing((3, 8, 6), (0.4, 0.5, 0.6), (0.3, 0.25, 0.2), 0.9, "bilinear")
-FORMATS = list(FILES)
+FORMATS = ["openvino", "onnx", "pt2"]
+ENGINES = {
+    "openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch", "executorch": "executorch", "litert": "litert",
+}  # fmt: skip
 
 
 class ChannelMeans(torch.nn.Module):
@@ -51,6 +57,8 @@ def write_model(path: Path, kind: str, size: tuple[int, ...]) -> None:
         onnx.save(
             helper.make_model(helper.make_graph(nodes, "g", [ends], [answer]), opset_imports=opset, ir_version=10), path
         )
+    elif kind in ("executorch", "litert"):
+        write_means(path, size)
     else:
         batch = torch.export.Dim.DYNAMIC if size[0] < 0 else None
         shapes = ({0: batch, 2: batch, 3: batch},) if batch else None
@@ -91,14 +99,54 @@ def copied(made: Callable[[Format, bool], Path], tmp_path: Path) -> Callable[[Fo
 def test_engines_run_any_number_of_images(made: Callable[[Format, bool], Path], kind: Format, dynamic: bool) -> None:
     exported = read_exported(made(kind, dynamic))
     engine = exported.engine()
-    assert (engine.name, engine.precision) == (
-        {"openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch"}[kind],
-        "float32",
-    )
+    assert (engine.name, engine.precision) == (ENGINES[kind], "float32")
     for count in (1, 5):
         x = np.random.default_rng(count).standard_normal((count, 3, 8, 6), np.float32)
         np.testing.assert_allclose(engine(x), x.mean((2, 3)), atol=1e-6)
         np.testing.assert_allclose(engine.worker()(x), x.mean((2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ON_DEVICES)
+def test_engines_of_devices_run_any_number_of_images(made: Callable[[Format, bool], Path], kind: Format) -> None:
+    test_engines_run_any_number_of_images(made, kind, False)
+    engine = read_exported(made(kind, False)).engine()
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 6), np.float32)
+    np.testing.assert_allclose(engine.outputs(x), [x.mean((2, 3))], atol=1e-6)
+    assert engine(x[:0]).shape == engine.worker()(x[:0]).shape == (0, 3)
+    found: dict[int, np.ndarray] = {}
+    many = np.random.default_rng(1).standard_normal((8, 200, 3, 8, 6), np.float32)
+    threads = [Thread(target=lambda i=i: found.update({i: engine.worker()(many[i])})) for i in range(len(many))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_allclose([found[i] for i in range(len(many))], many.mean((3, 4)), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ON_DEVICES)
+def test_devices_compute_in_float32(made: Callable[[Format, bool], Path], kind: Format) -> None:
+    exported = read_exported(made(kind, False))
+    with pytest.raises(UserError, match=r"^precision is bf16, but .* in float32: leave it out$"):
+        exported.engine(precision="bf16")
+    with pytest.raises(UserError, match="which engine openvino cannot run: use auto"):
+        exported.engine("openvino")
+
+
+@pytest.mark.parametrize(("kind", "package"), [("executorch", "executorch"), ("litert", "ai_edge_litert")])
+def test_a_missing_runtime_is_named(
+    kind: Format, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    description = Description(classes=["red"], preprocessing=PREPROCESSING)
+    exported = Exported(tmp_path, kind, "float32", False, description)
+    exported.path.write_bytes(b"any")
+    exported.write_description()
+    with pytest.raises(
+        MissingPackageError, match=rf"^{exported.path} needs .*: pip install ('vankit\[executorch\]'|ai-edge-litert)$"
+    ):
+        read_exported(tmp_path).engine()
 
 
 def test_onnx_in_openvino(made: Callable[[Format, bool], Path]) -> None:
@@ -160,7 +208,7 @@ def test_class_names_come_back_or_are_refused(made: Callable[[Format, bool], Pat
     assert read_exported(folder).description.classes == tuple(names)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [*FORMATS, *ON_DEVICES])
 def test_missing_files(copied: Callable[[Format], Path], kind: Format) -> None:
     folder = copied(kind)
     for path in sorted(folder.iterdir()):
@@ -170,6 +218,11 @@ def test_missing_files(copied: Callable[[Format], Path], kind: Format) -> None:
             read_exported(folder)
         path.write_bytes(content)
     read_exported(folder)
+
+
+@pytest.mark.parametrize("kind", ON_DEVICES)
+def test_damaged_models_for_devices(copied: Callable[[Format], Path], kind: Format) -> None:
+    test_damaged_models(copied, kind, FILES[kind][0])
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in FORMATS for name in FILES[kind]])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import vankit
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import Exported
-from vankit.deploy.opening import open_network
+from vankit.deploy.opening import open_network, says_dense
 from vankit.errors import MissingFileError, UserError
 from vankit.models import weights
 from vankit.models.description import Description
@@ -197,3 +197,11 @@ def test_what_users_reported(
         assert description.preprocessing is not None
         side, mean = (64, 0.5) if letter == "t" else (256, 0.485) if letter == "n" else (224, 0.5)
         assert (description.preprocessing.input_size[-1], description.preprocessing.mean[0]) == (side, mean), path
+
+
+def test_the_bare_name_of_a_folder_is_not_looked_up_among_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would import timm and PyTorch."""
+    monkeypatch.setattr("vankit.models.van.is_model", lambda name: pytest.fail("looked up"))
+    monkeypatch.chdir(folder.parent)
+    assert not says_dense(folder.name)
+    assert open_network(folder.name).exported is not None

@@ -18,7 +18,7 @@ from vankit.engines import choose, convert
 from vankit.engines.base import Engine, check_options
 from vankit.engines.cache import _sign, cache_folder, user_secret
 from vankit.engines.choose import engine_for
-from vankit.engines.convert import UnsupportedNetworkError, to_onnx, to_openvino
+from vankit.engines.convert import OPSETS, UnsupportedNetworkError, to_onnx, to_openvino
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine, openvino_core
 from vankit.engines.torch import TorchEngine
@@ -162,6 +162,23 @@ def test_dynamic_sizes_and_several_outputs(name: str) -> None:
         mean, relu = engine.outputs(x)
         np.testing.assert_allclose(mean, x.mean(1), atol=1e-6)
         np.testing.assert_array_equal(relu, x.clip(0))
+
+
+@pytest.mark.slow
+def test_every_opset_that_is_offered() -> None:
+    import onnx
+
+    network = nn.Sequential(nn.Conv2d(3, 10, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = np.random.default_rng(0).standard_normal((1, *SIZE), np.float32)
+    for opset in OPSETS:
+        content = to_onnx(network, SIZE, opset=opset)
+        assert {each.version for each in onnx.load_from_string(content).opset_import} == {opset}
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(OnnxRuntimeEngine(lambda found=content: found, None)(x), expected, atol=1e-5)
+    for opset in (OPSETS[0] - 1, OPSETS[-1] + 1):
+        with pytest.raises(UnsupportedNetworkError, match=f"its operators are not in opset {opset}, only in 18$"):
+            to_onnx(network, SIZE, opset=opset)
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])

@@ -16,18 +16,20 @@ def command(
     checkpoint: Path | None = None,
     weights: Weights | None = None,
     output: Path | None = None,
-    format: Literal["openvino", "onnx", "pt2"] = "openvino",
+    format: Literal["openvino", "onnx", "pt2", "executorch", "litert"] = "openvino",
     int8: bool = False,
     calibrate: str | None = None,
     check: str | None = None,
     max_drop: float | None = None,
     dynamic: bool = False,
+    half: bool = False,
+    opset: int | None = None,
     max_pixels: int = 67_108_864,
 ) -> None:
     """Write a network to a folder, to be run by vankit predict --model FOLDER or by the format's own library.
 
-    The folder holds the model, labels.txt, preprocessing.json, export.json and a README; openvino and onnx run without
-    PyTorch. An export that does not compute what the network computes is not kept.
+    The folder holds the model, labels.txt, preprocessing.json, export.json and a README; openvino, onnx and litert run
+    without PyTorch. An export that does not compute what the network computes is not kept.
 
     Args:
         model: such as van_b2 or van_b0.cifar10. Default: the checkpoint's model, or van_b0.
@@ -35,16 +37,19 @@ def command(
         weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         output: folder to write. Default: MODEL-FORMAT.
         format: openvino (model.xml and model.bin), onnx (model.onnx) or, for classifiers, pt2 (model.pt2, for
-            torch.export).
+            torch.export), executorch (model.pte) or litert (model.tflite).
         int8: quantise a classifier to 8 bits; needs --calibrate.
         calibrate: images to quantise with: labelled data as for vankit validate, or a folder or glob pattern of
             photographs.
-        check: a folder or glob pattern of photographs on which a detector or segmenter is compared with PyTorch, besides
-            generated scenes.
+        check: a folder or glob pattern of photographs on which a detector or segmenter is compared with PyTorch,
+            besides generated scenes.
         max_drop: largest loss of top-1 accuracy, or of a multi-label classifier's mAP, that quantisation may cause, 0
             to 1. Default: 0.01.
-        dynamic: let a classifier accept any batch size and image size; 2 to 12 % slower. Detectors and segmenters always
-            do.
+        dynamic: let a classifier accept any batch size and image size; 2 to 12 % slower. For openvino, onnx and pt2;
+            detectors and segmenters always accept any image size.
+        half: store a classifier's weights in 16 bits, which halves the file; it still computes in float32. For openvino
+            and onnx.
+        opset: of a classifier in onnx, the version of its operators, 18 to 25. Default: torch.onnx's.
         max_pixels: an image of --calibrate or --check with more pixels than this is not decoded.
     """
     if max_drop is not None and not int8:
@@ -62,6 +67,8 @@ def command(
         check=check,
         max_drop=0.01 if max_drop is None else max_drop,
         dynamic=dynamic,
+        half=half,
+        opset=opset,
         weights=weights,
         max_pixels=max_pixels,
     )

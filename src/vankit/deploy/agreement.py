@@ -26,8 +26,8 @@ class Agreement:
         pictures: how many.
         objects: that PyTorch found, of detectors and panoptic networks; those of nearly the lowest score that is kept
             are left out.
-        same: objects that the model found too: of the same class, with boxes (or segments) of IoU `SAME_BOX` or more and
-            scores that differ by `SAME_SCORE` or less.
+        same: objects that the model found too: of the same class, with boxes (or segments) of IoU `SAME_BOX` or more
+            and scores that differ by `SAME_SCORE` or less.
         score_difference: the largest of those objects.
         pixels, same_pixels: of the same objects' masks together, or of all pictures.
     """

@@ -4,14 +4,23 @@ from typing import Any
 
 from vankit.deploy.folder import Exported
 
-_TITLES = {"openvino": "OpenVINO", "onnx": "ONNX", "pt2": "torch.export"}
+_TITLES = {
+    "openvino": "OpenVINO", "onnx": "ONNX", "pt2": "torch.export", "executorch": "ExecuTorch", "litert": "LiteRT",
+}  # fmt: skip
+_WITH_TORCH = ("pt2", "executorch")
 _SCORES = (
     "Their softmax are the scores.",
     "The sigmoid of each is its score; a picture has every class whose score\n  reaches the class's threshold in "
     "`thresholds` of `export.json`, and perhaps none.",
 )
 _BEST = "    print(file.read().splitlines()[logits.argmax()])"
-_PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch"}
+_IMPORTS = {
+    "openvino": "import openvino\nfrom PIL import Image",
+    "onnx": "import onnxruntime\nfrom PIL import Image",
+    "pt2": "import torch\nfrom PIL import Image",
+    "executorch": "import torch\nfrom executorch.runtime import Runtime\nfrom PIL import Image",
+    "litert": "from ai_edge_litert.interpreter import Interpreter\nfrom PIL import Image",
+}
 
 
 def model_card(exported: Exported, folder: str) -> str:
@@ -29,7 +38,7 @@ def model_card(exported: Exported, folder: str) -> str:
     shape, outputs = f"(1, 3, {height}, {width})", len(exported.description.classes)
     if exported.dynamic:
         shape = f"(batch, 3, height, width) from 33 pixels up, such as {shape}"
-    images, logits = ("", "") if exported.format == "pt2" else (" `images`", " `logits`")
+    images, logits = ("", "") if exported.format in _WITH_TORCH else (" `images`", " `logits`")
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return f"""# {facts["name"]} for {_TITLES[exported.format]}{", int8" * (exported.precision == "int8")}
 
@@ -43,7 +52,7 @@ The network is folded: its norms, layer scales and inner shortcuts are in its co
 
 ## Run it
 
-From the folder that holds this one, {"with" if exported.format == "pt2" else "without"} PyTorch:
+From the folder that holds this one, {"with" if exported.format in _WITH_TORCH else "without"} PyTorch:
 
 ```bash
 vankit predict photo.jpg --model {folder}
@@ -66,9 +75,13 @@ Without vankit:
 
 ## Checks
 
-In float32 no logit was further than {facts["largest_difference"]:.1e} from eager PyTorch's (1e-4 is allowed), and every
-top-1 was the same.
+In float32 no logit was further than {facts["largest_difference"]:.1e} from eager PyTorch's ({_allowed(facts)}),
+and every top-1 was the same.
 {_int8(facts["int8"]) if "int8" in facts else ""}"""
+
+
+def _allowed(facts: dict[str, Any]) -> str:
+    return "0.02 is allowed, as weights are stored in 16 bits" if facts["half"] else "1e-4 is allowed"
 
 
 def _snippet(exported: Exported, folder: str) -> str:
@@ -84,10 +97,13 @@ logits = session.run(["logits"], {{"images": x}})[0][0]""",
         "pt2": f"""model = torch.export.load("{folder}/model.pt2").module()
 with torch.inference_mode():
     logits = model(torch.from_numpy(x))[0].numpy()""",
+        "executorch": f"""program = Runtime.get().load_program("{folder}/model.pte")
+logits = program.load_method("forward").execute([torch.from_numpy(x)])[0][0].numpy()""",
+        "litert": f"""model = Interpreter("{folder}/model.tflite").get_signature_runner()
+logits = model(images=x)["logits"][0]""",
     }
     return f"""{"import json" + chr(10) + chr(10) if exported.description.multi_label else ""}import numpy as np
-import {_PACKAGES[exported.format]}
-from PIL import Image
+{_IMPORTS[exported.format]}
 
 image = Image.open("photo.jpg").convert("RGB")
 scale = max({cover_width} / image.width, {cover_height} / image.height)

@@ -5,8 +5,8 @@ from vankit.deploy.folder import Exported
 _TITLES = {"openvino": "OpenVINO", "onnx": "ONNX"}
 _PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 _OUTPUTS = {
-    "boxes": "`boxes`: float32 (1, N, 5), best first: x1, y1, x2, y2 as fractions of the picture's width and height, and\n"
-    "  the score, 0 to 1.",
+    "boxes": "`boxes`: float32 (1, N, 5), best first: x1, y1, x2, y2 as fractions of the picture's width and height,\n"
+    "  and the score, 0 to 1.",
     "labels": "`labels`: int64 (1, N), the index of each one's class in `labels.txt`.",
     "logits": "`logits`: float32 (1, C, height, width); the largest of the C classes is the pixel's.",
     "segments": "`segments`: int64 (1, height, width): 0 for none, i + 1 for segment i.",

@@ -25,18 +25,37 @@ from vankit.deploy.opening import Network, open_network
 from vankit.deploy.whole import write_whole
 from vankit.engines.base import Array
 from vankit.engines.cache import versions
-from vankit.engines.convert import SMALLEST, to_onnx, to_openvino, to_program
+from vankit.engines.convert import (
+    OPSETS,
+    SMALLEST,
+    to_executorch,
+    to_litert,
+    to_onnx,
+    to_openvino,
+    to_program,
+)
 from vankit.errors import UserError, check_output
 from vankit.files import check_folder, check_named
 from vankit.locks import check_free, held
 from vankit.models.description import Weights
 
 TOLERANCE = 1e-4  # on logits in float32
+HALF_TOLERANCE = (
+    0.02  # with weights in 16 bits: no score moves by more than a point (softmax: half of it; sigmoid: less)
+)
 _CARD = "README.md"
 _PACKAGES: dict[str, tuple[str, ...]] = {
     "openvino": ("vankit", "torch", "openvino"),
     "onnx": ("vankit", "torch", "onnx", "onnxruntime"),
     "pt2": ("vankit", "torch"),
+    "executorch": ("vankit", "torch", "executorch"),
+    "litert": ("vankit", "torch", "litert-torch", "ai-edge-litert"),
+}
+_FORMATS_WITH: dict[str, tuple[Format, ...]] = {
+    "int8": ("openvino", "onnx"),
+    "half": ("openvino", "onnx"),
+    "opset": ("onnx",),
+    "dynamic": ("openvino", "onnx", "pt2"),
 }
 
 
@@ -50,6 +69,8 @@ def export(
     calibrate: str | PathLike[str] | None = None,
     check: str | PathLike[str] | None = None,
     dynamic: bool = False,
+    half: bool = False,
+    opset: int | None = None,
     pretrained: bool = True,
     classes: Sequence[str] | None = None,
     max_drop: float = 0.01,
@@ -58,19 +79,21 @@ def export(
 ) -> Exported:
     """Write a network as a folder that runs without PyTorch: model, labels.txt, preprocessing.json, README.md.
 
-    The network is folded (see `vankit.fold`) and the model compared with eager PyTorch before it is kept. The model of a
-    detector or segmenter takes pictures of every size, as they are.
+    The network is folded (see `vankit.fold`) and the model compared with eager PyTorch before it is kept. The model of
+    a detector or segmenter takes pictures of every size, as they are.
 
     Args:
         model, checkpoint, pretrained, classes, weights: see `vankit.Predictor`.
         out: the folder; MODEL-FORMAT if left out. An exported folder of that name is replaced.
-        format: openvino, onnx, or pt2 (torch.export, which needs PyTorch).
-        int8: quantise, see `vankit.deploy.quantize.quantize`; not for pt2.
+        format: openvino, onnx, litert, or, which need PyTorch, pt2 (torch.export) and executorch.
+        int8: quantise, see `vankit.deploy.quantize.quantize`; for openvino and onnx.
         calibrate: pictures for int8, see `vankit.deploy.quantize.open_pictures`.
         check: a folder or glob pattern of photographs on which a detector's or segmenter's model is compared with
             PyTorch, besides generated scenes.
-        dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of the network's size; for
-            classifiers.
+        dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of the network's size;
+            for openvino, onnx and pt2. A detector's or segmenter's model always accepts every size.
+        half: store weights in 16 bits, which halves the file; it still computes in float32. For openvino and onnx.
+        opset: of onnx, the version of its operators: one of `vankit.engines.convert.OPSETS`.
         max_drop: top-1 that int8 may lose, or mAP of a multi-label network, 0 to 1.
         max_pixels: of the largest picture for int8 that is decoded.
 
@@ -79,13 +102,14 @@ def export(
 
     Raises:
         FileNotFoundError, ValueError, vankit.DownloadError: the weights cannot be had, the options do not go together,
-            `out` holds other files, a logit is not finite or further than `TOLERANCE` from PyTorch's, a top-1
-            differs, a detector or segmenter finds something else (see `vankit.deploy.agreement`), or int8 loses more
-            than `max_drop`. Nothing is written then.
+            `out` holds other files, a logit is not finite or further than `TOLERANCE` from PyTorch's (with `half`,
+            `HALF_TOLERANCE`), a top-1 differs, a detector or segmenter finds something else (see
+            `vankit.deploy.agreement`), or int8 loses more than `max_drop`. Nothing is written then.
         UnsupportedNetworkError: the format cannot express the network.
         ImportError: a package is missing.
     """
-    _check_options(format, int8, calibrate, max_drop)
+    _check_format(format, int8=int8, half=half, opset=opset is not None, dynamic=dynamic)
+    _check_options(int8, calibrate, max_drop, half, opset)
     check_named(out=out, calibrate=calibrate, check=check)
     if out is not None:
         _check_target(Path(out).absolute())
@@ -93,10 +117,13 @@ def export(
     description = opened.description
     if opened.module is None:
         raise UserError(f"{opened.source} is exported already: export takes a model's name or a checkpoint")
-    _check_task(opened, format, int8, dynamic, check)
+    if opened.dense:
+        _check_dense(opened, format, int8=int8, half=half, opset=opset is not None, dynamic=dynamic)
+    elif check is not None:
+        raise UserError(f"`check` is for detectors and segmenters, and {opened.source} is a classifier: leave it out")
     photographs = [] if check is None else list(find_images(check))
     name = Path(checkpoint).stem if checkpoint is not None else description.model or opened.source
-    target = Path(out or f"{name}-{format}{'-int8' * int8}").absolute()
+    target = Path(out or f"{name}-{format}{'-int8' * int8}{'-half' * half}").absolute()
     _check_target(target)
     pictures = None
     if calibrate is not None:
@@ -109,22 +136,25 @@ def export(
         if opened.dense:
             exported, checked = write_whole(exported, network, photographs, max_pixels)
         else:
-            _write_model(exported, network)
-            checked = {"largest_difference": _largest_difference(exported, network)}
+            _write_model(exported, network, half, opset)
+            tolerance = HALF_TOLERANCE if half else TOLERANCE
+            checked = {"half": half, "largest_difference": _largest_difference(exported, network, tolerance)}
         facts = {
             "name": name,
             "command": _command(
                 model,
-                int8,
-                dynamic,
                 checkpoint=checkpoint,
                 weights=weights,
                 format=format,
+                opset=opset,
                 calibrate=calibrate,
                 check=check,
                 output=out,
                 max_drop=max_drop if int8 else None,
                 max_pixels=max_pixels if max_pixels != MAX_PIXELS else None,
+                int8=int8,
+                half=half,
+                dynamic=dynamic,
             ),
             "date": datetime.now(UTC).date().isoformat(),
             **checked,
@@ -140,31 +170,35 @@ def export(
     return read_exported(target)
 
 
-def _check_options(format: str, int8: bool, calibrate: object, max_drop: float) -> None:
+def _check_format(format: str, **asked: bool) -> None:
+    """Refuse a format that does not exist, or has not what is asked for."""
     if format not in FILES:
         raise UserError(f"format is {format!r}: expected one of {', '.join(FILES)}")
-    if int8 and format == "pt2":
-        raise UserError("pt2 has no int8: use format openvino or onnx")
+    for option, formats in _FORMATS_WITH.items():
+        if asked[option] and format not in formats:
+            raise UserError(f"`{option}` is for format {' or '.join(formats)}, not {format}: leave it out")
+
+
+def _check_options(int8: bool, calibrate: object, max_drop: float, half: bool, opset: int | None) -> None:
+    if opset is not None and opset not in OPSETS:
+        raise UserError(f"opset is {opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
+    if int8 and half:
+        raise UserError("`int8` stores weights in 8 bits: leave out `half`")
     if int8 != (calibrate is not None):
         raise UserError("`int8` and `calibrate` go together: pass both, or neither")
     if not 0 <= max_drop <= 1:
         raise UserError(f"max_drop is {max_drop}: expected 0 to 1, such as 0.01 for one point of top-1")
 
 
-def _check_task(opened: Network, format: str, int8: bool, dynamic: bool, check: object) -> None:
-    if not opened.dense:
-        if check is not None:
-            raise UserError(
-                f"`check` is for detectors and segmenters, and {opened.source} is a classifier: leave it out"
-            )
-        return
+def _check_dense(opened: Network, format: str, **options: bool) -> None:
     what = f"{opened.source} is a {opened.description.head}"
-    if format == "pt2":
-        raise UserError(f"{what}, and pt2 is for classifiers: use format openvino or onnx")
-    if int8:
-        raise UserError(f"{what}, and int8 is for classifiers: leave out `int8` and `calibrate`")
-    if dynamic:
+    if format not in ("openvino", "onnx"):
+        raise UserError(f"{what}, and {format} is for classifiers: use format openvino or onnx")
+    if options.pop("dynamic"):
         raise UserError(f"{what}, whose model takes every size anyway: leave out `dynamic`")
+    for name, given in options.items():
+        if given:
+            raise UserError(f"{what}, and `{name}` is for classifiers: leave it out")
 
 
 def _check_target(target: Path) -> None:
@@ -179,14 +213,15 @@ def _check_target(target: Path) -> None:
         raise UserError(f"{target} holds other files, such as {others[0]}: pass another folder (--output)")
 
 
-def _command(model: object, int8: bool, dynamic: bool, **options: object) -> str:
-    """What to type for the same export; options that are None are left out."""
+def _command(model: object, **options: object) -> str:
+    """What to type for the same export; options that are None or False are left out."""
     if isinstance(model, nn.Module):
         return "vankit.export(network, …)"
-    given = {f"--{name.replace('_', '-')}": str(value) for name, value in options.items() if value is not None}
-    words = [word for option in given.items() for word in option]
-    flags = ["--int8"] * int8 + ["--dynamic"] * dynamic
-    return shlex.join(["vankit", "export", *([] if model is None else [str(model)]), *words, *flags])
+    words: list[str] = []
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(["vankit", "export", *([] if model is None else [str(model)]), *words])
 
 
 @contextmanager
@@ -212,10 +247,14 @@ def _folder_for(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_model(exported: Exported, network: nn.Module) -> None:
+def _write_model(exported: Exported, network: nn.Module, half: bool, opset: int | None) -> None:
     size, dynamic = exported.preprocessing.input_size, exported.dynamic
     if exported.format == "onnx":
-        exported.path.write_bytes(to_onnx(network, size, dynamic))
+        exported.path.write_bytes(to_onnx(network, size, dynamic, opset, half))
+    elif exported.format == "executorch":
+        exported.path.write_bytes(to_executorch(network, size))
+    elif exported.format == "litert":
+        exported.path.write_bytes(to_litert(network, size))
     elif exported.format == "pt2":
         torch.export.save(to_program(network, size, dynamic), exported.path)
     else:
@@ -223,14 +262,14 @@ def _write_model(exported: Exported, network: nn.Module) -> None:
         import openvino
 
         describe(model, exported)
-        openvino.save_model(model, exported.path, compress_to_fp16=False)
+        openvino.save_model(model, exported.path, compress_to_fp16=half)
 
 
-def _largest_difference(exported: Exported, network: nn.Module) -> float:
+def _largest_difference(exported: Exported, network: nn.Module, tolerance: float) -> float:
     """Compare with the eager network on noise and on smooth pictures, at further sizes where the export is dynamic.
 
     Raises:
-        ValueError: a logit is further than `TOLERANCE` off or not finite, or a top-1 is another.
+        ValueError: a logit is further than `tolerance` off or not finite, or a top-1 is another.
     """
     preprocessing, rng = exported.preprocessing, np.random.default_rng(0)
     channels, height, width = preprocessing.input_size
@@ -252,10 +291,10 @@ def _largest_difference(exported: Exported, network: nn.Module) -> float:
             check_output(logits)
         difference = float(np.abs(found - expected).max())
         others = int((found.argmax(1) != expected.argmax(1)).sum())
-        if not difference <= TOLERANCE or others:
+        if not difference <= tolerance or others:
             raise UserError(
                 f"the exported network differs from PyTorch's: a logit differs by {difference:.1e}, where "
-                f"{TOLERANCE:.0e} is allowed, and top-1 on {others} of {len(x)} inputs {x.shape[1:]}; "
+                f"{tolerance:.0e} is allowed, and top-1 on {others} of {len(x)} inputs {x.shape[1:]}; "
                 "nothing was written"
             )
         worst = max(worst, difference)

@@ -1,4 +1,4 @@
-"""Exported folders: what `vankit export` writes, opened without PyTorch (except its own format, pt2)."""
+"""Exported folders: what `vankit export` writes, opened without PyTorch (which pt2 and executorch need)."""
 
 import hashlib
 import reprlib
@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from msgspec import Meta
 
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.programs import load_program
-from vankit.engines.base import Engine
+from vankit.engines.base import Engine, EngineName
+from vankit.engines.executorch import ExecuTorchEngine
+from vankit.engines.litert import LiteRtEngine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine
 from vankit.errors import MissingFileError, UserError
@@ -20,14 +22,21 @@ from vankit.files import open_file, read_json, read_text, reading, sha256_of, to
 from vankit.models.description import Description
 from vankit.schema import Count, check_fields, made
 
-Format = Literal["openvino", "onnx", "pt2"]
+Format = Literal["openvino", "onnx", "pt2", "executorch", "litert"]
 
 FILES: dict[str, tuple[str, ...]] = {
     "openvino": ("model.xml", "model.bin"),
     "onnx": ("model.onnx",),
     "pt2": ("model.pt2",),
+    "executorch": ("model.pte",),
+    "litert": ("model.tflite",),
 }
-_ENGINES = {"openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch"}
+_ENGINES = {
+    "openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch", "executorch": "executorch", "litert": "litert",
+}  # fmt: skip
+_ON_DEVICES: dict[str, type[ExecuTorchEngine | LiteRtEngine]] = {
+    "executorch": ExecuTorchEngine, "litert": LiteRtEngine,
+}  # fmt: skip
 DESCRIPTION = ("export.json", "preprocessing.json", "labels.txt")
 _BESIDE = DESCRIPTION[1:]
 
@@ -43,13 +52,14 @@ OUTPUTS: dict[str, dict[str, tuple[int | None, ...]]] = {
 
 @dataclass(frozen=True)
 class Exported:
-    """A folder with model.xml and model.bin, model.onnx or model.pt2, labels.txt, preprocessing.json and export.json.
+    """A folder with a format's `FILES`, labels.txt, preprocessing.json and export.json.
 
     Attributes:
         folder: where it is.
-        format: openvino, onnx or pt2.
-        precision: float32 or int8.
-        dynamic: whether it takes every size (a classifier also every batch), or batches of 1 of the preprocessing's size.
+        format: openvino, onnx, pt2, executorch or litert.
+        precision: in which it computes, float32 or int8.
+        dynamic: whether it takes every size (a classifier also every batch), or batches of 1 of the preprocessing's
+            size.
         description: of the network.
         outputs: names of what the model gives: logits, or of a detector or segmenter some of `OUTPUTS`.
         facts: how it was made and checked.
@@ -114,7 +124,7 @@ class Exported:
     def engine(
         self, engine: str = "auto", precision: str = "auto", device: str = "auto", cached: bool = True
     ) -> Engine:
-        """What runs the model: OpenVINO for openvino, ONNX Runtime (or on request OpenVINO) for onnx, PyTorch for pt2.
+        """What runs the model: the format's own library, for pt2 PyTorch, and for onnx on request OpenVINO.
 
         Args:
             engine, precision: see `vankit.Predictor`.
@@ -128,7 +138,10 @@ class Exported:
         own = _ENGINES[self.format]
         name = own if engine == "auto" else engine
         if name not in (own, "openvino" if self.format == "onnx" else own):
-            raise UserError(f"{self.folder} is in format {self.format}, which engine {engine} cannot run: use {own}")
+            instead = own if own in get_args(EngineName) else "auto"
+            raise UserError(
+                f"{self.folder} is in format {self.format}, which engine {engine} cannot run: use {instead}"
+            )
         if device not in ("auto", "cpu"):
             raise UserError(f"device is {device!r}, but exported folders run on the CPU: leave it out")
         if precision == "auto":
@@ -141,6 +154,10 @@ class Exported:
             return self._torch_engine(precision)
         if name == "onnxruntime":
             return OnnxRuntimeEngine(self._onnx_model, key, precision, self.path)
+        if name in _ON_DEVICES:
+            found = _ON_DEVICES[name](self.path, precision)
+            self._check_ends(*found.ends())
+            return found
         return OpenVinoEngine(self._openvino_model, key, precision, self.path)
 
     def _verify(self) -> bytes:

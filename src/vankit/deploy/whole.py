@@ -84,8 +84,8 @@ def _scene(size: tuple[int, int], seed: int) -> NDArray[np.uint8]:
 class Whole(nn.Module):
     """A network behind the interface of an exported folder: uint8 (1, H, W, 3), RGB → tensors as `OUTPUTS` says.
 
-    Boxes are fractions of the picture, with the score as a fifth number: so they need no word about sizes, and tools for
-    OpenVINO read them.
+    Boxes are fractions of the picture, with the score as a fifth number: so they need no word about sizes, and tools
+    for OpenVINO read them.
 
     Args:
         network: of `vankit.heads`, in eval mode.

@@ -1,4 +1,4 @@
-"""A network as a model of torch.export, OpenVINO or ONNX."""
+"""A network as a model of torch.export, OpenVINO, ONNX, ExecuTorch or LiteRT."""
 
 import io
 import warnings
@@ -18,6 +18,8 @@ _OPSET = 18
 
 # At 32 pixels VAN's last map has size 1, which torch.export would take for a constant
 SMALLEST = 33
+
+OPSETS = range(18, 26)  # that torch.onnx converts the operators of a VAN to
 
 
 def to_program(network: nn.Module, input_size: Sequence[int], dynamic: bool = False) -> torch.export.ExportedProgram:
@@ -62,8 +64,14 @@ def to_openvino(network: nn.Module, input_size: Sequence[int], dynamic: bool = F
         return model
 
 
-def to_onnx(network: nn.Module, input_size: Sequence[int], dynamic: bool = False) -> bytes:
+def to_onnx(
+    network: nn.Module, input_size: Sequence[int], dynamic: bool = False, opset: int | None = None, half: bool = False
+) -> bytes:
     """As `to_program`, as the bytes of an ONNX file; input `images`, output `logits`.
+
+    Args:
+        opset: version of ONNX's operators, one of `OPSETS`; None takes torch.onnx's default.
+        half: store weights in 16 bits, to be cast to float32 by whoever runs it.
 
     Raises:
         ImportError: onnx or onnxscript is missing.
@@ -76,10 +84,16 @@ def to_onnx(network: nn.Module, input_size: Sequence[int], dynamic: bool = False
         raise MissingPackageError("ONNX needs its packages: pip install 'vankit[onnx]'") from None
     program = to_program(network, input_size, dynamic)
     with _exporting("ONNX"):
-        found = torch.onnx.export(program, (), input_names=["images"], output_names=["logits"], verbose=False)
+        found = torch.onnx.export(
+            program, (), opset_version=opset, input_names=["images"], output_names=["logits"], verbose=False
+        )
         assert found is not None
+        if opset not in (None, given := found.model.opset_imports[""]):  # torch.onnx only logs it
+            raise RuntimeError(f"its operators are not in opset {opset}, only in {given}")
         # kernels cut to the size are constants too, however large: else NNCF would not find their weights
         onnxscript.optimizer.optimize(found.model, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
+        if half:
+            _store_in_half(found.model.graph)
         onnx_ir.passes.common.ClearMetadataAndDocStringPass()(found.model)  # long, and of no use to who runs it
         return found.model_proto.SerializeToString()
 
@@ -137,6 +151,73 @@ def _traced(module: nn.Module, example: torch.Tensor) -> Any:
         return torch.jit.trace(module, (example,), check_trace=False)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _store_in_half(graph: Any) -> None:
+    """Float16 in place of every float32 weight of an onnx_ir graph, and a Cast back before it is used."""
+    import onnx_ir
+
+    for weight in list(graph.initializers.values()):
+        if weight.dtype != onnx_ir.DataType.FLOAT or weight.const_value.size < 2:
+            continue
+        name = weight.name
+        small = onnx_ir.tensor(weight.const_value.numpy().astype("float16"), name=f"{name}_float16")
+        stored = onnx_ir.val(small.name, const_value=small)
+        cast = onnx_ir.node("Cast", [stored], {"to": onnx_ir.DataType.FLOAT})
+        weight.replace_all_uses_with(cast.outputs[0])
+        del graph.initializers[name]
+        graph.register_initializer(stored)
+        cast.outputs[0].name = name
+        graph.insert_before(graph[0], cast)
+
+
+def to_executorch(network: nn.Module, input_size: Sequence[int]) -> bytes:
+    """As `to_program`, as the bytes of an ExecuTorch program whose convolutions XNNPACK computes.
+
+    Raises:
+        ImportError: executorch is missing.
+        UnsupportedNetworkError: the network cannot be exported.
+    """
+    try:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+        from executorch.exir.passes.constant_prop_pass import constant_prop_pass
+    except ImportError:
+        raise MissingPackageError("ExecuTorch needs its package: pip install 'vankit[executorch]'") from None
+    program = to_program(network, input_size)
+    with _exporting("ExecuTorch"):
+        for tensor in program.state_dict.values():
+            tensor.requires_grad_(False)  # what is computed from it could not be copied
+        program = constant_prop_pass(program)  # XNNPACK does not take a slice of a kernel for weights
+        return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
+
+
+class _Named(nn.Module):
+    """LiteRT names inputs and outputs after the parameters and keys of a module."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.network(images)}
+
+
+def to_litert(network: nn.Module, input_size: Sequence[int]) -> bytes:
+    """Fold a network and convert it to the bytes of a LiteRT file; input `images` (1, C, H, W), output `logits`.
+
+    Raises:
+        ImportError: litert-torch is missing.
+        UnsupportedNetworkError: the network cannot be exported.
+    """
+    try:
+        import litert_torch.progress
+    except ImportError:
+        raise MissingPackageError("LiteRT needs its converter: pip install 'vankit[litert]'") from None
+    litert_torch.progress.console.quiet = True
+    named = _Named(fold(network).float().cpu()).eval()
+    with _exporting("LiteRT"):
+        return litert_torch.convert(named, sample_kwargs={"images": torch.zeros(1, *input_size)}).model_content()
 
 
 @contextmanager
