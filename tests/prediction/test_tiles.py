@@ -1,6 +1,7 @@
 """Tiles: which there are, what of several views is one object, and that small objects are found."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torchvision.ops import batched_nms
 import vankit
 from vankit.errors import UserError
 from vankit.prediction.tiles import find_in_tiles, places_of_tiles, suppress
+from vankit.tasks.detect import box_areas
+from vankit.tasks.metrics import DetectionMeasure
 from vankit.tasks.results import Detections
 
 Checkpoint = Callable[[str, str], Path]
@@ -169,3 +172,56 @@ def test_the_predictor_looks_at_tiles(dense_checkpoint: Checkpoint, monkeypatch:
     found = predictor(Image.effect_noise((110, 60), 60).convert("RGB"))
     assert sizes == [(60, 110), (60, 64), (60, 64)]
     assert isinstance(found, Detections) and len(found.boxes) and found.boxes[:, 2].max() > 64
+
+
+class Squares:
+    """Red and blue squares of some 20 pixels on grey noise, with their boxes."""
+
+    classes = ("red", "blue")
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        image, target = self.draw([self.seed, index], 128, 4)
+        return torch.from_numpy(image).permute(2, 0, 1), target
+
+    @staticmethod
+    def draw(seed: list[int], side: int, count: int) -> tuple[NDArray[np.uint8], dict[str, torch.Tensor]]:
+        rng = np.random.default_rng(seed)
+        image = rng.normal(120, 12, (side, side, 3)).clip(0, 255).astype(np.uint8)
+        boxes, labels = [], rng.integers(0, 2, count)
+        for cell, label in zip(rng.permutation((side // 32) ** 2)[:count], labels, strict=True):
+            width = int(rng.integers(18, 24))
+            x, y = (
+                32 * place + int(rng.integers(0, 32 - width)) for place in (cell % (side // 32), cell // (side // 32))
+            )
+            image[y : y + width, x : x + width] = ((230, 40, 40), (40, 60, 230))[label]
+            boxes.append([x, y, x + width, y + width])
+        return image, {"boxes": torch.tensor(boxes), "labels": torch.from_numpy(labels)}
+
+
+@pytest.mark.slow
+def test_small_objects_of_a_large_picture_are_found(tmp_path: Path) -> None:
+    """A network trained at 128 pixels a side sees a square of 20 in a picture of 512 as one of 5."""
+    config = replace(
+        vankit.recipe("short", "van_b0.cifar10", "detect"), epochs=1, batch_size=4, lr_batch=4, lr=1e-3, workers=0,
+        warmup_iterations=5, short_sides=(128,), long_side=128, batch_norm="frozen",
+    )  # fmt: skip
+    data: Any = (Squares(80, 1), Squares(1, 2))
+    run = vankit.train(data, "van_b0.cifar10", config, tmp_path / "run", task="detect", head="faster_rcnn")
+    image, target = Squares.draw([3], 512, 40)
+    truth = {name: value.numpy() for name, value in target.items()}
+    truth |= {"iscrowd": np.zeros(40, bool), "area": box_areas(truth["boxes"]).astype(np.float32)}
+    found = {}
+    for tile in (None, 128):
+        measure = DetectionMeasure(list(Squares.classes), masks=False)
+        result = vankit.DensePredictor(run.last, engine="torch", score=0.05, tile=tile)(image)
+        assert isinstance(result, Detections)
+        measure.add(truth, {"boxes": result.boxes, "labels": result.labels, "scores": result.scores})
+        found[tile] = measure.compute()["box AP50"]
+    assert found[None] < 0.05
+    assert found[128] > 0.8
