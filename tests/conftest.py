@@ -11,8 +11,9 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,42 @@ def dense_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str,
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_clip() -> Callable[..., Path]:
+    """Factory: a film of a red square, 20 pixels wide, that moves right by 5 pixels per frame over grey and green.
+
+    The times of its frames are in milliseconds. `options` are those of FFmpeg's writer of the format.
+    """
+    import av
+
+    def write(
+        path: Path, times: Sequence[int] = range(0, 1000, 100), size: tuple[int, int] = (128, 96), codec: str = "h264",
+        options: dict[str, str] | None = None, aspect: Fraction | None = None,
+    ) -> Path:  # fmt: skip
+        with av.open(path, "w", container_options=options or {}) as film:
+            stream = film.add_stream(codec, rate=10, width=size[0], height=size[1], pix_fmt="yuv420p")
+            stream.codec_context.time_base = Fraction(1, 10 if codec == "mpeg4" else 1000)
+            if aspect is not None:
+                stream.codec_context.sample_aspect_ratio = aspect
+            for i, time in enumerate(times):
+                frame = av.VideoFrame.from_ndarray(clip_frame(i, size))
+                frame.time_base = stream.codec_context.time_base
+                frame.pts = int(time * frame.time_base.denominator // 1000)
+                film.mux(stream.encode(frame))
+            film.mux(stream.encode())
+        return path
+
+    return write
+
+
+def clip_frame(i: int, size: tuple[int, int]) -> np.ndarray:
+    """Frame i of `write_clip`: (H, W, 3)."""
+    frame = np.full((size[1], size[0], 3), 40, np.uint8)
+    frame[size[1] // 2 :] = 30, 150, 60
+    frame[10:30, 5 * i : 5 * i + 20] = 220, 20, 30
+    return frame
 
 
 @pytest.fixture(scope="session")

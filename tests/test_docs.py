@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,10 @@ def assert_called_rightly(call: ast.Call) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_hub: dict[str, Path]) -> Path:
-    """photo.jpg, a public checkpoint, and the folders that the pages suppose: photos, more, flowers, coco, …"""
+def folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_hub: dict[str, Path], write_clip: Callable[..., Path]
+) -> Path:
+    """photo.jpg, clip.mp4, a public checkpoint, and the folders that the pages suppose: photos, flowers, coco, …"""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     places = ["photo.jpg", "photos/1.jpg", "photos/2.png", "more/deep/3.png"]
@@ -134,6 +137,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_hub: dict[str
     for split, numbers in (("train", range(16)), ("val", range(16, 24))):
         rows = [f"{i},{';'.join(['dune', 'palm', 'camel'][: i % 4])}" for i in numbers]
         (tmp_path / "desert" / f"{split}.csv").write_text("\n".join(["id,tags", *rows]))
+    write_clip(tmp_path / "clip.mp4")
     write_coco(tmp_path / "coco")
     write_streets(tmp_path / "streets")
     for path in public_hub.values():

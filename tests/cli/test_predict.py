@@ -124,6 +124,25 @@ def test_predict_segments(
     assert json.loads((tmp_path / "found" / "predictions.json").read_text())
 
 
+def test_predict_draws_on_a_film(
+    run: Run, segmenter: Path, write_clip: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", range(0, 1000, 100), options={"movflags": "faststart"})
+    words = ("predict", clip, "--checkpoint", segmenter, *TORCH)
+    assert run(*words, "--output", tmp_path / "found.mp4") == 0
+    assert capsys.readouterr().out == f"10 frames: {tmp_path}/found.mp4, and what is in each: {tmp_path}/found.jsonl\n"
+    assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 10
+    clip.write_bytes(clip.read_bytes()[:-200])
+    assert run(*words, "--output", tmp_path / "found.mkv") == 1
+    out, err = capsys.readouterr()
+    assert not out and f"{tmp_path}/found.mkv has the " in err and "frames before" in err and err.count("\n") == 1
+    assert 0 < len((tmp_path / "found.jsonl").read_text().splitlines()) < 10
+    assert run(*words, "--output", tmp_path / "folder") == 1
+    assert (
+        "clip.mp4 is a film: name the film to write as output (--output), such as found.mp4" in capsys.readouterr().err
+    )
+
+
 def test_a_multi_label_network_may_find_nothing(
     run: Run, checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

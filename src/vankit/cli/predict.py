@@ -9,6 +9,7 @@ from rich.console import Console
 
 from vankit.cli.messages import typed
 from vankit.cli.terminal import say, say_failure, stopped_by_sigterm
+from vankit.data.films import is_film
 from vankit.deploy.opening import Network, open_network, says_dense
 from vankit.engines.base import EngineName, Precision
 from vankit.errors import UserError
@@ -40,10 +41,15 @@ def command(
     address: str | None = None,
     score: float | None = None,
     test: Literal["single", "multiscale", "slide"] | None = None,
+    tile: int | None = None,
+    overlap: float | None = None,
 ) -> int:
     """Label photographs, or detect or segment what is in them, depending on the checkpoint.
 
     A detector or segmenter writes one picture per image, and predictions.json in COCO's results format, to --output.
+
+    Given one film and a film as --output, they write it with what was found drawn on, and a line of JSON for each frame
+    beside it; the sound is left out.
 
     An image that cannot be read gets an error message, the others are processed, and the exit status is 1.
 
@@ -56,7 +62,8 @@ def command(
             the model's public weights.
         weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         output: .csv, .jsonl or .parquet file, written row by row; for a detector or segmenter a folder (default:
-            predictions); with --workers ray a folder or URL for Parquet files. Labels are printed if it is not given.
+            predictions), or for a film a .mp4, .mov or .mkv file; with --workers ray a folder or URL for Parquet files.
+            Labels are printed if it is not given.
         resume: continue the --output of a run that was stopped: images that have a row in it, by name, are not read
             again, unless the row has an error.
         safe_csv: in a .csv, put ' before names that a spreadsheet would take for formulas.
@@ -74,12 +81,19 @@ def command(
         score: for a detector, the lowest score of the objects that are kept, 0 to 1. Default: 0.3.
         test: for a segmenter: single, the whole image at once (default); multiscale, at several scales and mirrored; or
             slide, in sliding windows.
+        tile: for a detector: look at larger pictures also in tiles of so many pixels a side, such as 640, which finds
+            objects that are small in them.
+        overlap: of neighbouring tiles, as a share of their side, 0 to 0.9. Default: 0.2.
     """
     if workers == "local" and address is not None:
         raise UserError("--address names a Ray cluster: add --workers ray")
     options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device, "max_pixels": max_pixels}
     here = options if workers == "local" else {**options, "device": "auto"}  # a cluster may have other devices
-    check_request(model, batch_size=batch_size, top_k=top_k, score=score or 0.0, **here)
+    check_request(
+        model, batch_size=batch_size, top_k=top_k, score=score or 0.0, tile=tile, overlap=overlap or 0.0, **here
+    )  # fmt: skip
+    if overlap is not None and tile is None:
+        raise UserError("--overlap is that of tiles: add --tile 640")
     if workers == "ray" and resume:
         raise UserError("--workers ray always continues what is in --output: leave out --resume")
     if resume and output is None:
@@ -104,9 +118,10 @@ def command(
                 raise UserError(f"{opened.source} is a {head}, which cannot use {typed(unused)}: leave it out")
             if score is not None and opened.description.task != "detect":
                 raise UserError(f"--score is only for detectors, and {opened.source} is a {head}: leave it out")
-            given = {name: value for name, value in (("score", score), ("test", test)) if value is not None}
+            asked = {"score": score, "test": test, "tile": tile, "overlap": overlap}
+            given = {name: value for name, value in asked.items() if value is not None}
             return _predict_scenes(images, opened, Path(output or _SCENES), {**options, **given})
-        dense = {"--score": score is not None, "--test": test is not None}
+        dense = {"--score": score is not None, "--test": test is not None, "--tile": tile is not None}
         if any(dense.values()):
             raise UserError(f"only detectors and segmenters have {typed(dense)}: pass the --checkpoint of one")
         options |= {"top_k": top_k, "batch_size": batch_size, "reduced": reduced}
@@ -148,14 +163,25 @@ def _print_labels(rows: Iterable[Any]) -> int:
     return int(failed)
 
 
-def _progress() -> Any:
-    """A progress bar with images per second, if the error stream is a terminal."""
+def _count_frames(results: Iterable[Any], output: Path) -> int:
+    count = 0
+    with _progress("frames") as progress:
+        task = progress.add_task("predicting", total=None)
+        for _ in results:
+            count += 1
+            progress.advance(task)
+    say(f"{count} frames: {output}, and what is in each: {output.with_suffix('.jsonl')}")
+    return 0
+
+
+def _progress(things: str = "images") -> Any:
+    """A progress bar with images, or other things, per second, if the error stream is a terminal."""
     from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
     class Speed(ProgressColumn):  # rich's own, in TaskProgressColumn, says it/s
         def render(self, task: Any) -> Text:
-            return Text(f"{task.speed or 0:.1f} images/s")
+            return Text(f"{task.speed or 0:.1f} {things}/s")
 
     columns = (SpinnerColumn(), TextColumn("predicting"), MofNCompleteColumn(), Speed(), TimeElapsedColumn())
     console = Console(stderr=True)
@@ -181,6 +207,8 @@ def _predict_scenes(images: list[str], opened: Network, output: Path, options: d
 
     failed = 0
     with closing(iter_scenes(images, opened, output, **options)) as results:
+        if is_film(output):
+            return _count_frames(results, output)
         for result in results:
             if isinstance(result, Failure):
                 failed += 1

@@ -3,7 +3,8 @@ its own, not for an exported folder."""
 
 import json
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
@@ -21,8 +22,10 @@ from vankit.engines.processes import avoid_lost_threads
 from vankit.errors import UserError, reason_of
 from vankit.files import check_folder, replacing, writing
 from vankit.locks import check_free, held, making
+from vankit.prediction.films import film_among, predict_film
 from vankit.prediction.request import check_request
 from vankit.prediction.tables import is_table
+from vankit.prediction.tiles import find_in_tiles
 from vankit.tasks.dense import EVALUATORS
 from vankit.tasks.results import Arrays, Detections, Failure, PanopticMap, SemanticMap
 from vankit.tasks.segment import Test
@@ -43,6 +46,8 @@ class DensePredictor:
         precision: float32 or bf16 of what the engine runs; 'auto' is float32.
         device: torch's name, or 'auto' for CUDA where there is one.
         max_pixels: of the largest image that is decoded.
+        tile: side in pixels of the tiles in which a detector also looks at larger pictures, 32 or more; None for none.
+        overlap: of the tiles, 0 to 0.9, see `vankit.prediction.tiles.find_in_tiles`.
 
     Attributes:
         task: detect, segment or panoptic.
@@ -67,8 +72,13 @@ class DensePredictor:
         precision: str = "auto",
         device: str = "auto",
         max_pixels: int = MAX_PIXELS,
+        tile: int | None = None,
+        overlap: float = 0.2,
     ) -> None:
-        check_request(engine=engine, precision=precision, device=device, max_pixels=max_pixels, score=score)
+        check_request(
+            engine=engine, precision=precision, device=device, max_pixels=max_pixels, score=score, tile=tile,
+            overlap=overlap,
+        )  # fmt: skip
         if test not in get_args(Test):
             raise UserError(f"test is {test!r}, expected one of {', '.join(get_args(Test))}")
         avoid_lost_threads()
@@ -83,12 +93,17 @@ class DensePredictor:
             raise UserError(
                 f"test is {test!r}, which is only for segmentation: {opened.source} is a {self.description.head}"
             )
+        if tile is not None and self.description.task != "detect":
+            raise UserError(
+                f"tile is {tile}, which is only for detectors: {opened.source} is a {self.description.head}"
+            )
         self._run = _runner(opened, score, test, engine=engine, precision=precision, device=device)
         self.task, self.head = self.description.task, self.description.head
         self.masks = self._run.masks
         self.classes, self.things = list(self.description.classes), list(self.description.things)
         self.category_ids = list(self.description.category_ids)
         self.score, self.test, self.max_pixels = score, test, max_pixels
+        self.tile, self.overlap = tile, overlap
 
     @property
     def network(self) -> Any:
@@ -124,6 +139,10 @@ class DensePredictor:
         return self._found(source_name(image), to_image(image, self.max_pixels))
 
     def _found(self, source: str, rgb: Image.Image) -> Result:
+        find: Callable[[Image.Image], Any] = partial(self._seen, source)
+        return find(rgb) if self.tile is None else find_in_tiles(rgb, find, self.tile, self.overlap)
+
+    def _seen(self, source: str, rgb: Image.Image) -> Result:
         results = self.results(np.asarray(rgb))
         scene: Result = EVALUATORS[self.task].scene(source, self.classes, self.things, results)
         return scene.above(self.score) if isinstance(scene, Detections) else scene
@@ -172,11 +191,13 @@ def iter_scenes(
         output: folder for a picture per image (`NAME.png`, drawn on) and predictions.json in COCO's results format of
             the task, to which `file_name` is added; for panoptic also the PNGs that belong to it, in `panoptic/`.
             `image_id` is the number in a file name of COCO's kind (twelve digits), else the image's place in the list,
-            from 1. What the folder holds is not an input.
+            from 1. What the folder holds is not an input. Of a single film it is a film, see
+            `vankit.prediction.films.predict_film`.
         options: further arguments of `DensePredictor`.
 
     Yields:
-        `Detections`, a `SemanticMap` or a `PanopticMap` per image, in order; a `Failure` for one that failed.
+        `Detections`, a `SemanticMap` or a `PanopticMap` per image or frame, in order; a `Failure` for an image that
+        failed.
 
     Raises:
         FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written. Where
@@ -184,6 +205,10 @@ def iter_scenes(
         ValueError: an input lies in the output folder, the output cannot be written, someone else is writing it, or see
             `DensePredictor`.
     """
+    film = film_among(inputs, output)
+    if film is not None and output is not None:
+        yield from predict_film(film, output, DensePredictor(checkpoint, **options))
+        return
     if output is not None:
         if is_table(output):
             raise UserError(f"a detector or segmenter writes a folder of pictures: expected one, not {output}")
