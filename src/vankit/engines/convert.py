@@ -1,5 +1,6 @@
 """A network as a model of torch.export, OpenVINO or ONNX."""
 
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -84,6 +85,60 @@ def to_onnx(network: nn.Module, input_size: Sequence[int], dynamic: bool = False
         onnxscript.optimizer.optimize(found.model, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
         onnx_ir.passes.common.ClearMetadataAndDocStringPass()(found.model)  # long, and of no use to who runs it
         return found.model_proto.SerializeToString()
+
+
+def whole_to_openvino(module: nn.Module, names: Sequence[str]) -> Any:
+    """A network of `vankit.heads.whole.as_whole` as an `openvino.Model` for images of every size.
+
+    Args:
+        module: (1, 3, H, W) → tuple of tensors.
+        names: of its outputs; the input is `image`.
+
+    Raises:
+        UnsupportedNetworkError: it cannot be converted.
+    """
+    import openvino
+
+    with _exporting("OpenVINO"), _plain_attention():
+        traced = torch.jit.trace(module, _EXAMPLE, check_trace=False)
+        model = openvino.convert_model(traced, example_input=_EXAMPLE)
+        model.input(0).set_names({"image"})
+        for output, name in zip(model.outputs, names, strict=True):
+            output.set_names({name})
+        model.reshape([1, 3, -1, -1])
+        return model
+
+
+def whole_to_onnx(module: nn.Module, names: Sequence[str], opset: int = 18) -> bytes:
+    """As `whole_to_openvino`, as the bytes of an ONNX file; its dynamic axes are `height`, `width` and `objects`.
+
+    Args:
+        opset: of ONNX's operators.
+    """
+    axes = {"image": {2: "height", 3: "width"}, **{name: {0: "objects"} for name in names}}
+    file = io.BytesIO()
+    with _exporting("ONNX"), _plain_attention():
+        # dynamo=True would want to know how many objects there may be
+        torch.onnx.export(
+            module, _EXAMPLE, file, input_names=["image"], output_names=list(names), dynamic_axes=axes,
+            opset_version=opset, dynamo=False, verbose=False,
+        )  # fmt: skip
+    return file.getvalue()
+
+
+# its sides differ, and 32 does not divide them
+_EXAMPLE = (torch.rand(1, 3, 70, 100, generator=torch.Generator().manual_seed(0)),)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """nn.MultiheadAttention as operators that other runtimes have."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager
