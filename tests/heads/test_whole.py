@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from vankit.engines.convert import UnsupportedNetworkError, whole_to_onnx, whole_to_openvino
 from vankit.errors import UserError
@@ -76,8 +78,11 @@ def built() -> Callable[[str], Any]:
                 nn.init.normal_(tensor, 0, 0.1)
             elif key.endswith("running_var"):
                 nn.init.uniform_(tensor, 0.5, 1.5)
-        if hasattr(network, "detector") and hasattr(network.detector, "rpn"):
-            network.detector.rpn._post_nms_top_n["testing"] = 200  # to be quick
+        for module in network.modules():  # to be quick
+            if isinstance(module, RegionProposalNetwork):
+                module._post_nms_top_n["testing"] = 200
+            elif isinstance(module, RoIHeads):
+                module.detections_per_img = 20
         spread(network, noise(64, 96))
         return network
 
@@ -93,7 +98,7 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Tensor], pixels: float,
     away = (boxes[None] - wanted["boxes"][:, None]).abs().amax(2)  # (wanted, found)
     away[labels[None] != wanted["labels"][:, None]] = torch.inf
     nearest, chosen = away.min(1) if len(labels) else (torch.zeros(0), torch.zeros(0))
-    sure = wanted["scores"] > wanted["scores"][-1:] + score if len(labels) == 100 else wanted["scores"] >= 0
+    sure = wanted["scores"] > wanted["scores"][-1:] + score
     assert nearest[sure].le(pixels).all()
     assert len(chosen[sure].unique()) == sure.sum()
     if "masks" in wanted:
@@ -118,7 +123,7 @@ def test_the_form_finds_what_the_head_finds(built: Any, name: str) -> None:
         with torch.inference_mode():
             (wanted,) = network([noise(*size)])
             found = dict(zip(names, module(noise(*size)[None]), strict=True))
-        assert len(wanted["labels"]) == 100 and len(wanted["labels"].unique()) > 3
+        assert len(wanted["labels"]) >= 20 and len(wanted["labels"].unique()) > 2
         assert_same(found, wanted, pixels=1e-2, score=1e-4)
         assert (found["boxes"] >= 0).all() and (found["boxes"] <= torch.tensor([*size[::-1]] * 2)).all()
 

@@ -120,7 +120,7 @@ def whole_to_onnx(module: nn.Module, names: Sequence[str], opset: int = 18) -> b
     with _exporting("ONNX"), _plain_attention():
         # dynamo=True would want to know how many objects there may be
         torch.onnx.export(
-            module, _EXAMPLE, file, input_names=["image"], output_names=list(names), dynamic_axes=axes,
+            module, _EXAMPLE, file, input_names=["image"], output_names=list(names), dynamic_axes=axes,  # type: ignore[arg-type]
             opset_version=opset, dynamo=False, verbose=False,
         )  # fmt: skip
     return file.getvalue()

@@ -45,7 +45,7 @@ class Resize(nn.Module):
             size = self.size(size)
             x = F.interpolate(x, (size[0], size[1]), mode="bilinear")  # type: ignore[arg-type]
         below = -size % self.divisor
-        return F.pad(x, (0, below[1], 0, below[0])), size  # type: ignore[arg-type]
+        return F.pad(x, (0, below[1], 0, below[0])), size
 
     def size(self, size: Tensor) -> Tensor:
         """⌊size · min(short / the shorter side, long / the longer)⌋ as float64 has it, (2,) int64."""
@@ -65,8 +65,8 @@ def _shortfalls(side: int) -> Tensor:
     """By how much, relatively and in 2⁻⁵³, side / length falls short as a float64, for lengths up to the longest; 0
     where it does not."""
     lengths = range(1, _LONGEST + 1)
-    short = [max(0, 1 - Fraction(side / length) * length / side) * 2**53 for length in lengths]
-    return torch.tensor([0.0, *map(float, short)])
+    relative = [float((1 - Fraction(side / length) * length / side) * 2**53) for length in lengths]
+    return torch.tensor([0.0, *relative]).clamp(min=0)
 
 
 def _steps(last: int) -> Tensor:

@@ -142,7 +142,7 @@ def place_anchors(generator: Any, x: Tensor, pyramid: Sequence[Tensor]) -> list[
 
 def top(scores: Tensor, count: int) -> Any:
     """The best so many of (N,), or all of them; values and indices."""
-    return scores.topk(torch.minimum(torch._shape_as_tensor(scores)[0], torch.tensor(count)))  # type: ignore[call-overload]
+    return scores.topk(torch.minimum(torch._shape_as_tensor(scores)[0], torch.tensor(count)))  # type: ignore[arg-type]
 
 
 def suppress(boxes: Tensor, labels: Tensor, scores: Tensor, threshold: float) -> Tensor:
