@@ -28,7 +28,8 @@ FLOORS = (
 # Imported in the functions that use them, for they are heavy or of an extra. Triton reads its kernels' source and
 # globals, so they cannot be defined in a function: their module itself is imported where they are launched
 LAZY = {
-    "ai_edge_litert", "av", "captum", "datasets", "executorch", "faster_coco_eval", "fsspec", "litert_torch", "matplotlib",
+    "ai_edge_litert", "av", "captum", "datasets", "executorch", "faster_coco_eval", "fsspec", "litert_torch",
+    "matplotlib",
     "mlflow", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino", "pillow_heif", "pyarrow", "pycocotools", "ray",
     "scipy", "supervision", "transformers", "triton", "wandb", "webdataset", "vankit.ops.kernels.triton_kernels",
 }  # fmt: skip

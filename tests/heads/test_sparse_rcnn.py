@@ -143,7 +143,7 @@ def test_stages_refine_boxes_of_each_image_in_its_own_size(network: nn.Module) -
     hook = network.stages[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     with torch.no_grad():
         pyramid = network.backbone(torch.rand(2, 3, 64, 96))
-        logits, boxes = network.refine(pyramid, [(64, 96), (50, 70)], (64, 96))
+        logits, boxes = network.refine(pyramid, [(64, 96), (50, 70)])
     hook.remove()
     assert [tuple(level.shape) for level in pyramid.values()] == [(2, 256, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
     assert logits.shape == (STAGES, 2, PROPOSALS, CLASSES)
@@ -244,7 +244,7 @@ def test_bfloat16_keeps_matching_losses_and_boxes_in_float32(network: nn.Module)
     with torch.autocast("cpu", torch.bfloat16):
         sum(network(images, targets).values()).backward()
         pyramid = network.backbone(torch.rand(1, 3, 64, 64))
-        logits, boxes = network.refine(pyramid, [(64, 64)], (64, 64))
+        logits, boxes = network.refine(pyramid, [(64, 64)])
         rounded = losses(logits, boxes, targets, [(64, 64)])
     assert all(p.grad.isfinite().all() for p in network.parameters())
     assert {level.dtype for level in pyramid.values()} == {torch.bfloat16}

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import (
-    MultiScaleRoIAlign,
     box_convert,
     clip_boxes_to_image,
     generalized_box_iou,
@@ -18,6 +17,7 @@ from torchvision.ops import (
 
 from vankit.errors import UserError
 from vankit.heads.backbone import VanFPN, input_transform
+from vankit.heads.rcnn import roi_pool
 
 STAGES = 6
 WIDTH = 256
@@ -70,7 +70,7 @@ class SparseRCNN(nn.Module):
         # cx, cy, w, h in units of the image: every box starts as the whole of it.
         self.proposal_boxes = nn.Parameter(torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(proposals, 1))
         self.proposal_features = nn.Parameter(torch.randn(proposals, WIDTH))
-        self.roi_align = MultiScaleRoIAlign([str(i) for i in self.backbone.levels], _POOLED, sampling_ratio=2)
+        self.roi_align = roi_pool(_POOLED)
         self.stages = nn.ModuleList(DynamicHead(num_classes) for _ in range(STAGES))
 
     def forward(
@@ -83,7 +83,7 @@ class SparseRCNN(nn.Module):
             targets = [{"boxes": target["boxes"], "labels": target["labels"]} for target in targets]
         batch, targets = self.transform(list(images), targets if self.training else None)
         sizes = batch.image_sizes
-        logits, boxes = self.refine(self.backbone(batch.tensors), sizes, batch.tensors.shape[-2:])
+        logits, boxes = self.refine(self.backbone(batch.tensors), sizes)
         if targets is not None:
             return losses(logits, boxes, targets, sizes)
         found = [detections(*outputs) for outputs in zip(logits[-1], boxes[-1], strict=True)]
@@ -94,23 +94,19 @@ class SparseRCNN(nn.Module):
             for image, size in zip(found, originals, strict=True)
         ]
 
-    def refine(
-        self, pyramid: dict[str, Tensor], sizes: Sequence[tuple[int, int]], padded: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def refine(self, pyramid: dict[str, Tensor], sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Logits (stages, B, P, classes) and boxes (stages, B, P, 4), xyxy in pixels of the batch, float32.
 
         Args:
             pyramid: what VanFPN returns.
             sizes: height and width of every image of the batch.
-            padded: height and width of the batch.
         """
         scale = self.proposal_boxes.new_tensor([[w, h, w, h] for h, w in sizes])
         boxes = box_convert(self.proposal_boxes, "cxcywh", "xyxy") * scale[:, None]  # (B, P, 4)
         objects = self.proposal_features.expand(len(sizes), -1, -1)  # (B, P, 256)
         outputs: list[tuple[Tensor, Tensor]] = []
         for stage in self.stages:
-            # RoIAlign reads the strides off the padded size, which they divide; the images' own sizes mislead it.
-            rois = self.roi_align(pyramid, list(boxes.detach()), [padded] * len(sizes))  # (B P, 256, 7, 7)
+            rois = self.roi_align(pyramid, list(boxes.detach()), list(sizes))  # (B P, 256, 7, 7)
             logits, boxes, objects = stage(rois, boxes, objects)
             outputs.append((logits, boxes))
             boxes = boxes.detach()

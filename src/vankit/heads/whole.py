@@ -4,11 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torchvision.models.detection import RetinaNet
 
 from vankit.errors import UserError
+from vankit.heads.cascade_rcnn import CascadeRoIHeads
 from vankit.heads.from_transformers import DETR, UPerNet
 from vankit.heads.mask2former import Mask2Former
+from vankit.heads.rcnn import TorchvisionDetector
 from vankit.heads.semantic_fpn import SemanticFPN
+from vankit.heads.sparse_rcnn import SparseRCNN
+from vankit.heads.whole_rcnn import WholeCascade, WholeRCNN, WholeRetinaNet, WholeSparseRCNN
 from vankit.heads.whole_transformers import WholeDETR, WholeMask2Former, WholeSegmenter
 from vankit.models.fold import fold
 
@@ -32,7 +37,9 @@ def as_whole(network: nn.Module) -> Whole:
         A module in eval mode, image (1, 3, H, W) float32, RGB, 0 to 1 → tuple of tensors, and their names.
 
         - Of a detector: `boxes` (N, 4) float32 x1, y1, x2, y2 in the image's pixels, within it; `labels` (N,) int64
-          from 0; `scores` (N,) float32, best first; of Mask2Former also `masks` (N, H, W) bool.
+          from 0; `scores` (N,) float32, best first; with masks also `masks`: of Mask2Former (N, H, W) bool, of the others
+          (N, 28, 28) float32, the probability of each object within its box, which `vankit.tasks.masks.paste_masks` turns
+          into pixels.
         - Semantic: `logits` (1, C, H, W).
         - Panoptic: `segments` (H, W) int64, 0 for none, i + 1 for segment i; `labels` (S,), `scores` (S,).
 
@@ -46,7 +53,18 @@ def as_whole(network: nn.Module) -> Whole:
     raise UserError(f"`network` is {type(network).__name__}: expected a network of vankit.heads")
 
 
+def _torchvision(network: Any) -> Whole:
+    detector = network.detector
+    if isinstance(detector, RetinaNet):
+        return WholeRetinaNet(detector), _OBJECTS
+    if isinstance(detector.roi_heads, CascadeRoIHeads):
+        return WholeCascade(detector), (*_OBJECTS, "masks")
+    return WholeRCNN(detector), (*_OBJECTS, "masks") if detector.roi_heads.has_mask() else _OBJECTS
+
+
 _FORMS: dict[type[nn.Module], Callable[[Any], Whole]] = {
+    TorchvisionDetector: _torchvision,
+    SparseRCNN: lambda head: (WholeSparseRCNN(head), _OBJECTS),
     DETR: lambda head: (WholeDETR(head), _OBJECTS),
     UPerNet: lambda head: (WholeSegmenter(head), ("logits",)),
     SemanticFPN: lambda head: (WholeSegmenter(head), ("logits",)),
