@@ -57,7 +57,7 @@ def test_nothing_agrees_with_nothing() -> None:
     nothing = {name: values[:0] for name, values in objects().items()}
     agreement = compared(nothing, nothing)
     agreement.check()
-    assert agreement.summary() == "no objects are the same in 1 pictures"
+    assert agreement.summary() == "0 of 0 objects are the same in 1 pictures"
 
 
 def test_masks_are_counted_where_the_objects_are() -> None:

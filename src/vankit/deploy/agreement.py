@@ -65,9 +65,12 @@ class Agreement:
 
     def summary(self) -> str:
         """`120 of 120 objects and 99.99 % of the pixels are the same in 6 pictures`."""
-        parts = [f"{self.same} of {self.objects} objects"] * (self.objects > 0)
-        parts += [f"{100 * self.same_pixels / self.pixels:.2f} % of the pixels"] * (self.pixels > 0)
-        return f"{' and '.join(parts) or 'no objects'} are the same in {self.pictures} pictures"
+        parts = []
+        if self.objects or not self.pixels:
+            parts.append(f"{self.same} of {self.objects} objects")
+        if self.pixels:
+            parts.append(f"{100 * self.same_pixels / self.pixels:.2f} % of the pixels")
+        return f"{' and '.join(parts)} are the same in {self.pictures} pictures"
 
     def _add_pixels(self, count: int, same: NDArray[np.bool_]) -> None:
         self.pixels += count

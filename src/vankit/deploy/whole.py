@@ -114,7 +114,7 @@ class Whole(nn.Module):
         """Height and width that the picture is brought to, as `vankit.tasks.inference.segment_logits` does."""
         size = torch._shape_as_tensor(x)[2:]
         shorter, longer = size.min(), size.max()
-        by_long = (self.short_side * longer > self.long_side * shorter).long() * bool(self.long_side)
+        by_long = (self.short_side * longer > self.long_side * shorter).long()
         side = self.long_side * by_long + self.short_side * (1 - by_long)
         length = longer * by_long + shorter * (1 - by_long)  # which becomes `side`
         height, width = ((2 * size * side + length) // (2 * length)).clamp(min=1).unbind()

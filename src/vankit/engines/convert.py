@@ -111,20 +111,19 @@ def whole_to_openvino(module: nn.Module, names: Sequence[str], example: torch.Te
     """
     import openvino
 
-    with _exporting("OpenVINO"):
+    with _exporting("OpenVINO"), _plain_attention():
         shape = [n if n in (1, 3) else -1 for n in example.shape]
-        model = openvino.convert_model(_traced(module, example), example_input=(example,), input=shape)
+        traced = torch.jit.trace(module, (example,), check_trace=False)
+        model = openvino.convert_model(traced, example_input=(example,), input=shape)
         model.input(0).set_names({"image"})
         for output, name in zip(model.outputs, names, strict=True):
             output.set_names({name})
         return model
 
 
-def whole_to_onnx(
-    module: nn.Module, shapes: Mapping[str, Sequence[int | None]], example: torch.Tensor, opset: int = _OPSET
-) -> bytes:
-    """As `whole_to_openvino`, as the bytes of an ONNX file, by PyTorch's tracing exporter: torch.export takes sizes
-    that depend on what is found for errors.
+def whole_to_onnx(module: nn.Module, shapes: Mapping[str, Sequence[int | None]], example: torch.Tensor) -> bytes:
+    """As `whole_to_openvino`, as the bytes of an ONNX file, by PyTorch's tracing exporter: torch.export would have to
+    know how many objects there may be.
 
     Args:
         shapes: of its outputs by name; None is any length.
@@ -136,19 +135,34 @@ def whole_to_onnx(
     axes = {name: {i: f"{name}_{i}" for i, n in enumerate(shape) if n is None} for name, shape in shapes.items()}
     file: Any = io.BytesIO()  # which the annotations do not know of
     image, *outputs = shapes
-    with _exporting("ONNX"):
+    torch.onnx.register_custom_op_symbolic("aten::_upsample_bilinear2d_aa", _resize_with_antialias, _OPSET)
+    with _exporting("ONNX"), _plain_attention():
         torch.onnx.export(
-            _traced(module, example), (example,), file, dynamo=False, opset_version=opset, input_names=[image],
-            output_names=outputs, dynamic_axes=axes,
+            module, (example,), file, dynamo=False, opset_version=_OPSET, input_names=[image], output_names=outputs,
+            dynamic_axes=axes,
         )  # fmt: skip
     return file.getvalue()
 
 
-def _traced(module: nn.Module, example: torch.Tensor) -> Any:
+def _resize_with_antialias(g: Any, x: Any, size: Any, *_: Any) -> Any:
+    """F.interpolate(…, mode="bilinear", antialias=True), which the exporter lacks, in ONNX's operators."""
+    from torch.onnx import symbolic_helper
+
+    axis, channels = (g.op("Constant", value_t=torch.tensor([i])) for i in (0, 2))
+    sides = symbolic_helper._unpack_list(size) if symbolic_helper._is_packed_list(size) else [size]
+    whole = [g.op("Slice", g.op("Shape", x), axis, channels)]
+    whole += [g.op("Reshape", side, g.op("Constant", value_t=torch.tensor([-1]))) for side in sides]
+    none = g.op("Constant", value_t=torch.zeros(0))
+    return g.op("Resize", x, none, none, g.op("Concat", *whole, axis_i=0), mode_s="linear", antialias_i=1)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """nn.MultiheadAttention as operators that other runtimes have."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operator, which no other runtime has
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        return torch.jit.trace(module, (example,), check_trace=False)
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

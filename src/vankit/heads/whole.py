@@ -37,9 +37,9 @@ def as_whole(network: nn.Module) -> Whole:
         A module in eval mode, image (1, 3, H, W) float32, RGB, 0 to 1 → tuple of tensors, and their names.
 
         - Of a detector: `boxes` (N, 4) float32 x1, y1, x2, y2 in the image's pixels, within it; `labels` (N,) int64
-          from 0; `scores` (N,) float32, best first; with masks also `masks`: of Mask2Former (N, H, W) bool, of the others
-          (N, 28, 28) float32, the probability of each object within its box, which `vankit.tasks.masks.paste_masks` turns
-          into pixels.
+          from 0; `scores` (N,) float32, best first; with masks also `masks`: of Mask2Former (N, H, W) bool, of the
+          others (N, 28, 28) float32, the probability of each object within its box, which
+          `vankit.tasks.masks.paste_masks` turns into pixels.
         - Semantic: `logits` (1, C, H, W).
         - Panoptic: `segments` (H, W) int64, 0 for none, i + 1 for segment i; `labels` (S,), `scores` (S,).
 
