@@ -72,7 +72,7 @@ FAILING = {
     "study compare nope --seconds 0 --plot new/x.png": "unknown model 'nope'",
     "export nope --output new/x": "unknown model 'nope'",
     "export --checkpoint nowhere --output new/x": "no checkpoint at nowhere",
-    "export --checkpoint SCENES --output new/x": "is not a classifier",
+    "export --checkpoint SCENES --format pt2 --output new/x": "is a semantic_fpn, and pt2 is for classifiers",
     "export --checkpoint TWO --int8 --calibrate nowhere --output new/x": "no dataset at nowhere",
     "export --checkpoint TWO --int8 --calibrate empty": "no images in empty",
     "validate nowhere --checkpoint TWO --output new/x.json --plot new/x.png": "no dataset at nowhere",

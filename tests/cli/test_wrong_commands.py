@@ -262,11 +262,25 @@ TYPED: dict[str, tuple[int, str]] = {
     "export van_b0 --int8": (1, "--int8 and --calibrate go together: pass both, or neither"),
     "export van_b0 --calibrate data": (1, "--int8 and --calibrate go together: pass both, or neither"),
     "export van_b0 --int8 --calibrate data --max-drop 2": (1, "--max-drop is 2.0: expected 0 to 1"),
-    "export van_b0 --int8 --calibrate data --format pt2": (1, "pt2 has no int8: use format openvino or onnx"),
+    "export van_b0 --int8 --calibrate data --format pt2": (
+        1,
+        "--int8 is for format openvino or onnx, not pt2: leave it out",
+    ),
     "export van_b0 --max-drop 0.5": (1, "--max-drop is what int8 may lose: add --int8 --calibrate DATA"),
     "export van_b0 --output a-file": (1, "a-file is a file: pass a folder to write into"),
     "export van_b0 --output data": (1, "data holds other files, such as train: pass another folder (--output)"),
-    "export --checkpoint SCENES": (1, "is not a classifier in PyTorch: export takes a model's name or a checkpoint"),
+    "export --checkpoint SCENES --format pt2": (
+        1,
+        "is a semantic_fpn, and pt2 is for classifiers: use format openvino",
+    ),
+    "export --checkpoint SCENES --dynamic": (
+        1,
+        "is a semantic_fpn, whose model takes every size anyway: leave out --dynamic",
+    ),
+    "export van_b0.cifar10 --check data": (
+        1,
+        "--check is for detectors and segmenters, and van_b0.cifar10 is a classifier",
+    ),
     "convert TWO x.pth --to caffe": (2, 'Invalid value "caffe" for --to. Choose from: "vankit", "official"'),
     "convert nowhere.pth x.safetensors": (1, "no checkpoint at nowhere.pth"),
     "convert TWO x.pth": (1, "x.pth: vankit files are safetensors: expected a name that ends in .safetensors"),

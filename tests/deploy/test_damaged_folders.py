@@ -114,7 +114,7 @@ DESCRIPTIONS: list[tuple[str, Any, str]] = [
     ("classes", True, "classes is True"), ("classes", -3, "classes is -3"), ("classes", 3.0, "classes is 3.0"),
     ("classes", ..., "classes is missing"), ("sha256", ..., "sha256 is missing"), ("sha256", "x", "sha256 is 'x'"),
     ("sha256", {"model.onnx": 5}, "sha256 is "), ("sha256", {"model.onnx": "x"}, "sha256 is "),
-    ("task", "detect", "task is detect: expected classify"), ("task", 7, "task is 7"), ("model", ["x"], "model is "),
+    ("task", "detect", "task is detect, and outputs are"), ("task", 7, "task is 7"), ("model", ["x"], "model is "),
     ("lka", 5, "lka is 5"), ("lka", {"kernel_size": 10**9}, "kernel_size is 1000000000"),
     ("named", "yes", "named is 'yes'"),
     ("thresholds", [0.5], "1 thresholds"), ("thresholds", [9, 9, 9], "threshold is 9"), ("thresholds", "x", "is 'x'"),

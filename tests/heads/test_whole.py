@@ -40,7 +40,7 @@ LAYERS = {
     "classification_head.cls_logits": (2.0, -6.0), "regression_head.bbox_reg": (0.3, 0.0),
     "rpn.head.cls_logits": (3.0, 0.0), "rpn.head.bbox_pred": (0.3, 0.0),
     "cls_score": (2.0, 0.0), "box_predictor.bbox_pred": (1.0, 0.0), "mask_fcn_logits": (3.0, 0.0),
-    "class_logits": (2.0, -3.0), "box_deltas": (0.1, 0.0),
+    "class_logits": (2.0, -3.0), "box_deltas": (0.03, 0.0),
 }  # fmt: skip
 
 # height and width: resized by the short side, by the long one, not at all; down and up; 65 → 64 falls short as a float
@@ -96,11 +96,12 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Tensor], pixels: float,
     assert boxes.dtype == scores.dtype == torch.float32 and labels.dtype == torch.int64
     torch.testing.assert_close(scores, wanted["scores"], atol=score, rtol=0)
     assert (scores.diff() <= 0).all()
-    away = (boxes[None] - wanted["boxes"][:, None]).abs().amax(2)  # (wanted, found)
+    away = (boxes[None] - wanted["boxes"][:, None]).abs().amax(2) / pixels  # (wanted, found), in tolerances
+    away = away.maximum((scores[None] - wanted["scores"][:, None]).abs() / score)
     away[labels[None] != wanted["labels"][:, None]] = torch.inf
     nearest, chosen = away.min(1) if len(labels) else (torch.zeros(0), torch.zeros(0))
     sure = wanted["scores"] > wanted["scores"][-1:] + score
-    assert nearest[sure].le(pixels).all()
+    assert nearest[sure].le(1).all()
     assert len(chosen[sure].unique()) == sure.sum()
     if "masks" in wanted:
         pasted = paste_masks(np.asarray(found["masks"]), boxes.numpy(), wanted["masks"].shape[1:])
@@ -113,9 +114,7 @@ def run(network: nn.Module, image: Tensor) -> dict[str, Any]:
     return dict(zip(names, module(image[None]), strict=True))
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in ("retinanet", "mask_rcnn") else pytest.param(n, marks=pytest.mark.slow) for n in BUILD]
-)
+@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])  # the others in other runtimes, below
 def test_the_form_finds_what_the_head_finds(built: Any, name: str) -> None:
     network = built(name)
     module, names = as_whole(network)
@@ -181,7 +180,7 @@ def onnx(network: nn.Module) -> Callable[[Tensor], dict[str, Any]]:
 
     module, names = as_whole(network)
     content = whole_to_onnx(module, dict.fromkeys(names, (None,)), EXAMPLE)
-    assert b".py" not in content and str(Path(__file__).parents[2]).encode() not in content  # where it was made
+    assert b"site-packages" not in content and str(Path(__file__).parents[2]).encode() not in content
     session = InferenceSession(content)
     return lambda image: dict(zip(names, session.run(list(names), {"image": image[None].numpy()}), strict=True))
 
@@ -211,8 +210,13 @@ def test_other_runtimes_find_what_the_head_finds(
 @pytest.mark.slow
 @pytest.mark.export
 @pytest.mark.parametrize("runtime", [openvino, onnx])
-def test_nothing_in_the_image_of_other_runtimes(built: Any, runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = built("mask_rcnn")
-    monkeypatch.setattr(network.detector.roi_heads, "score_thresh", 1.0)
-    shapes = {name: value.shape for name, value in runtime(network)(noise(40, 60)).items()}
-    assert shapes == {"boxes": (0, 4), "labels": (0,), "scores": (0,), "masks": (0, 28, 28)}
+@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
+def test_nothing_in_the_image_of_other_runtimes(
+    built: Any, name: str, runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = built(name)
+    decides = network.detector if name == "retinanet" else network.detector.roi_heads
+    monkeypatch.setattr(decides, "score_thresh", 1.0)
+    shapes = {key: value.shape for key, value in runtime(network)(noise(40, 60)).items()}
+    wanted = {"boxes": (0, 4), "labels": (0,), "scores": (0,), "masks": (0, 28, 28)}
+    assert shapes == {key: wanted[key] for key in shapes}

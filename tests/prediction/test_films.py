@@ -88,7 +88,7 @@ def test_a_film_is_drawn_on_and_told(name: str, write_clip: WriteClip, tmp_path:
         expected = np.asarray(result.draw(plain.image)).astype(int)
         assert drawn.image.size == (128, 96)
         off, bare = (np.abs(np.asarray(each) - expected).mean() for each in (drawn.image, plain.image))
-        assert off < 0.5 * bare  # chroma has half the resolution: lines of a pixel lose some of their colour
+        assert off < 0.6 * bare  # chroma has half the resolution: lines of a pixel lose some of their colour
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["clip.mkv", name, "found.jsonl"])
 
 

@@ -61,9 +61,9 @@ class Exported:
         dynamic: whether it takes every size (a classifier also every batch), or batches of 1 of the preprocessing's
             size.
         description: of the network.
-        outputs: names of what the model gives: logits, or of a detector or segmenter some of `OUTPUTS`.
         facts: how it was made and checked.
         checksums: SHA-256 in hexadecimal of the other files by name; empty until the folder is read.
+        outputs: names of what the model gives: logits, or of a detector or segmenter some of `OUTPUTS`.
     """
 
     folder: Path
@@ -71,9 +71,9 @@ class Exported:
     precision: str
     dynamic: bool
     description: Description
-    outputs: Sequence[str] = ("logits",)
     facts: dict[str, Any] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
+    outputs: Sequence[str] = ("logits",)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"folder": self.folder.absolute()}  # another process may run in another folder
@@ -342,7 +342,7 @@ def _described(folder: Path, description: Path, settings: Path, labels: Path) ->
     facts = {name: value for name, value in content.items() if name not in known}
     _check_beside(folder, own.sha256)
     return Exported(
-        folder, own.format, own.precision, own.dynamic, network, tuple(own.outputs), facts, dict(own.sha256)
+        folder, own.format, own.precision, own.dynamic, network, facts, dict(own.sha256), tuple(own.outputs)
     )
 
 
@@ -350,7 +350,9 @@ def _check_outputs(task: str, own: _Record) -> None:
     known = OUTPUTS.get(task, {"logits": ()})
     needed = {name for name in known if name != "masks"}
     if not needed <= set(own.outputs) <= set(known) or (task != "classify" and own.format == "pt2"):
-        raise UserError(f"outputs of a {own.format} model for {task} are {list(own.outputs)}: expected {list(known)}")
+        raise UserError(
+            f"task is {task}, and outputs are {list(own.outputs)} of format {own.format}: expected {list(known)}"
+        )
 
 
 def _preprocessing(task: str, content: Any) -> Preprocessing | None:

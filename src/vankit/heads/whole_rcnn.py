@@ -222,6 +222,6 @@ def draw_masks(heads: Any, pyramid: Sequence[Tensor], boxes: Tensor, channels: T
     predictor = heads.mask_predictor
     features = predictor.relu(predictor.conv5_mask(heads.mask_head(pooled)))  # (N, 256, 28, 28)
     classify, channels = predictor.mask_fcn_logits, channels[order]
-    weight = classify.weight[channels].flatten(1)  # only the object's own class is computed
-    logits = (weight[:, None] @ features.flatten(2))[:, 0] + classify.bias[channels][:, None]
-    return logits.sigmoid().unflatten(1, features.shape[2:])[torch.argsort(order)]
+    # only the object's own class is computed; ONNX could not reshape what has no objects for a matrix product
+    logits = (classify.weight[channels] * features).sum(1) + classify.bias[channels][:, None, None]
+    return logits.sigmoid()[torch.argsort(order)]

@@ -1,0 +1,215 @@
+"""Exported detectors and segmenters: what they find is what the checkpoint finds, with no PyTorch."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+import vankit
+from vankit.data.shapes import render_scene
+from vankit.deploy import whole
+from vankit.deploy.agreement import Agreement
+from vankit.deploy.folder import Exported, read_exported
+from vankit.errors import UserError
+
+Factory = Callable[..., Exported]
+Checkpoint = Callable[[str, str], Path]
+
+pytestmark = pytest.mark.export
+
+SIZES = [(90, 130), (64, 64), (150, 41)]  # height and width, of which the export saw none
+
+
+@pytest.fixture(scope="module")
+def exported(dense_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Factory:
+    """Factory: the folder of an untrained head by task and format; made once, not to be changed."""
+
+    @cache
+    def make(head: str = "semantic_fpn", task: str = "segment", kind: Any = "openvino") -> Exported:
+        out = tmp_path_factory.mktemp("exported") / f"{head}-{task}-{kind}"
+        return vankit.export(checkpoint=dense_checkpoint(head, task), out=out, format=kind)
+
+    return make
+
+
+def scene(size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(render_scene(7, size=size, objects=3).image)
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    scene((90, 130)).save(path)
+    return path
+
+
+def without_torch(code: str, folder: Path) -> None:
+    absent = "import sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'timm', 'transformers']))\n"
+    run = subprocess.run([sys.executable, "-c", absent + code], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("head", "task", "kind"),
+    [
+        ("semantic_fpn", "segment", "openvino"),
+        pytest.param("semantic_fpn", "segment", "onnx", marks=pytest.mark.slow),
+        pytest.param("mask_rcnn", "detect", "openvino", marks=pytest.mark.slow),
+        pytest.param("faster_rcnn", "detect", "onnx", marks=pytest.mark.slow),
+        pytest.param("mask2former", "panoptic", "openvino", marks=pytest.mark.slow),
+    ],
+)
+def test_a_folder_finds_what_the_checkpoint_finds(
+    head: str, task: str, kind: str, exported: Factory, dense_checkpoint: Checkpoint
+) -> None:
+    folder = exported(head, task, kind)
+    ours, theirs = (
+        vankit.DensePredictor(folder.folder),
+        vankit.DensePredictor(dense_checkpoint(head, task), engine="torch"),
+    )
+    assert ours.network is None and (ours.classes, ours.category_ids) == (theirs.classes, theirs.category_ids)
+    found = Agreement()
+    for size in SIZES:
+        picture = np.asarray(scene(size))
+        found.add(theirs.results(picture), ours.results(picture))
+    found.check()
+    assert found.pixels or found.objects
+    assert folder.facts["agreement"]["pictures"] == 5
+
+
+def test_no_pytorch_is_needed(
+    exported: Factory, dense_checkpoint: Checkpoint, photograph: Path, tmp_path: Path
+) -> None:
+    code = f"""import vankit
+vankit.predict("photo.jpg", {str(exported().folder)!r}, output="out")
+vankit.validate("shapes", {str(exported().folder)!r}, workers=0, output="report.json", report="report.html")
+"""
+    monkey = "from vankit.data import scenes; scenes._SHAPES_LENGTH = {'train': 2, 'val': 2}\n"
+    without_torch(monkey + code, tmp_path)
+    expected = vankit.predict(photograph, checkpoint=dense_checkpoint("semantic_fpn", "segment"), engine="torch")[0]
+    assert isinstance(expected, vankit.SemanticMap)
+    with Image.open(tmp_path / "out" / "photo.png") as drawn, Image.open(photograph) as picture:
+        np.testing.assert_array_equal(np.asarray(drawn), np.asarray(expected.draw(picture)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vankit.data.scenes._SHAPES_LENGTH", {"train": 2, "val": 2})
+        report = vankit.validate(
+            "shapes", checkpoint=dense_checkpoint("semantic_fpn", "segment"), workers=0, engine="torch"
+        )
+    measured = json.loads((tmp_path / "report.json").read_text())
+    assert measured["measures"] == pytest.approx(report.to_dict()["measures"], abs=1e-3, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("head", "task"),
+    [
+        ("semantic_fpn", "segment"),
+        pytest.param("mask_rcnn", "detect", marks=pytest.mark.slow),
+        pytest.param("mask2former", "panoptic", marks=pytest.mark.slow),
+    ],
+)
+def test_the_readme_runs_without_vankit(
+    head: str, task: str, exported: Factory, photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = exported(head, task).folder
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    (code,) = (block.partition("```")[0] for block in text.split("```python\n")[1:])
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "photo.jpg").write_bytes(photograph.read_bytes())
+    names: dict[str, Any] = {}
+    exec(code, names)
+    predictor = vankit.DensePredictor(folder, score=0)
+    results = predictor.results(np.asarray(Image.open(photograph).convert("RGB")))
+    if task == "segment":
+        np.testing.assert_array_equal(names["classes"], results["semantic"])
+    else:
+        assert names["found"]["labels"][0].tolist() == results["labels"].tolist()
+
+
+@pytest.mark.slow
+def test_photographs_of_ones_own_are_compared_too(
+    dense_checkpoint: Checkpoint, photograph: Path, tmp_path: Path
+) -> None:
+    checkpoint = dense_checkpoint("semantic_fpn", "segment")
+    (tmp_path / "photos").mkdir()
+    photograph.rename(tmp_path / "photos" / "photo.jpg")
+    found = vankit.export(checkpoint=checkpoint, out=tmp_path / "out", check=tmp_path / "photos")
+    assert found.facts["agreement"]["pictures"] == 6 and "--check" in found.facts["command"]
+
+
+def test_what_differs_is_not_kept(
+    dense_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = whole.whole_to_openvino
+
+    def other(module: Any, *args: Any) -> Any:
+        nn.init.normal_(module.network.head.classifier.weight)
+        return convert(module, *args)
+
+    monkeypatch.setattr(whole, "whole_to_openvino", other)
+    with pytest.raises(UserError, match="^the exported network differs from PyTorch's: .* nothing was written$"):
+        vankit.export(checkpoint=dense_checkpoint("semantic_fpn", "segment"), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"format": "pt2"}, "is a semantic_fpn, and pt2 is for classifiers"),
+        ({"dynamic": True}, "takes every size anyway"),
+        ({"half": True}, "and `half` is for classifiers"),
+        ({"format": "onnx", "opset": 18}, "and `opset` is for classifiers"),
+        ({"int8": True, "calibrate": "photos"}, "and `int8` is for classifiers"),
+    ],
+)
+def test_options_of_classifiers(
+    options: dict[str, Any], says: str, dense_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says):
+        vankit.export(checkpoint=dense_checkpoint("semantic_fpn", "segment"), out=tmp_path / "out", **options)
+
+
+def test_a_folder_looks_once(exported: Factory) -> None:
+    with pytest.raises(UserError, match="^test is 'slide', and an exported folder has single: use the checkpoint"):
+        vankit.DensePredictor(exported().folder, test="slide")
+
+
+def test_a_folder_is_no_classifier(exported: Factory) -> None:
+    with pytest.raises(UserError, match="is a detector or segmenter: use vankit.DensePredictor"):
+        vankit.Predictor(exported().folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("preprocessing.json", '{"layout": "NCHW"}', "preprocessing.json"),
+        ("export.json", '"outputs": ["boxes"]', "task is segment, and outputs are"),
+        ("model.bin", "", "model.bin is damaged or was changed"),
+    ],
+)
+def test_a_changed_folder(name: str, content: str, says: str, exported: Factory, tmp_path: Path) -> None:
+    for path in exported().folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    if name == "export.json":
+        content = (tmp_path / name).read_text().replace('"outputs": [\n    "logits"\n  ]', content)
+        assert "boxes" in content
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=says):
+        vankit.DensePredictor(tmp_path)
+
+
+def test_the_network_of_other_classes_is_refused(exported: Factory, tmp_path: Path) -> None:
+    for path in exported().folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    folder = read_exported(tmp_path)
+    fewer = vars(folder.description) | {"classes": folder.description.classes[:3], "things": (), "category_ids": ()}
+    changed = vars(folder) | {"description": type(folder.description)(**fewer)}
+    with pytest.raises(UserError, match="is of another network: its output is .*, and export.json asks for"):
+        Exported(**changed).engine(cached=False).outputs(np.asarray(scene((64, 64)))[None])
