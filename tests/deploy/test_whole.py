@@ -112,7 +112,6 @@ vankit.validate("shapes", {str(exported().folder)!r}, workers=0, output="report.
     [
         ("semantic_fpn", "segment"),
         pytest.param("mask_rcnn", "detect", marks=pytest.mark.slow),
-        pytest.param("mask2former", "panoptic", marks=pytest.mark.slow),
     ],
 )
 def test_the_readme_runs_without_vankit(

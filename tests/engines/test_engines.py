@@ -165,12 +165,12 @@ def test_dynamic_sizes_and_several_outputs(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_opset_that_is_offered() -> None:
+def test_the_opsets_that_are_offered() -> None:
     import onnx
 
     network = nn.Sequential(nn.Conv2d(3, 10, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     x = np.random.default_rng(0).standard_normal((1, *SIZE), np.float32)
-    for opset in OPSETS:
+    for opset in (OPSETS[0], OPSETS[-1]):
         content = to_onnx(network, SIZE, opset=opset)
         assert {each.version for each in onnx.load_from_string(content).opset_import} == {opset}
         with torch.inference_mode():
