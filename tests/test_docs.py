@@ -233,6 +233,11 @@ def test_page(page: Path, folder: Path, small_shapes: None) -> None:
                 run_line(line)
 
 
+def test_no_place_is_left_to_fill_in() -> None:
+    for page in PAGES:
+        assert not re.findall(r"^[A-Z_]{6,}$|TODO|FIXME", page.read_text(encoding="utf-8"), re.M), page.name
+
+
 def test_links_lead_somewhere() -> None:
     for page in [*PAGES, *(ROOT / "docs" / "results").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):

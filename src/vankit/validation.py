@@ -207,7 +207,7 @@ def validate(
     figures: Any
     findings: Findings | None
     if opened.dense:
-        from vankit.prediction.scenes import DensePredictor  # on PyTorch
+        from vankit.prediction.scenes import DensePredictor
 
         dense = DensePredictor(opened, test=test, engine=engine, precision=precision, device=device)
         figures, findings = _measure_scenes(data, dense, split, workers, seed, reading)
@@ -310,12 +310,12 @@ def _measure_scenes(
         raise UserError(f"data and network have different classes: {', '.join(only[:10])}")
     evaluator = EVALUATORS[predictor.task](predictor.classes, predictor.things, predictor.masks)
     findings = scene_findings(predictor.description)
-    scenes = read_ahead(dataset, workers, ahead=workers)  # masks of many objects are large
-    for index, scene in enumerate(track(scenes, "validating", len(dataset), transient=True)):
-        if scene is not None:  # else left out
-            picture, target = scene
-            result = predictor.results(np.asarray(picture))
-            findings.add(index, picture, target, result, evaluator.add(target, result))
+    with closing(read_ahead(dataset, workers, ahead=workers)) as scenes:  # masks of many objects are large
+        for index, scene in enumerate(track(scenes, "validating", len(dataset), transient=True)):
+            if scene is not None:  # else left out
+                picture, target = scene
+                result = predictor.results(np.asarray(picture))
+                findings.add(index, picture, target, result, evaluator.add(target, result))
     skipped = sorted(dataset.skipped)
     if not (count := findings.count):
         raise UserError(f"no image of {data} could be used; {skipped[-1][1] if skipped else 'it is empty'}")

@@ -47,6 +47,36 @@ def test_an_object_that_differs_is_refused(changes: dict[str, Any]) -> None:
         agreement.check()
 
 
+def test_what_the_model_alone_finds_is_refused() -> None:
+    nothing = {name: values[:0] for name, values in objects().items()}
+    for expected, says in ((nothing, "0 of 0 objects"), ({n: v[1:] for n, v in objects().items()}, "1 of 1 objects")):
+        with pytest.raises(UserError, match=f"{says} are the same in 1 pictures, and [12] more were found"):
+            compared(expected, objects()).check()
+
+
+def test_one_of_many_objects_may_differ() -> None:
+    boxes = np.array([[10 * i, 0, 10 * i + 10, 10] for i in range(30)], np.float32)
+    many = {"boxes": boxes, "labels": np.zeros(30, int), "scores": np.linspace(0.9, 0.3, 30, dtype=np.float32)}
+    compared(many, {name: values[1:] for name, values in many.items()}).check()
+    with pytest.raises(UserError, match="28 of 30 objects"):
+        compared(many, {name: values[2:] for name, values in many.items()}).check()
+
+
+def test_the_best_of_scores_that_are_all_alike_are_compared() -> None:
+    boxes = np.array([[10 * i, 0, 10 * i + 10, 10] for i in range(100)], np.float32)
+    alike = {"boxes": boxes, "labels": np.zeros(100, int), "scores": np.linspace(0.3, 0.2999, 100, dtype=np.float32)}
+    compared(alike, alike).check()
+    with pytest.raises(UserError, match="0 of 10 objects"):
+        compared(alike, {**alike, "boxes": boxes + 50}).check()
+
+
+def test_boxes_without_area_are_left_out() -> None:
+    flat = objects(boxes=np.array([[10, 10, 60, 60], [0, 0, 0, 100], [30, 40, 90, 95]], np.float32))
+    agreement = compared(flat, flat)
+    agreement.check()
+    assert agreement.objects == 1
+
+
 def test_two_objects_are_not_found_by_one() -> None:
     twice = {name: values[[0, 0]] for name, values in objects().items()}
     once = {name: values[[0]] for name, values in objects().items()}

@@ -20,6 +20,7 @@ import vankit
 from vankit.deploy import remembered
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
+from vankit.files import sha256_of
 from vankit.models.weights import write_checkpoint
 
 SIZES = {"embed_dims": (8, 12, 16, 20), "depths": (1, 1, 1, 1), "mlp_ratios": (2, 2, 2, 2)}
@@ -136,7 +137,11 @@ def test_where_times_say_nothing_every_start_reads_the_file(checkpoint: Path, mo
     monkeypatch.setattr(remembered, "_file_system", lambda path: "vfat")
     assert remembered._stamp(checkpoint) is None
     start(checkpoint)
-    assert start(checkpoint).remembered is not None
+    read: list[Path] = []
+    monkeypatch.setattr(remembered, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    for count in (1, 2):
+        assert start(checkpoint).remembered is not None
+        assert read.count(checkpoint) == count
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is asked of Linux")

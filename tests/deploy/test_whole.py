@@ -111,9 +111,10 @@ vankit.validate("shapes", {str(exported().folder)!r}, workers=0, output="report.
     ("head", "task"),
     [
         ("semantic_fpn", "segment"),
-        pytest.param("mask_rcnn", "detect", marks=pytest.mark.slow),
+        ("mask_rcnn", "detect"),
     ],
 )
+@pytest.mark.slow
 def test_the_readme_runs_without_vankit(
     head: str, task: str, exported: Factory, photograph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +144,7 @@ def test_photographs_of_ones_own_are_compared_too(
     assert found.facts["agreement"]["pictures"] == 6 and "--check" in found.facts["command"]
 
 
+@pytest.mark.slow
 def test_what_differs_is_not_kept(
     dense_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

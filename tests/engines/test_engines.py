@@ -18,7 +18,7 @@ from vankit.engines import choose, convert
 from vankit.engines.base import Engine, check_options
 from vankit.engines.cache import _sign, cache_folder, user_secret
 from vankit.engines.choose import engine_for
-from vankit.engines.convert import OPSETS, UnsupportedNetworkError, to_onnx, to_openvino
+from vankit.engines.convert import OPSETS, UnsupportedNetworkError, to_onnx, to_openvino, whole_to_onnx
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
 from vankit.engines.openvino import OpenVinoEngine, openvino_core
 from vankit.engines.torch import TorchEngine
@@ -319,3 +319,19 @@ def test_a_network_that_does_not_compile_runs_uncompiled(
     for _ in range(2):
         np.testing.assert_array_equal(engine(images), expected)
     assert [record.message for record in caplog.records] == ["running uncompiled: no Triton here"]
+
+
+class Smaller(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = torch._shape_as_tensor(x)[2:] * 37 // 100
+        return nn.functional.interpolate(x, (size[0], size[1]), mode="bilinear", antialias=True)  # type: ignore[arg-type]
+
+
+def test_antialiasing_in_onnx_is_pytorchs() -> None:
+    import onnxruntime
+
+    content = whole_to_onnx(Smaller(), {"small": (1, 3, None, None)}, torch.rand(1, 3, 70, 100))
+    session = onnxruntime.InferenceSession(content)
+    for height, width in ((100, 130), (70, 100), (333, 47)):
+        x = torch.rand(1, 3, height, width)
+        np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], Smaller()(x).numpy(), atol=1e-4)

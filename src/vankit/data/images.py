@@ -132,12 +132,17 @@ def _from_file(path: str | os.PathLike[str], look: Callable[[ImageFile], T]) -> 
         return with_decoder(file, os.fspath(path), finish)
 
 
+_MOST_CHUNKS = 2**20  # of a PNG: half a second
+
+
 def _read_late_exif(image: ImageFile, file: BinaryIO) -> None:
     """EXIF that comes after the pixels of a PNG; Pillow would decode all of them in search of it."""
     file.seek(len(PNG_START))
-    while len(header := file.read(8)) == 8:
-        length = int.from_bytes(header[:4], "big")
-        if header[4:] == b"eXIf":
+    for _ in range(_MOST_CHUNKS):
+        length, kind = int.from_bytes((header := file.read(8))[:4], "big"), header[4:]
+        if not kind.isalpha() or kind == b"IEND":
+            return
+        if kind == b"eXIf":
             image.info.setdefault("exif", b"Exif\0\0" + file.read(min(length, 2**24)))
             return
         file.seek(length + 4, os.SEEK_CUR)

@@ -4,7 +4,7 @@ import logging
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -108,7 +108,7 @@ def is_stream(dataset: Any) -> bool:
     return torch_data is not None and isinstance(dataset, torch_data.IterableDataset)
 
 
-def read_ahead(dataset: Any, threads: int, ahead: int) -> Iterator[Any]:
+def read_ahead(dataset: Any, threads: int, ahead: int) -> Generator[Any, None, None]:
     """All items in order, while threads read the next ones: they decode at once, as that does not hold Python's lock.
 
     Args:

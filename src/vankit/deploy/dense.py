@@ -19,7 +19,7 @@ class DenseFolder:
 
     Args:
         exported: of a detector or segmenter.
-        engine, precision, device: see `vankit.deploy.folder.Exported.engine`.
+        engine, precision, device, cached: see `vankit.deploy.folder.Exported.engine`.
 
     Attributes:
         masks: whether it gives a mask per object.
@@ -28,8 +28,15 @@ class DenseFolder:
         ValueError, ImportError: see `vankit.deploy.folder.Exported.engine`.
     """
 
-    def __init__(self, exported: Exported, engine: str = "auto", precision: str = "auto", device: str = "auto") -> None:
-        self._exported, self._options = exported, (engine, precision, device)
+    def __init__(
+        self,
+        exported: Exported,
+        engine: str = "auto",
+        precision: str = "auto",
+        device: str = "auto",
+        cached: bool = True,
+    ) -> None:
+        self._exported, self._options = exported, (engine, precision, device, cached)
         self._engine = PerProcess[Engine](self._open())
         self.masks = "masks" in exported.outputs
 

@@ -136,8 +136,9 @@ class Exported:
             ImportError: the engine's package is missing.
         """
         own = _ENGINES[self.format]
+        others = ("openvino",) if self.format == "onnx" and not self.dense else ()  # which resizes otherwise
         name = own if engine == "auto" else engine
-        if name not in (own, "openvino" if self.format == "onnx" else own):
+        if name not in (own, *others):
             instead = own if own in get_args(EngineName) else "auto"
             raise UserError(
                 f"{self.folder} is in format {self.format}, which engine {engine} cannot run: use {instead}"
@@ -149,7 +150,8 @@ class Exported:
         if "int8" in (precision, self.precision) and precision != self.precision:
             raise UserError(f"{self.folder} was exported in {self.precision}, not {precision}: export it with that")
         checked = self._verify()
-        key = b"%d " % len(self.description.classes) + checked if cached else None
+        about = b"%d " % len(self.description.classes) + self.description.task.encode()
+        key = about + checked if cached else None
         if name == "torch":
             return self._torch_engine(precision)
         if name == "onnxruntime":
@@ -286,8 +288,9 @@ def _with_best_class(model: Any) -> Any:
     import openvino
     from openvino import opset13
 
-    best = opset13.topk(model.output(0).get_node().input_value(0), 1, 1, "max", "none", "i32").output(1)
-    return openvino.Model([best], model.get_parameters())
+    best = opset13.topk(model.output(0).get_node().input_value(0), 1, 1, "max", "none", "i32")
+    total = opset13.reduce_sum(best.output(0), [0, 1, 2, 3], False)  # not finite if a logit is not
+    return openvino.Model([best.output(1), total.output(0)], model.get_parameters())
 
 
 # that a folder of another library would not have: an exported one from which a file was lost has one of them still

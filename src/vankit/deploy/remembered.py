@@ -6,9 +6,9 @@ network came from is still the same: the checkpoint and the JSON files beside it
 
 A file is the same if its bytes are, by their SHA-256. They need not be read again while device, inode, size, time of
 modification and time of change are what they were. No program can set the last one, so other bytes of the same size and
-time of modification are seen too. This is relied on where it is certain: on Linux, on file systems that are known to
-keep the time of each change, and if both times are two seconds old by then, since a clock has ticks. Elsewhere every
-start reads the files.
+time of modification are seen too, unless they were written through a memory map that was open already. This is relied
+on where it is certain: on Linux, on file systems that are known to keep the time of each change, and if both times are
+two seconds old by then, since a clock has ticks. Elsewhere every start reads the files.
 """
 
 import hashlib
@@ -207,11 +207,11 @@ class Entry:
             root.removeHandler(listener)
 
     def write(self, description: Description, key: bytes, files: Sequence[Path] = ()) -> None:
-        """Remember a network that was opened, unless a file has changed meanwhile.
+        """Remember a network that was opened, unless its checkpoint has changed meanwhile.
 
         Args:
             description, key: see `Remembered`.
-            files: those that a model's name has led to.
+            files: those that a model's name has led to, which are known only now: they are taken as they are.
         """
         sources = [now for each in self._before if (now := each.checked())] + [Source.at(path) for path in files]
         unsaid = not logging.getLogger("vankit").isEnabledFor(logging.WARNING)  # perhaps only now
@@ -231,13 +231,16 @@ class Entry:
         keep(to_json(found, indent=None).encode(), *self._names)
 
 
+_EVENTS = ("vankit.models.hub", "vankit.models.transfer")  # what happened once, and says nothing of the network
+
+
 class _Listener(logging.Handler):
-    """Collects the warnings of the thread that made it."""
+    """Collects the warnings of the thread that made it, except those of downloads."""
 
     def __init__(self, said: list[tuple[str, int, str]]) -> None:
         super().__init__(logging.WARNING)
         self.said, self._thread = said, threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self._thread:
+        if record.thread == self._thread and record.name not in _EVENTS:
             self.said.append((record.name, record.levelno, record.getMessage()))

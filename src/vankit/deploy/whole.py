@@ -1,5 +1,6 @@
 """A whole detector or segmenter as one module, from a picture's bytes to what is in it, and its model as a file."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from itertools import chain
@@ -22,6 +23,8 @@ from vankit.engines.convert import whole_to_onnx, whole_to_openvino
 from vankit.heads.whole import as_whole
 from vankit.models.description import Description
 from vankit.tasks.inference import arrays, infer
+
+logger = logging.getLogger(__name__)
 
 _EXAMPLE = (120, 160)  # height and width of the picture that exporters see
 _SIZES = ((240, 320), (320, 240), (96, 96), (200, 510), (480, 640))  # of the scenes that are compared
@@ -62,12 +65,17 @@ def write_whole(
     )
     found = agreement(exported, network, pictures)
     found.check()
-    return exported, {"agreed": found.summary(), "agreement": asdict(found)}
+    if not (found.objects or found.pixels):
+        logger.warning(
+            "nothing was found in the %d pictures that were compared: pass photographs (--check)", found.pictures
+        )
+    lowest = max(float(getattr(module, "score_thresh", 0.0)) for module in network.modules())
+    return exported, {"agreed": found.summary(), "agreement": asdict(found), "lowest_score": lowest}
 
 
 def agreement(exported: Exported, network: nn.Module, pictures: Iterable[NDArray[np.uint8]]) -> Agreement:
     """Compare what a folder finds with what its network finds, in pictures (H, W, 3), RGB."""
-    folder, result = DenseFolder(replace(exported, checksums={})), Agreement()
+    folder, result = DenseFolder(exported, cached=False), Agreement()
     for picture in pictures:
         x = torch.from_numpy(picture.copy()).permute(2, 0, 1) / 255
         with torch.inference_mode():
@@ -108,7 +116,7 @@ class Whole(nn.Module):
         if self.task == "detect":
             extent = torch._shape_as_tensor(x)[2:].flip(0).repeat(2).float()  # W, H, W, H
             results["boxes"] = torch.cat([results["boxes"] / extent, results["scores"][:, None]], 1)
-        return tuple(results[name][None] for name in self.names)
+        return tuple(_countable(results[name])[None] for name in self.names)
 
     def _size(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Height and width that the picture is brought to, as `vankit.tasks.inference.segment_logits` does."""
@@ -119,6 +127,11 @@ class Whole(nn.Module):
         length = longer * by_long + shorter * (1 - by_long)  # which becomes `side`
         height, width = ((2 * size * side + length) // (2 * length)).clamp(min=1).unbind()
         return height, width
+
+
+def _countable(values: Tensor) -> Tensor:
+    """With uint8 for bool, which servers of models do not all know."""
+    return values.to(torch.uint8) if values.dtype == torch.bool else values
 
 
 def _resize(maps: Tensor, size: Any) -> Tensor:

@@ -91,7 +91,10 @@ def _place(names: tuple[bytes, ...]) -> tuple[Path, bytes]:
 
 def _make_room(folder: Path, size: int) -> None:
     """Remove the files that, from the last used one on, go beyond the limit together with so many bytes."""
-    found = [(entry.stat(follow_symlinks=False), entry.path) for entry in os.scandir(folder)]
+    found = []
+    for entry in os.scandir(folder):
+        with suppress(OSError):  # another process was first
+            found.append((entry.stat(follow_symlinks=False), entry.path))
     for status, path in sorted(found, key=lambda each: -each[0].st_mtime_ns):
         size += status.st_size
         if size > _LARGEST:

@@ -104,7 +104,7 @@ def whole_to_openvino(module: nn.Module, names: Sequence[str], example: torch.Te
     Args:
         module: in eval mode, an image (1, 3, H, W) or (1, H, W, 3) → tuple of tensors.
         names: of its outputs; the input is `image`.
-        example: an image to trace it with. Its sides must not be multiples of 32, and what is found in it, not nothing.
+        example: an image to trace it with; its sides must not be multiples of 32.
 
     Raises:
         UnsupportedNetworkError: OpenVINO cannot take it.
@@ -135,13 +135,22 @@ def whole_to_onnx(module: nn.Module, shapes: Mapping[str, Sequence[int | None]],
     axes = {name: {i: f"{name}_{i}" for i, n in enumerate(shape) if n is None} for name, shape in shapes.items()}
     file: Any = io.BytesIO()  # which the annotations do not know of
     image, *outputs = shapes
-    torch.onnx.register_custom_op_symbolic("aten::_upsample_bilinear2d_aa", _resize_with_antialias, _OPSET)
-    with _exporting("ONNX"), _plain_attention():
+    with _exporting("ONNX"), _plain_attention(), _antialiasing():
         torch.onnx.export(
             module, (example,), file, dynamo=False, opset_version=_OPSET, input_names=[image], output_names=outputs,
             dynamic_axes=axes,
         )  # fmt: skip
     return file.getvalue()
+
+
+@contextmanager
+def _antialiasing() -> Iterator[None]:
+    name = "aten::_upsample_bilinear2d_aa"
+    torch.onnx.register_custom_op_symbolic(name, _resize_with_antialias, _OPSET)
+    try:
+        yield
+    finally:
+        torch.onnx.unregister_custom_op_symbolic(name, _OPSET)
 
 
 def _resize_with_antialias(g: Any, x: Any, size: Any, *_: Any) -> Any:
@@ -153,7 +162,9 @@ def _resize_with_antialias(g: Any, x: Any, size: Any, *_: Any) -> Any:
     whole = [g.op("Slice", g.op("Shape", x), axis, channels)]
     whole += [g.op("Reshape", side, g.op("Constant", value_t=torch.tensor([-1]))) for side in sides]
     none = g.op("Constant", value_t=torch.zeros(0))
-    return g.op("Resize", x, none, none, g.op("Concat", *whole, axis_i=0), mode_s="linear", antialias_i=1)
+    return g.op(
+        "Resize", x, none, none, g.op("Concat", *whole, axis_i=0), mode_s="linear", antialias_i=1, exclude_outside_i=1
+    )
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """OpenVINO on CPUs."""
 
+import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vankit.engines.base import Array, Engine, cores
-from vankit.engines.cache import cached, cpu
+from vankit.engines.cache import cached, cpu, keep, recall
 from vankit.engines.processes import PerProcess
 from vankit.errors import MissingPackageError, UserError
 from vankit.files import reading
+
+logger = logging.getLogger(__name__)
 
 
 class OpenVinoEngine(Engine):
@@ -117,19 +120,27 @@ def kept_model(key: bytes | None, make: Callable[[], Any]) -> Any:
         make: gives the model.
     """
 
-    def load(content: bytes) -> Any:
+    if key is None:
+        return make()
+    names = key, b"openvino.Model"
+    if (content := recall(*names)) is not None:
         end = 8 + int.from_bytes(content[:8], "big")
-        return openvino_core().read_model(content[8:end], content[end:])
-
-    def make_both() -> tuple[Any, bytes]:
-        model = make()
-        return model, _in_bytes(model)
-
-    return make() if key is None else cached(key, ("openvino.Model",), load, make_both)
+        with suppress(Exception):  # what does not load is made anew
+            return openvino_core().read_model(content[8:end], content[end:])
+    model = make()
+    try:
+        keep(_in_bytes(model), *names)
+    except (OSError, RuntimeError) as error:
+        logger.warning("cannot keep the exported model for the next start: %s", error)
+    return model
 
 
 def _in_bytes(model: Any) -> bytes:
-    """The length of its XML, the XML, the weights."""
+    """The length of its XML, the XML, the weights.
+
+    Raises:
+        OSError, RuntimeError: no file can be written here.
+    """
     import tempfile
 
     import openvino

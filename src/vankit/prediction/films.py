@@ -17,7 +17,7 @@ from vankit.data.films import Film, FilmError, Frame, is_film, open_film, pyav
 from vankit.errors import UserError
 from vankit.files import check_file, replacing, writing
 from vankit.locks import check_free, held
-from vankit.tasks.results import Detections, PanopticMap
+from vankit.tasks.results import PanopticMap
 
 if TYPE_CHECKING:
     from vankit.prediction.scenes import DensePredictor, Result
@@ -155,7 +155,7 @@ class _Written:
 
     def _write(self, number: int, frame: Frame, result: "Result", category_ids: list[int]) -> None:
         drawn = result.draw(frame.image).crop((0, 0, *frame.image.size))  # without the legend, whose size changes
-        objects = _objects(result) if isinstance(result, PanopticMap) else result
+        objects = result.objects() if isinstance(result, PanopticMap) else result
         line = {"frame": number, "time": frame.time, "objects": objects.to_coco(number, category_ids)}
         with writing(self.output):
             self._encode(drawn, frame.ticks)
@@ -199,14 +199,3 @@ def _writing(output: str | PathLike[str], like: Film) -> Iterator[_Written]:
     ):
         yield written
         written.finish()
-
-
-def _objects(found: PanopticMap) -> Detections:
-    """Segments that have pixels, each with a mask."""
-    seen = np.intersect1d(found.segments, np.arange(len(found.labels)) + 1)
-    masks = found.segments == seen[:, None, None]  # (K, H, W)
-    boxes = np.zeros((len(seen), 4), np.float32)
-    for box, mask in zip(boxes, masks, strict=True):
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    return Detections(found.source, found.classes, boxes, found.labels[seen - 1], found.scores[seen - 1], masks)

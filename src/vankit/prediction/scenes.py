@@ -2,6 +2,7 @@
 its own, not for an exported folder."""
 
 import json
+import logging
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
@@ -29,6 +30,8 @@ from vankit.prediction.tiles import find_in_tiles
 from vankit.tasks.dense import EVALUATORS
 from vankit.tasks.results import Arrays, Detections, Failure, PanopticMap, SemanticMap
 from vankit.tasks.segment import Test
+
+logger = logging.getLogger(__name__)
 
 Result = Detections | SemanticMap | PanopticMap
 
@@ -172,6 +175,9 @@ def _runner(opened: Network, score: float, test: Test, **options: Any) -> Any:
         return DenseNetwork(opened, score, test, **options)
     if test != "single":
         raise UserError(f"test is {test!r}, and an exported folder has single: use the checkpoint it was made from")
+    lowest = opened.exported.facts.get("lowest_score", 0)
+    if opened.description.task == "detect" and isinstance(lowest, float) and score < lowest:
+        logger.warning("score (--score) is %g, and %s gives objects from %g on", score, opened.source, lowest)
     return DenseFolder(opened.exported, **options)
 
 

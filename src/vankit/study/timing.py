@@ -115,7 +115,8 @@ def bench(models: Sequence[str] = ("van_b0",), seconds: float = 15) -> Iterator[
 
 def _check_model(model: str) -> None:
     if is_exported(model):
-        read_exported(model)
+        if read_exported(model).dense:
+            raise UserError(f"{model} is a detector or segmenter, and vankit bench times classifiers: leave it out")
         return
     from vankit.models.van import check_name
 

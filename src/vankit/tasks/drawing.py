@@ -183,10 +183,12 @@ def _font_size(image: Image.Image) -> int:
     return max(9, round(math.sqrt(image.width * image.height) / 42))
 
 
+_DEJAVU = "mpl-data/fonts/ttf/DejaVuSans.ttf"
+
+
 @cache
 def _font(size: int) -> Any:
     """DejaVu Sans, a file in matplotlib, which is not imported; where it is not there, Pillow's own without accents."""
     found = PathFinder.find_spec("matplotlib")
-    if found is None or found.origin is None:
-        return ImageFont.load_default(size)
-    return ImageFont.truetype(Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
+    file = Path(found.origin if found is not None and found.origin else "").parent / _DEJAVU
+    return ImageFont.truetype(file, size) if file.is_file() else ImageFont.load_default(size)

@@ -239,11 +239,14 @@ class PanopticMap:
 
     def to_supervision(self) -> Any:
         """As a `supervision.Detections` with a mask per segment that has pixels; see `Detections.to_supervision`."""
+        return self.objects().to_supervision()
+
+    def objects(self) -> Detections:
+        """The segments that have pixels, each with its mask."""
         seen = np.flatnonzero(self._pixels())
         masks = self.segments == seen[:, None, None] + 1  # (K, H, W)
         boxes = np.array([_box_of(mask) for mask in masks], np.float32).reshape(-1, 4)
-        found = Detections(self.source, self.classes, boxes, self.labels[seen], self.scores[seen], masks)
-        return found.to_supervision()
+        return Detections(self.source, self.classes, boxes, self.labels[seen], self.scores[seen], masks)
 
     def _pixels(self) -> NDArray[np.int64]:
         return np.bincount(self.segments.ravel(), minlength=len(self.labels) + 1)[1:]  # (S,)
