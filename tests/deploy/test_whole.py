@@ -107,13 +107,7 @@ vankit.validate("shapes", {str(exported().folder)!r}, workers=0, output="report.
     assert measured["measures"] == pytest.approx(report.to_dict()["measures"], abs=1e-3, nan_ok=True)
 
 
-@pytest.mark.parametrize(
-    ("head", "task"),
-    [
-        ("semantic_fpn", "segment"),
-        ("mask_rcnn", "detect"),
-    ],
-)
+@pytest.mark.parametrize(("head", "task"), [("semantic_fpn", "segment"), ("faster_rcnn", "detect")])
 @pytest.mark.slow
 def test_the_readme_runs_without_vankit(
     head: str, task: str, exported: Factory, photograph: Path, monkeypatch: pytest.MonkeyPatch
