@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vankit.errors import UserError
+from vankit.tasks.detect import overlaps
 from vankit.tasks.results import Arrays
 
 SAME_BOX = 0.99  # IoU
@@ -47,8 +48,7 @@ class Agreement:
         if "semantic" in expected:
             self._add_pixels(expected["semantic"].size, expected["semantic"] == found["semantic"])
         elif "segments" in expected:
-            ious = _segment_ious(expected, found)
-            self._add_objects(expected, found, ious)
+            self._add_objects(expected, found, _segment_ious(expected, found))
             self._add_pixels(expected["segments"].size, _classes(expected) == _classes(found))
         else:
             pairs = self._add_objects(expected, found, _box_ious(expected["boxes"], found["boxes"]))
@@ -112,10 +112,8 @@ def _clear(results: Arrays) -> NDArray[np.bool_]:
 
 def _box_ious(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
     """Of boxes (N, 4) and (M, 4), (N, M)."""
-    corners = np.maximum(one[:, None, :2], other[:, :2]), np.minimum(one[:, None, 2:], other[:, 2:])
-    shared = np.clip(corners[1] - corners[0], 0, None).prod(2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (one, other)]
-    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1] - shared, 1e-9))
+    shared, union = overlaps(one, other)
+    return np.asarray(shared / np.maximum(union, 1e-9))
 
 
 def _segment_ious(one: Arrays, other: Arrays) -> NDArray[Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from vankit.deploy.folder import Exported
 
-_TITLES = {
+TITLES = {
     "openvino": "OpenVINO", "onnx": "ONNX", "pt2": "torch.export", "executorch": "ExecuTorch", "litert": "LiteRT",
 }  # fmt: skip
 _WITH_TORCH = ("pt2", "executorch")
@@ -14,7 +14,7 @@ _SCORES = (
     "`thresholds` of `export.json`, and perhaps none.",
 )
 _BEST = "    print(file.read().splitlines()[logits.argmax()])"
-_IMPORTS = {
+IMPORTS = {
     "openvino": "import openvino\nfrom PIL import Image",
     "onnx": "import onnxruntime\nfrom PIL import Image",
     "pt2": "import torch\nfrom PIL import Image",
@@ -40,7 +40,7 @@ def model_card(exported: Exported, folder: str) -> str:
         shape = f"(batch, 3, height, width) from 33 pixels up, such as {shape}"
     images, logits = ("", "") if exported.format in _WITH_TORCH else (" `images`", " `logits`")
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    return f"""# {facts["name"]} for {_TITLES[exported.format]}{", int8" * (exported.precision == "int8")}
+    return f"""# {facts["name"]} for {TITLES[exported.format]}{", int8" * (exported.precision == "int8")}
 
 Made on {facts["date"]} with {versions} by
 
@@ -103,7 +103,7 @@ logits = program.load_method("forward").execute([torch.from_numpy(x)])[0][0].num
 logits = model(images=x)["logits"][0]""",
     }
     return f"""{"import json" + chr(10) + chr(10) if exported.description.multi_label else ""}import numpy as np
-{_IMPORTS[exported.format]}
+{IMPORTS[exported.format]}
 
 image = Image.open("photo.jpg").convert("RGB")
 scale = max({cover_width} / image.width, {cover_height} / image.height)

@@ -1,9 +1,8 @@
 """The README.md of an exported detector or segmenter."""
 
+from vankit.deploy.card import IMPORTS, TITLES
 from vankit.deploy.folder import Exported
 
-_TITLES = {"openvino": "OpenVINO", "onnx": "ONNX"}
-_PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 _OUTPUTS = {
     "boxes": "`boxes`: float32 (1, N, 5), best first: x1, y1, x2, y2 as fractions of the picture's width and height,\n"
     "  and the score, 0 to 1.",
@@ -42,7 +41,7 @@ def dense_card(exported: Exported, folder: str) -> str:
     facts, head = exported.facts, exported.description.head
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     outputs = "\n".join(f"- {_meaning(name, head)}" for name in exported.outputs)
-    return f"""# {facts["name"]} ({head}) for {_TITLES[exported.format]}
+    return f"""# {facts["name"]} ({head}) for {TITLES[exported.format]}
 
 Made on {facts["date"]} with {versions} by
 
@@ -94,8 +93,7 @@ outputs = [{names}]
 found = dict(zip(outputs, session.run(outputs, {{"image": np.asarray(image)[None]}}), strict=True))""",
     }
     return f"""import numpy as np
-import {_PACKAGES[exported.format]}
-from PIL import Image
+{IMPORTS[exported.format]}
 
 image = Image.open("photo.jpg").convert("RGB")
 {run[exported.format]}

@@ -40,9 +40,7 @@ from vankit.locks import check_free, held
 from vankit.models.description import Weights
 
 TOLERANCE = 1e-4  # on logits in float32
-HALF_TOLERANCE = (
-    0.02  # with weights in 16 bits: no score moves by more than a point (softmax: half of it; sigmoid: less)
-)
+HALF_TOLERANCE = 0.02  # with weights in 16 bits: a score then moves by a point at most
 _CARD = "README.md"
 _PACKAGES: dict[str, tuple[str, ...]] = {
     "openvino": ("vankit", "torch", "openvino"),

@@ -1,4 +1,4 @@
-"""What OpenVINO Model API and OpenVINO Model Server read of a model besides the model: `rt_info["model_info"]`."""
+"""What OpenVINO Model API reads of a model besides the model: `rt_info["model_info"]`."""
 
 from typing import Any
 
@@ -37,10 +37,10 @@ def model_info(exported: Exported) -> dict[str, str]:
     labels = ["_".join(name.split()) or "_" for name in description.classes]
     if description.task == "classify":
         return {"model_type": _TYPES["classify"], "labels": " ".join(labels), **_classifier(description)}
-    kind = "MaskRCNN" if "masks" in exported.outputs else _TYPES[description.task]
-    if kind == "MaskRCNN":
-        labels.insert(0, "background")  # its wrapper counts classes from 1
-        kind = "MaskRCNN" if description.head != "mask2former" else "DETRInstSeg"
+    kind = _TYPES[description.task]
+    if "masks" in exported.outputs:
+        labels.insert(0, "background")  # these wrappers count classes from 1
+        kind = "DETRInstSeg" if description.head == "mask2former" else "MaskRCNN"
     # pictures go in as they are, and boxes come out as fractions of them: "resized" to a side of 1
     whole = {"embedded_processing": "True", "orig_height": "1", "orig_width": "1", "confidence_threshold": str(_SCORE)}
     return {"model_type": kind, "labels": " ".join(labels), **whole}

@@ -63,7 +63,7 @@ def match_objects(
 
     Source: cocodataset.org, Detection Evaluation.
     """
-    shared, union = _overlaps(found.boxes, truth.boxes)
+    shared, union = overlaps(found.boxes, truth.boxes)
     union = np.where(crowd, box_areas(found.boxes)[:, None], union)  # of a crowd any part will do
     overlap = np.where(found.labels[:, None] == truth.labels, shared / np.maximum(union, 1e-9), 0)  # (M, N)
     missed, false = np.logical_not(crowd), np.asarray((overlap * crowd < iou).all(1))
@@ -75,7 +75,7 @@ def match_objects(
     return missed, false
 
 
-def _overlaps(one: NDArray[Any], other: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def overlaps(one: NDArray[Any], other: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Areas that boxes (M, 4) and (N, 4) share, and cover together, (M, N) each."""
     corners = np.maximum(one[:, None, :2], other[:, :2]), np.minimum(one[:, None, 2:], other[:, 2:])
     shared = np.clip(corners[1] - corners[0], 0, None).prod(2)
