@@ -23,7 +23,7 @@ from vankit.deploy.folder import DESCRIPTION, FILES, Exported, Format, read_expo
 from vankit.deploy.model_api import describe
 from vankit.deploy.opening import Network, open_network
 from vankit.deploy.whole import write_whole
-from vankit.engines.base import Array
+from vankit.engines.base import CLASS_MAPS, Array, Engine
 from vankit.engines.cache import versions
 from vankit.engines.convert import (
     OPSETS,
@@ -37,7 +37,10 @@ from vankit.engines.convert import (
 from vankit.errors import UserError, check_output
 from vankit.files import check_folder, check_named
 from vankit.locks import check_free, held
+from vankit.models.class_maps import WithClassMaps, has_class_maps
 from vankit.models.description import Weights
+
+Run = Callable[[Array], list[Array]]  # all outputs
 
 TOLERANCE = 1e-4  # on logits in float32
 HALF_TOLERANCE = 0.02  # with weights in 16 bits: a score then moves by a point at most
@@ -49,6 +52,7 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
     "executorch": ("vankit", "torch", "executorch"),
     "litert": ("vankit", "torch", "litert-torch", "ai-edge-litert"),
 }
+_WITH_CLASS_MAPS = ("openvino", "onnx")
 _FORMATS_WITH: dict[str, tuple[Format, ...]] = {
     "int8": ("openvino", "onnx"),
     "half": ("openvino", "onnx"),
@@ -130,7 +134,8 @@ def export(
         pictures = open_pictures(calibrate, description, max_pixels)
     network = copy.deepcopy(opened.module).float().cpu()
     with held(target), _folder_for(target) as folder:
-        exported = Exported(folder, format, "float32", dynamic or opened.dense, description)
+        outputs = ["logits", *[CLASS_MAPS] * (format in _WITH_CLASS_MAPS and has_class_maps(network))]
+        exported = Exported(folder, format, "float32", dynamic or opened.dense, description, outputs=outputs)
         if opened.dense:
             exported, checked = write_whole(exported, network, photographs, max_pixels)
         else:
@@ -266,30 +271,35 @@ def _write_model(exported: Exported, network: nn.Module, half: bool, opset: int 
 def _largest_difference(exported: Exported, network: nn.Module, tolerance: float) -> float:
     """Compare with the eager network on noise and on smooth pictures, at further sizes where the export is dynamic.
 
+    Returns:
+        That of a logit.
+
     Raises:
-        ValueError: a logit is further than `tolerance` off or not finite, or a top-1 is another.
+        ValueError: a logit or class map is further than `tolerance` off or not finite, or a top-1 is another.
     """
     preprocessing, rng = exported.preprocessing, np.random.default_rng(0)
     channels, height, width = preprocessing.input_size
     noise = rng.standard_normal((4, channels, height, width), np.float32)
     coarse = [Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)) for _ in range(4)]
     pictures = np.stack([preprocessing(image.resize((2 * width, 3 * height))) for image in coarse])
-    run: Callable[[Array], Array] = exported.engine(cached=False)
+    run = _one_by_one(exported.engine(cached=False, class_maps=True))
     cases = [(run, np.concatenate([noise, pictures]))]
     if exported.dynamic:
         run = _as_it_is(exported)
         shapes = (2, channels, height, width), (1, channels, height + 31, width), (3, channels, SMALLEST, 65)
         cases += [(run, rng.standard_normal(shape, np.float32)) for shape in shapes]
     worst = 0.0
+    eager = WithClassMaps(network) if CLASS_MAPS in exported.outputs else network
     for run, x in cases:
         with torch.inference_mode():
-            expected = network(torch.from_numpy(x)).numpy()
+            answer = eager(torch.from_numpy(x))
+        expected = [y.numpy() for y in (answer if isinstance(answer, tuple) else [answer])]
         found = run(x)
-        for logits in (expected, found):
-            check_output(logits)
-        difference = float(np.abs(found - expected).max())
-        others = int((found.argmax(1) != expected.argmax(1)).sum())
-        if not difference <= tolerance or others:
+        for output in (*expected, *found):
+            check_output(output)
+        difference, *of_maps = (float(np.abs(y - z).max()) for y, z in zip(found, expected, strict=True))
+        others = int((found[0].argmax(1) != expected[0].argmax(1)).sum())
+        if max(difference, *of_maps) > tolerance or others:
             raise UserError(
                 f"the exported network differs from PyTorch's: a logit differs by {difference:.1e}, where "
                 f"{tolerance:.0e} is allowed, and top-1 on {others} of {len(x)} inputs {x.shape[1:]}; "
@@ -299,16 +309,20 @@ def _largest_difference(exported: Exported, network: nn.Module, tolerance: float
     return worst
 
 
-def _as_it_is(exported: Exported) -> Callable[[Array], Array]:
+def _one_by_one(engine: Engine) -> Run:
+    return lambda x: [np.concatenate(part) for part in zip(*(engine.outputs(image[None]) for image in x), strict=True)]
+
+
+def _as_it_is(exported: Exported) -> Run:
     """The model for batches and sizes of all kinds, as others will run it: `Exported.engine` settles for one."""
     if exported.format == "openvino":
         import openvino
 
         compiled = openvino.Core().compile_model(exported.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        return lambda x: compiled(x)[0]
+        return lambda x: list(compiled(x).values())
     if exported.format == "onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
-        return lambda x: session.run(None, {"images": x})[0]
-    return exported.engine(cached=False)
+        return lambda x: session.run(None, {"images": x})
+    return exported.engine(cached=False).outputs

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.programs import load_program
-from vankit.engines.base import Engine, EngineName
+from vankit.engines.base import CLASS_MAPS, Engine, EngineName
 from vankit.engines.executorch import ExecuTorchEngine
 from vankit.engines.litert import LiteRtEngine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
@@ -42,8 +42,9 @@ _BESIDE = DESCRIPTION[1:]
 
 # preprocessing.json of detectors and segmenters, whose models take pictures as they are
 PICTURES = {"layout": "NHWC", "channels": "RGB", "type": "uint8", "sizes": "any", "resized": "by the model"}
-# names and shapes of what they give; None is any length, and -1 the number of classes
+# names and shapes of what models give; None is any length, and -1 the number of classes
 OUTPUTS: dict[str, dict[str, tuple[int | None, ...]]] = {
+    "classify": {"logits": (1, -1), CLASS_MAPS: (1, -1, None, None)},
     "detect": {"boxes": (1, None, 5), "labels": (1, None), "masks": (1, None, None, None)},
     "segment": {"logits": (1, -1, None, None)},
     "panoptic": {"segments": (1, None, None), "labels": (1, None), "scores": (1, None)},
@@ -63,7 +64,7 @@ class Exported:
         description: of the network.
         facts: how it was made and checked.
         checksums: SHA-256 in hexadecimal of the other files by name; empty until the folder is read.
-        outputs: names of what the model gives: logits, or of a detector or segmenter some of `OUTPUTS`.
+        outputs: names of what the model gives, some of `OUTPUTS`.
     """
 
     folder: Path
@@ -122,7 +123,12 @@ class Exported:
         write_text(description, to_json(facts) + "\n")
 
     def engine(
-        self, engine: str = "auto", precision: str = "auto", device: str = "auto", cached: bool = True
+        self,
+        engine: str = "auto",
+        precision: str = "auto",
+        device: str = "auto",
+        cached: bool = True,
+        class_maps: bool = False,
     ) -> Engine:
         """What runs the model: the format's own library, for pt2 PyTorch, and for onnx on request OpenVINO.
 
@@ -130,6 +136,7 @@ class Exported:
             engine, precision: see `vankit.Predictor`.
             device: cpu or auto.
             cached: keep the compiled model on disk.
+            class_maps: see `vankit.engines.openvino.OpenVinoEngine`.
 
         Raises:
             ValueError: they do not fit the folder, or a file of the model is damaged.
@@ -155,12 +162,12 @@ class Exported:
         if name == "torch":
             return self._torch_engine(precision)
         if name == "onnxruntime":
-            return OnnxRuntimeEngine(self._onnx_model, key, precision, self.path)
+            return OnnxRuntimeEngine(self._onnx_model, key, precision, self.path, class_maps)
         if name in _ON_DEVICES:
             found = _ON_DEVICES[name](self.path, precision)
             self._check_ends(*found.ends())
             return found
-        return OpenVinoEngine(self._openvino_model, key, precision, self.path)
+        return OpenVinoEngine(self._openvino_model, key, precision, self.path, class_maps)
 
     def _verify(self) -> bytes:
         """What tells the model from others, once its files are found to be those that were exported."""
@@ -202,7 +209,7 @@ class Exported:
             inputs, outputs: their shapes; what is not a whole number is any length.
         """
         expected = self._expected_ends()
-        # further outputs are passed over, as explanations of a network would be
+        # further outputs are passed over, as other explanations of a network would be
         given = list(inputs), list(outputs[: len(expected[1])])
         for kind, shapes, found in zip(("input", "output"), expected, given, strict=True):
             if len(found) != len(shapes) or not all(map(_agree, found, shapes)):
@@ -213,12 +220,11 @@ class Exported:
 
     def _expected_ends(self) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
         """Shapes of the model's inputs and outputs; None is any length."""
-        if not self.dense:
-            return [(1, *self.preprocessing.input_size)], [(1, len(self.description.classes))]
-        return [(1, None, None, 3)], list(self.shapes().values())
+        taken = (1, None, None, 3) if self.dense else (1, *self.preprocessing.input_size)
+        return [taken], list(self.shapes().values())
 
     def shapes(self) -> dict[str, Sequence[int | None]]:
-        """Of what the model of a detector or segmenter gives, by name; None is any length."""
+        """Of what the model gives, by name; None is any length."""
         count = len(self.description.classes)
         known = OUTPUTS[self.description.task]
         return {name: [count if n == -1 else n for n in known[name]] for name in self.outputs}
@@ -350,8 +356,8 @@ def _described(folder: Path, description: Path, settings: Path, labels: Path) ->
 
 
 def _check_outputs(task: str, own: _Record) -> None:
-    known = OUTPUTS.get(task, {"logits": ()})
-    needed = {name for name in known if name != "masks"}
+    known = OUTPUTS[task]
+    needed = known.keys() - {"masks", CLASS_MAPS}
     if not needed <= set(own.outputs) <= set(known) or (task != "classify" and own.format == "pt2"):
         raise UserError(
             f"task is {task}, and outputs are {list(own.outputs)} of format {own.format}: expected {list(known)}"

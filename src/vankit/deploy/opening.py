@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vankit.deploy.folder import Exported, is_exported, read_exported
 from vankit.deploy.remembered import Entry, Remembered
+from vankit.engines.base import CLASS_MAPS
 from vankit.engines.choose import network_key, on_torch
 from vankit.errors import UserError
 from vankit.files import check_named
@@ -48,6 +49,29 @@ class Network:
     def dense(self) -> bool:
         """Whether it is a detector or segmenter."""
         return self.description.task != "classify"
+
+    @property
+    def class_maps(self) -> bool:
+        """Whether what runs it can give `CLASS_MAPS`, see `vankit.models.class_maps`."""
+        if self.exported is not None:
+            return CLASS_MAPS in self.exported.outputs
+        if self.remembered is not None:
+            return self.remembered.class_maps
+        from vankit.models.class_maps import has_class_maps
+
+        return self.network is not None and has_class_maps(self.network)
+
+    def check_class_maps(self) -> None:
+        """
+        Raises:
+            ValueError: it cannot.
+        """
+        if not self.class_maps:
+            again = "; export it again, which earlier versions did without them" * (self.exported is not None)
+            raise UserError(
+                f"{self.source} gives no class maps: expected a VAN with a head, or its folder in format openvino or "
+                f"onnx{again}, or explain the model or its checkpoint with PyTorch"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         if self.module is None:
@@ -164,6 +188,7 @@ def _module_of(opened: Network) -> "nn.Module":
 
 def _remember(entry: Entry, opened: Network) -> None:
     """A classifier that is a VAN of vankit's own, from files that are known."""
+    from vankit.models.class_maps import has_class_maps
     from vankit.models.hub import files_behind
     from vankit.models.van import VARIANTS, architecture
 
@@ -177,7 +202,8 @@ def _remember(entry: Entry, opened: Network) -> None:
         if not file or architecture(description.model or "") not in VARIANTS:
             return
         files = files_behind(Path(file))
-    entry.write(description, network_key(network, description.preprocessing.input_size), files)
+    key = network_key(network, description.preprocessing.input_size)
+    entry.write(description, key, has_class_maps(network), files)
 
 
 def says_dense(model: str | PathLike[str] | None = None, checkpoint: str | PathLike[str] | None = None) -> bool:

@@ -111,12 +111,18 @@ class Remembered:
     Attributes:
         description: of the network.
         key: of what was compiled of it, see `vankit.engines.choose.network_key`.
+        class_maps: see `vankit.models.class_maps.has_class_maps`.
     """
 
     def __init__(
-        self, description: Description, key: bytes, sources: Sequence[Source], open: "Callable[[], nn.Module]"
+        self,
+        description: Description,
+        key: bytes,
+        class_maps: bool,
+        sources: Sequence[Source],
+        open: "Callable[[], nn.Module]",
     ) -> None:
-        self.description, self.key = description, key
+        self.description, self.key, self.class_maps = description, key, class_maps
         self._sources, self._open = sources, open
 
     @cached_property
@@ -193,7 +199,7 @@ class Entry:
         for name, level, message in found["said"]:
             logging.getLogger(name).log(level, "%s", message)
         description = Description.from_metadata(found["description"], Description())
-        return Remembered(description, bytes.fromhex(found["key"]), sources, open)
+        return Remembered(description, bytes.fromhex(found["key"]), found["class_maps"], sources, open)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -206,11 +212,11 @@ class Entry:
         finally:
             root.removeHandler(listener)
 
-    def write(self, description: Description, key: bytes, files: Sequence[Path] = ()) -> None:
+    def write(self, description: Description, key: bytes, class_maps: bool, files: Sequence[Path] = ()) -> None:
         """Remember a network that was opened, unless its checkpoint has changed meanwhile.
 
         Args:
-            description, key: see `Remembered`.
+            description, key, class_maps: see `Remembered`.
             files: those that a model's name has led to, which are known only now: they are taken as they are.
         """
         sources = [now for each in self._before if (now := each.checked())] + [Source.at(path) for path in files]
@@ -224,6 +230,7 @@ class Entry:
                 "said": self._said,
                 "description": {**description.to_metadata(), **said},
                 "key": key.hex(),
+                "class_maps": class_maps,
             }
         )
 

@@ -16,6 +16,8 @@ EngineName = Literal["auto", "torch", "openvino", "onnxruntime"]
 Precision = Literal["auto", "float32", "bf16", "int8"]
 Array = NDArray[np.float32]
 
+CLASS_MAPS = "saliency_map"  # an output besides the first, see `vankit.models.class_maps`: OpenVINO Model API's name
+
 # OpenVINO and NNCF would send usage data unless the user has said no; they do without the module
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ def engine_for(
     batch_size: int = 16,
     cached: bool = False,
     dynamic: bool = False,
+    class_maps: bool = False,
 ) -> Engine:
     """What runs a network best on this machine, or what is asked for.
 
@@ -38,12 +40,13 @@ def engine_for(
         engine, precision, device, batch_size: see `vankit.Predictor`.
         cached: keep the compiled model on disk; only for networks that their weights and type distinguish.
         dynamic: take every batch and size, which is 2 to 12 % slower.
+        class_maps: see `vankit.engines.openvino.OpenVinoEngine`.
 
     Raises:
         ValueError, ImportError: the engine, precision and device do not go together, or a package is missing.
     """
     key = network_key(network, input_size, dynamic) if cached else None
-    return engine_by_key(lambda: network, key, input_size, engine, precision, device, batch_size, dynamic)
+    return engine_by_key(lambda: network, key, input_size, engine, precision, device, batch_size, dynamic, class_maps)
 
 
 def engine_by_key(
@@ -55,6 +58,7 @@ def engine_by_key(
     device: str = "auto",
     batch_size: int = 16,
     dynamic: bool = False,
+    class_maps: bool = False,
 ) -> Engine:
     """`engine_for` of a network that need not be open: it is not asked for where what was made of it is on disk.
 
@@ -78,19 +82,20 @@ def engine_by_key(
         return getattr(convert, name)(network(), input_size, dynamic)
 
     if engine == "onnxruntime":
-        return OnnxRuntimeEngine(lambda: to("to_onnx"), key, precision)
+        return OnnxRuntimeEngine(lambda: to("to_onnx"), key, precision, class_maps=class_maps)
     if engine == "openvino" or (engine == "auto" and device == "cpu"):
         try:
-            found = OpenVinoEngine(lambda: kept_model(key, lambda: to("to_openvino")), key, precision)
+            model = partial(kept_model, key, partial(to, "to_openvino"))
+            found = OpenVinoEngine(model, key, precision, class_maps=class_maps)
             found.prepare()
             return found
         except UnsupportedNetworkError as error:
             if engine != "auto":
                 raise
             logger.warning("running on PyTorch: %s", error)
-    from vankit.models.fold import fold
+    from vankit.models.class_maps import folded
 
-    return TorchEngine(fold(network()), device, precision, batch_size)
+    return TorchEngine(folded(network(), class_maps), device, precision, batch_size)
 
 
 def on_torch(engine: str, device: str) -> bool:

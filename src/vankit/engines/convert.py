@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from vankit.engines.base import UnsupportedNetworkError
+from vankit.engines.base import CLASS_MAPS, UnsupportedNetworkError
 from vankit.errors import MissingPackageError
+from vankit.models.class_maps import folded
 from vankit.models.fold import fold
 
 _NO_LIMIT = 2**40
 _OPSET = 18
+_OUTPUTS = "logits", CLASS_MAPS
 
 # At 32 pixels VAN's last map has size 1, which torch.export would take for a constant
 SMALLEST = 33
@@ -22,19 +24,22 @@ SMALLEST = 33
 OPSETS = range(18, 26)  # that torch.onnx converts the operators of a VAN to
 
 
-def to_program(network: nn.Module, input_size: Sequence[int], dynamic: bool = False) -> torch.export.ExportedProgram:
+def to_program(
+    network: nn.Module, input_size: Sequence[int], dynamic: bool = False, class_maps: bool = False
+) -> torch.export.ExportedProgram:
     """Fold a network and capture it with torch.export.
 
     Args:
         network: (B, C, H, W) → (B, …).
         input_size: (C, H, W).
         dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of this size.
+        class_maps: see `vankit.models.class_maps.folded`.
 
     Raises:
         UnsupportedNetworkError: torch.export cannot take it.
     """
     channels, height, width = input_size
-    folded = fold(network).float().cpu()
+    module = folded(network, class_maps).float().cpu()
     example, axes = torch.zeros(1, channels, height, width), None
     if dynamic:
         example = torch.zeros(2, channels, max(height, 2 * SMALLEST), max(width, 2 * SMALLEST))
@@ -44,21 +49,22 @@ def to_program(network: nn.Module, input_size: Sequence[int], dynamic: bool = Fa
             3: torch.export.Dim("width", min=SMALLEST),
         }
     with _exporting("torch.export"):
-        program = torch.export.export(folded, (example,), dynamic_shapes=(axes,) if dynamic else None)
+        program = torch.export.export(module, (example,), dynamic_shapes=(axes,) if dynamic else None)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # holds this machine's paths, which would be in the file
     return program
 
 
 def to_openvino(network: nn.Module, input_size: Sequence[int], dynamic: bool = False) -> Any:
-    """As `to_program`, as an `openvino.Model`; input `images`, output `logits`."""
+    """As `to_program`, as an `openvino.Model`; input `images`, output `logits`, and of a VAN `CLASS_MAPS`."""
     import openvino
 
-    program = to_program(network, input_size, dynamic)
+    program = to_program(network, input_size, dynamic, class_maps=True)
     with _exporting("OpenVINO"):
         model = openvino.convert_model(program)
         model.input(0).set_names({"images"})
-        model.output(0).set_names({"logits"})
+        for output, name in zip(model.outputs, _OUTPUTS, strict=False):
+            output.set_names({name})
         if not dynamic:  # the converter forgets the size, which the program's kernels were cut for
             model.reshape([1, *input_size])
         return model
@@ -67,7 +73,7 @@ def to_openvino(network: nn.Module, input_size: Sequence[int], dynamic: bool = F
 def to_onnx(
     network: nn.Module, input_size: Sequence[int], dynamic: bool = False, opset: int | None = None, half: bool = False
 ) -> bytes:
-    """As `to_program`, as the bytes of an ONNX file; input `images`, output `logits`.
+    """As `to_program`, as the bytes of an ONNX file; input `images`, output `logits`, and of a VAN `CLASS_MAPS`.
 
     Args:
         opset: version of ONNX's operators, one of `OPSETS`; None takes torch.onnx's default.
@@ -82,10 +88,11 @@ def to_onnx(
         import onnxscript.optimizer
     except ImportError:
         raise MissingPackageError("ONNX needs its packages: pip install 'vankit[onnx]'") from None
-    program = to_program(network, input_size, dynamic)
+    program = to_program(network, input_size, dynamic, class_maps=True)
+    names = _OUTPUTS[: len(program.graph_signature.user_outputs)]
     with _exporting("ONNX"):
         found = torch.onnx.export(
-            program, (), opset_version=opset, input_names=["images"], output_names=["logits"], verbose=False
+            program, (), opset_version=opset, input_names=["images"], output_names=names, verbose=False
         )
         assert found is not None
         if opset not in (None, given := found.model.opset_imports[""]):  # torch.onnx only logs it

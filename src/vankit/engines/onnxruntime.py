@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vankit.engines.base import Array, Engine, cores
+from vankit.engines.base import CLASS_MAPS, Array, Engine, cores
 from vankit.engines.cache import cached, cpu
 from vankit.errors import MissingPackageError, UserError
 from vankit.files import reading
@@ -24,7 +24,7 @@ class OnnxRuntimeEngine(Engine):
         model: gives the ONNX model's bytes, for static (1, C, H, W) or dynamic sizes; called if the cache has none.
         key: as of `OpenVinoEngine`.
         precision: float32, or int8 for a quantised model.
-        source: as of `OpenVinoEngine`.
+        source, class_maps: as of `OpenVinoEngine`.
 
     Raises:
         ImportError: onnxruntime is missing.
@@ -34,7 +34,12 @@ class OnnxRuntimeEngine(Engine):
     name = "onnxruntime"
 
     def __init__(
-        self, model: Callable[[], bytes], key: bytes | None, precision: str = "float32", source: Path | None = None
+        self,
+        model: Callable[[], bytes],
+        key: bytes | None,
+        precision: str = "float32",
+        source: Path | None = None,
+        class_maps: bool = False,
     ) -> None:
         try:
             import onnxruntime
@@ -44,6 +49,7 @@ class OnnxRuntimeEngine(Engine):
             raise UserError("ONNX Runtime has no bf16 on CPUs: use engine='openvino', or leave out precision")
         self.precision, self.workers = precision, cores()
         self._runtime, self._model, self._key, self._source = onnxruntime, model, key, source
+        self._class_maps = class_maps
         self._latency = cache(lambda: self._session(self.workers))
         self._streams = cache(lambda: self._session(1))
         self._lock = threading.Lock()
@@ -89,11 +95,27 @@ class OnnxRuntimeEngine(Engine):
             with tempfile.TemporaryDirectory() as folder:
                 chosen = options(runtime.GraphOptimizationLevel.ORT_ENABLE_ALL)
                 chosen.optimized_model_filepath = os.path.join(folder, "optimised.onnx")
-                content = self._model()
+                content = self._model() if self._class_maps else _without_class_maps(self._model())
                 with reading(self._source, Exception) if self._source else nullcontext():
                     session = runtime.InferenceSession(content, chosen, providers=["CPUExecutionProvider"])
                 return session, Path(chosen.optimized_model_filepath).read_bytes()
 
         if self._key is None:
             return make()[0]
-        return cached(self._key, (runtime.__version__, *cpu()), load, make)
+        parts = (runtime.__version__, *cpu(), *[CLASS_MAPS] * self._class_maps)
+        return cached(self._key, parts, load, make)
+
+
+def _without_class_maps(model: bytes) -> bytes:
+    """ONNX Runtime computes all that is in a model, whether it is asked for or not."""
+    try:
+        from onnx import load_from_string
+        from onnx.utils import Extractor
+    except ImportError:  # then it does
+        return model
+    found = load_from_string(model)
+    inputs, outputs = ([end.name for end in ends] for ends in (found.graph.input, found.graph.output))
+    if CLASS_MAPS not in outputs:
+        return model
+    kept = [name for name in outputs if name != CLASS_MAPS]
+    return Extractor(found).extract_model(inputs, kept).SerializeToString()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vankit.engines.base import Array, Engine, cores
+from vankit.engines.base import CLASS_MAPS, Array, Engine, cores
 from vankit.engines.cache import cached, cpu, keep, recall
 from vankit.engines.processes import PerProcess
 from vankit.errors import MissingPackageError, UserError
@@ -31,6 +31,7 @@ class OpenVinoEngine(Engine):
         precision: float32 or bf16, in which the CPU may compute; int8 for a quantised model, whose other layers run in
             bf16 where the CPU has it.
         source: file that the model comes from, if vankit did not make it just now: it may be damaged.
+        class_maps: also compute the output of this name, where the model has it.
 
     Raises:
         ImportError: openvino is missing.
@@ -40,10 +41,15 @@ class OpenVinoEngine(Engine):
     name = "openvino"
 
     def __init__(
-        self, model: Callable[[], Any], key: bytes | None, precision: str = "float32", source: Path | None = None
+        self,
+        model: Callable[[], Any],
+        key: bytes | None,
+        precision: str = "float32",
+        source: Path | None = None,
+        class_maps: bool = False,
     ) -> None:
         self.precision, self.workers = precision, cores()
-        self._model, self._key, self._source = cache(model), key, source
+        self._model, self._key, self._source, self._class_maps = cache(model), key, source, class_maps
         has_bf16 = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not has_bf16:
             raise UserError("this CPU has no bf16 instructions: leave out precision (--precision)")
@@ -91,7 +97,7 @@ class OpenVinoEngine(Engine):
             config["INFERENCE_NUM_THREADS"] = self.workers
 
         def compiled() -> Any:
-            model = self._model()
+            model = self._model() if self._class_maps else _without_class_maps(self._model())
             weakref.finalize(self, _THREADS.leave)
             with reading(self._source, Exception) if self._source else nullcontext():
                 return core.compile_model(model, "CPU", config)
@@ -109,7 +115,14 @@ class OpenVinoEngine(Engine):
         import openvino
 
         parts = (openvino.get_version(), *cpu(), repr(sorted(config.items())), str(cores()))
-        return cached(self._key, parts, load, make)
+        return cached(self._key, (*parts, *[CLASS_MAPS] * self._class_maps), load, make)
+
+
+def _without_class_maps(model: Any) -> Any:
+    import openvino
+
+    kept = [result for result in model.get_results() if CLASS_MAPS not in result.output(0).get_names()]
+    return openvino.Model(kept, model.get_parameters())
 
 
 def kept_model(key: bytes | None, make: Callable[[], Any]) -> Any:

@@ -6,24 +6,29 @@ from dataclasses import replace
 from itertools import chain, groupby
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vankit.data.images import MAX_PIXELS, ImageLike, is_one_image, several, source_name, to_image
 from vankit.data.preprocessing import check_img_size
 from vankit.data.walk import begin, find_inputs
+from vankit.deploy.folder import is_exported
+from vankit.deploy.opening import Network, open_network
+from vankit.engines.choose import on_torch
 from vankit.errors import UserError, reason_of
-from vankit.explanation import methods
-from vankit.explanation.methods import Explanation
-from vankit.explanation.subjects import open_subject
+from vankit.explanation.grad_cam import GradCam
+from vankit.explanation.results import Explanation, Method
+from vankit.explanation.subjects import ClassMaps
 from vankit.files import check_folder, replacing
 from vankit.locks import check_free, held, making
 from vankit.models.description import Weights
+from vankit.prediction.labels import Predictor
 from vankit.prediction.request import check_request
 from vankit.tasks.results import Failure
 
-Method = Literal["grad-cam", "attention", "receptive-field", "statistics"]
+if TYPE_CHECKING:
+    from torch import nn
+
+MethodName = Literal["grad-cam", "attention", "receptive-field", "statistics"]
 
 _OF_ALL = ("receptive-field", "statistics")  # one explanation, of all images
 
@@ -87,7 +92,7 @@ def iter_explanations(
     checkpoint: str | PathLike[str] | None = None,
     output: str | PathLike[str] | None = None,
     *,
-    method: Method = "grad-cam",
+    method: MethodName = "grad-cam",
     target: str | int | Sequence[str | int] | None = None,
     stage: int | None = None,
     layer: str | None = None,
@@ -100,7 +105,7 @@ def iter_explanations(
 ) -> Iterator[Explanation | Failure]:
     """`explain`, one image at a time: images are read, and pictures written, as the iterator is consumed."""
     given = [inputs] if is_one_image(inputs) else list(several(inputs, "inputs"))
-    others = [compare] if isinstance(compare, str | nn.Module) else list(compare)
+    others: list[Any] = [compare] if isinstance(compare, str) or not isinstance(compare, Sequence) else list(compare)
     _check(method, given, target, stage, layer, others)
     check_folder(output)
     if output is not None:
@@ -109,35 +114,79 @@ def iter_explanations(
     if img_size is not None:
         check_img_size(img_size)
     sources = begin(_sources(given, output))
-    options: dict[str, Any] = {"device": device, "needs_classes": method == "grad-cam"}
-    subjects = [open_subject(model, checkpoint, pretrained, img_size, weights=weights, **options)]
-    if img_size is not None and given and not subjects[0].fixed_size:
-        raise UserError(f"img_size is for classifiers, and {subjects[0].name} chooses its own sizes: leave it out")
-    for other in others:
-        name = other if isinstance(other, str) else None
-        subjects.append(open_subject(other, None, pretrained, name=name, **options))
-    for place, subject in enumerate(subjects, 1):
-        if subject.name in [before.name for before in subjects[: place - 1]]:
-            subject.name += f" ({place})"
-    look: methods.Method
-    if method == "grad-cam":
-        targets = [target] if isinstance(target, str | int) else list(target or ())
-        look = methods.GradCam(subjects, targets or [None], stage, layer)
-    elif method == "attention":
-        look = methods.Attention(subjects[0], stage)
-    elif method == "receptive-field":
-        look = methods.ReceptiveField(subjects, stage, layer, generate=not given)
+    of_network = _asked_of_network(method, stage, layer, others, img_size)
+    opened: Any = model
+    if of_network is None or is_exported(model):
+        opened = open_network(model, checkpoint, pretrained, weights=weights, engine="auto", device=device)
+        checkpoint = weights = None
+    targets = [target] if isinstance(target, str | int) else list(target or ())
+    look: Method
+    if isinstance(opened, Network) and _gives_class_maps(opened, of_network, device):
+        name = opened.description.model or opened.source
+        look = GradCam([ClassMaps(Predictor(opened, device=device), name)], targets)
     else:
-        look = methods.Statistics(subjects[0], stage)
+        from vankit.explanation import methods  # and PyTorch with it
+        from vankit.explanation.networks import open_subject
+
+        options: dict[str, Any] = {"device": device, "needs_classes": method == "grad-cam"}
+        subjects = [open_subject(opened, checkpoint, pretrained, img_size, weights=weights, **options)]
+        if img_size is not None and given and not subjects[0].fixed_size:
+            raise UserError(f"img_size is for classifiers, and {subjects[0].name} chooses its own sizes: leave it out")
+        for other in others:
+            named = other if isinstance(other, str) else None
+            subjects.append(open_subject(other, None, pretrained, name=named, **options))
+        for place, subject in enumerate(subjects, 1):
+            if subject.name in [before.name for before in subjects[: place - 1]]:
+                subject.name += f" ({place})"
+        if method == "grad-cam":
+            look = GradCam(subjects, targets, stage, layer)
+        elif method == "attention":
+            look = methods.Attention(subjects[0], stage)
+        elif method == "receptive-field":
+            look = methods.ReceptiveField(subjects, stage, layer, generate=not given)
+        else:
+            look = methods.Statistics(subjects[0], stage)
     found = _each(sources, look, max_pixels)
     yield from found if output is None else _written(found, Path(output), method)
+
+
+def _asked_of_network(
+    method: str, stage: int | None, layer: object, compare: Sequence[Any], img_size: int | None
+) -> str | None:
+    """What an option asks for that only the network in PyTorch has; None if the maps of its classes are enough."""
+    asked = {
+        f"method {method}": method != "grad-cam",
+        f"stage {stage}": stage not in (None, 4),
+        "`layer`": layer is not None,
+        "`compare`": bool(compare),
+        "`img_size`": img_size is not None,
+    }
+    return next((name for name, is_asked in asked.items() if is_asked), None)
+
+
+def _gives_class_maps(opened: Network, of_network: str | None, device: str) -> bool:
+    """Whether an engine other than PyTorch will do.
+
+    Raises:
+        ValueError: it is a folder, which has nothing else, and it will not.
+    """
+    if opened.exported is None:
+        return opened.own and not on_torch("auto", device) and opened.class_maps
+    if opened.dense or of_network is not None:
+        asked = of_network or f"a {opened.description.head}"
+        raise UserError(
+            f"{opened.source} is an exported folder, which has no gradients, and {asked} needs the network in PyTorch: "
+            "pass the model or its checkpoint"
+        )
+    opened.check_class_maps()
+    return True
 
 
 def _check(
     method: str, inputs: Sequence[Any], target: object, stage: int | None, layer: object, compare: Sequence[Any]
 ) -> None:
-    if method not in get_args(Method):
-        raise UserError(f"method is {method!r}, expected one of {', '.join(get_args(Method))}")
+    if method not in get_args(MethodName):
+        raise UserError(f"method is {method!r}, expected one of {', '.join(get_args(MethodName))}")
     if not inputs and method != "receptive-field":
         raise UserError(f"method {method} looks at images: pass files, folders or patterns")
     if target is not None and method != "grad-cam":
@@ -164,7 +213,7 @@ def _sources(given: Sequence[ImageLike], output: str | PathLike[str] | None) -> 
     return chain.from_iterable(parts)
 
 
-def _each(sources: Iterable[ImageLike], look: methods.Method, max_pixels: int) -> Iterator[Explanation | Failure]:
+def _each(sources: Iterable[ImageLike], look: Method, max_pixels: int) -> Iterator[Explanation | Failure]:
     barren = None
     try:
         for image in sources:

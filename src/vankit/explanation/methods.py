@@ -1,11 +1,7 @@
-"""The four ways to look: each makes a figure, the arrays behind it, and a line that sums it up."""
+"""The ways to look that need the layers of a network in PyTorch."""
 
-import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,112 +11,16 @@ from torch import Tensor
 
 from vankit.errors import UserError
 from vankit.explanation import figures, maps
-from vankit.explanation.subjects import Subject
-from vankit.files import save_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from vankit.explanation.networks import NetworkSubject
+from vankit.explanation.results import Explanation
 
 _GENERATED = 20  # inputs, as many as Luo et al. average over
-_DPI = 110
-
-
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """What a network looks at, in one image or, for receptive fields and statistics, in all of them.
-
-    Attributes:
-        source: the image's path or description, or what was averaged over.
-        summary: one line.
-        figure: a matplotlib figure; a notebook shows it for the explanation.
-        maps: by name, the arrays drawn, at the resolution they were computed at; as they are, before any scaling.
-        rows: the numbers in the figure as a table.
-        path: the picture's file, where one was written.
-    """
-
-    source: str
-    summary: str
-    figure: "Figure" = field(repr=False)
-    maps: dict[str, NDArray[Any]] = field(repr=False)
-    rows: list[dict[str, Any]] = field(repr=False)
-    path: Path | None = None
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the figure; the suffix decides the format, as matplotlib knows them."""
-        save_figure(self.figure, path, dpi=_DPI, bbox_inches="tight")
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight")
-        return buffer.getvalue()
-
-
-class Method(Protocol):
-    """A way to look at one picture after the other."""
-
-    def one(self, source: str, image: Image.Image) -> Explanation | None:
-        """Look at a picture."""
-
-    def all(self) -> Iterator[Explanation]:
-        """What there is to say of all of them."""
-
-
-class GradCam:
-    """Grad-CAM of every subject side by side; see `vankit.explain`."""
-
-    def __init__(
-        self, subjects: Sequence[Subject], targets: Sequence[str | int | None], stage: int | None, layer: str | None
-    ) -> None:
-        if layer is None and stage is None:
-            stage = 4
-        self.subjects = subjects
-        self.layers = [next(iter(maps.layers_of(s.body, stage, layer).items())) for s in subjects]
-        self.targets = [[None if name is None else s.class_number(name) for name in targets] for s in subjects]
-
-    def one(self, source: str, image: Image.Image) -> Explanation:
-        lines, heats, rows = [], {}, []
-        for subject, (place, layer), targets in zip(self.subjects, self.layers, self.targets, strict=True):
-            line: list[figures.Panel] = []
-            for target in targets:
-                heat, picture, shown, index = _explained(subject, layer, image, target)
-                if not line:
-                    line.append((picture, None, f"{subject.name}\npredicted: {subject.verdict(shown)}"))
-                verdict = subject.verdict(shown, index) + ("" if heat.any() else ": no positive evidence")
-                line.append((picture, heat, f"{subject.name}, {place}\n{verdict}"))
-                heats[f"{subject.name} {subject.classes[index]}"] = heat
-                chosen = {"class": subject.classes[index], "index": index, "score": float(shown[index])}
-                rows.append({"model": subject.name, "layer": layer, **chosen, "largest": float(heat.max())})
-            lines.append(line)
-        if len(self.targets[0]) == 1:  # side by side, beside the picture as the first network sees it
-            lines = [lines[0][:1] + [line[1] for line in lines]]
-        summary = "; ".join(f"{row['model']} {row['class']} {row['score']:.1%}" for row in rows)
-        return Explanation(source, summary, figures.draw_heat(lines), heats, rows)
-
-    def all(self) -> Iterator[Explanation]:
-        return iter(())
-
-
-def _explained(
-    subject: Subject, layer: str, image: Image.Image, target: int | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64], int]:
-    """Heat (h, w), picture (H, W, 3), scores (classes,), and the class explained."""
-    found: list[tuple[NDArray[np.float64], int]] = []
-
-    def score(x: Tensor) -> Tensor:
-        scores, shown = subject.scores(x)
-        index = subject.choose(shown, target)
-        found.append((shown, index))
-        return scores[index][None]
-
-    with maps.inputs_of(subject.body) as inputs:
-        heat = maps.grad_cam(subject.body, layer, subject.prepare(image), score)[0]
-    return heat.float().cpu().numpy(), subject.picture(inputs[0]), *found[0]
 
 
 class Attention:
     """The LKA attention of every block; see `vankit.explain`."""
 
-    def __init__(self, subject: Subject, stage: int | None) -> None:
+    def __init__(self, subject: NetworkSubject, stage: int | None) -> None:
         self.subject, self.blocks = subject, maps.blocks_of(subject.body, stage)
 
     def one(self, source: str, image: Image.Image) -> Explanation:
@@ -138,7 +38,7 @@ class Attention:
             for (stage, block), x in heats.items()
         ]
         named = {f"stage {stage} block {block}": x for (stage, block), x in heats.items()}
-        figure = figures.draw_blocks(self.subject.picture(inputs[0]), heats, verdict)
+        figure = figures.draw_blocks(self.subject.seen(inputs[0]), heats, verdict)
         return Explanation(source, f"{verdict}, {len(rows)} blocks", figure, named, rows)
 
     def all(self) -> Iterator[Explanation]:
@@ -148,7 +48,9 @@ class Attention:
 class ReceptiveField:
     """The effective receptive field, the mean over pictures or over generated input; see `vankit.explain`."""
 
-    def __init__(self, subjects: Sequence[Subject], stage: int | None, layer: str | None, generate: bool) -> None:
+    def __init__(
+        self, subjects: Sequence[NetworkSubject], stage: int | None, layer: str | None, generate: bool
+    ) -> None:
         self.subjects, self.generate = subjects, generate
         self.layers = [maps.layers_of(subject.body, stage, layer) for subject in subjects]
         self.totals: list[Any] = [0.0] * len(subjects)
@@ -191,7 +93,7 @@ class ReceptiveField:
 class Statistics:
     """Figures of every LKA channel over the pictures; see `vankit.explain`."""
 
-    def __init__(self, subject: Subject, stage: int | None) -> None:
+    def __init__(self, subject: NetworkSubject, stage: int | None) -> None:
         self.subject, self.blocks = subject, maps.blocks_of(subject.body, stage)
         self.sums, self.count = maps.ChannelStatistics(), 0
 

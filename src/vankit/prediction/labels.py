@@ -112,7 +112,7 @@ class Predictor:
         avoid_lost_threads()
         self._opened = opened = open_network(model, checkpoint, pretrained, classes, weights, engine, device)
         self._options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device}
-        self._batch_size, self._engine = batch_size, PerProcess[Engine]()
+        self._batch_size, self._engine, self._explaining = batch_size, PerProcess[Engine](), PerProcess[Engine]()
         if opened.dense:
             raise UserError(f"{opened.source} is a detector or segmenter: use vankit.DensePredictor")
         self.description = opened.description
@@ -140,12 +140,13 @@ class Predictor:
         """
         return self._engine.get(self._open)
 
-    def _open(self) -> Engine:
+    def _open(self, class_maps: bool = False) -> Engine:
+        options = {"class_maps": class_maps, **self._options}
         if self._opened.exported is not None:
-            return self._opened.exported.engine(**self._options)
+            return self._opened.exported.engine(**options)
         from vankit.engines.choose import engine_by_key, engine_for
 
-        size, options = self.preprocessing.input_size, {"batch_size": self._batch_size, **self._options}
+        size, options = self.preprocessing.input_size, {"batch_size": self._batch_size, **options}
         remembered = self._opened.remembered
         if remembered is not None and not remembered.is_open:
             return engine_by_key(lambda: remembered.module, remembered.key, size, **options)
@@ -182,14 +183,39 @@ class Predictor:
         Raises:
             ValueError: x has another dtype, rank or size, or a logit is not finite.
         """
+        logits = self.engine(self._checked(x))
+        check_output(logits)
+        return logits
+
+    def _checked(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         x = np.asarray(x)
         expected = tuple(self.preprocessing.input_size)
         if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != expected:
             shape = ", ".join(map(str, expected))
             raise UserError(f"x is {x.dtype} of shape {x.shape}: expected float32 (B, {shape})")
-        logits = self.engine(x)
+        return x
+
+    def class_maps(self, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Where in an image the evidence for each class is: Grad-CAM (arXiv 1610.02391) at a VAN's last stage.
+
+        Behind that stage is a linear head, so this takes no gradients, and of a folder no PyTorch.
+
+        Args:
+            x: a preprocessed image, float32 (3, H, W) of the size in `preprocessing`.
+
+        Returns:
+            Its logits (num_classes,), and the maps (num_classes, h, w), 0 or more, of 1/32 of the image's sides.
+
+        Raises:
+            ValueError: the network is not a VAN, the folder was exported without them, x has another dtype, rank or
+                size, or a value is not finite.
+        """
+        self._opened.check_class_maps()
+        engine = self._explaining.get(lambda: self._open(class_maps=True))
+        logits, maps = engine.outputs(self._checked(x[None]))
         check_output(logits)
-        return logits
+        check_output(maps)
+        return logits[0], maps[0]
 
     def scores(self, logits: NDArray[np.float32]) -> NDArray[Any]:
         """What the network's answer means, 0 to 1: softmax, or of a multi-label network the sigmoid of each logit.
