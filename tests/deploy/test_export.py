@@ -31,7 +31,10 @@ from vankit.deploy.folder import FILES, Exported, Format, read_exported
 from vankit.engines import convert
 from vankit.engines.convert import OPSETS, UnsupportedNetworkError, to_openvino
 from vankit.errors import MissingPackageError, UserError
+from vankit.explanation.maps import grad_cam
 from vankit.locks import held
+from vankit.models import class_maps
+from vankit.models.class_maps import WithClassMaps
 from vankit.models.fold import fold
 from vankit.prediction.labels import Predictor
 
@@ -151,6 +154,29 @@ def test_folders_for_devices_run(network: nn.Module, exports: Factory, tmp_path:
         "torch",
         "executorch" if kind == "executorch" else "ai-edge-litert",
     }
+
+
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["openvino", "onnx"])
+def test_class_maps_are_grad_cam(network: nn.Module, exports: Factory, kind: Format, dynamic: bool) -> None:
+    folder = exports(kind, dynamic)
+    predictor, x = Predictor(folder.folder), noise(1, *SIZE)
+    logits, maps = predictor.class_maps(x[0])
+    np.testing.assert_allclose(logits, eager(network, x)[0], atol=1e-4)
+    for i, found in enumerate(maps):
+        heat = grad_cam(network, "stage4", torch.from_numpy(x), lambda y, i=i: network(y)[:, i])
+        np.testing.assert_allclose(found, heat[0], atol=1e-5)
+    assert maps.shape == (4, 2, 2) and maps.max() > 0.01
+    assert len(folder.engine().outputs(x)) == 1  # nor are they computed for labels
+    with pytest.raises(UserError, match=r"^x is float32 of shape \(1, 1, 3, 64, 48\)"):
+        predictor.class_maps(x)
+
+
+@pytest.mark.parametrize("kind", ["pt2", *ON_DEVICES])
+def test_other_formats_have_no_class_maps(exports: Factory, kind: Format) -> None:
+    folder = exports(kind).folder
+    with pytest.raises(UserError, match=f"^{folder} gives no class maps: expected .*, exported to openvino or onnx"):
+        Predictor(folder).class_maps(noise(*SIZE))
 
 
 @pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -362,11 +388,24 @@ def test_a_wrong_network_is_not_kept(
         folded.head.fc.bias.data[1] += 3e-4
         return folded
 
-    monkeypatch.setattr(convert, "fold", wrong)
+    for module in (convert, class_maps):
+        monkeypatch.setattr(module, "fold", wrong)
     with pytest.raises(
         UserError, match=r"differs from PyTorch's: a logit differs by 3\.[0-9]e-04, where 1e-04 is allowed"
     ):
         vankit.export(network, out=tmp_path / "new", format=kind, classes=CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_class_maps_are_not_kept(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(WithClassMaps):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, maps = super().forward(x)
+            return logits, maps.flip(1)
+
+    monkeypatch.setattr(class_maps, "WithClassMaps", Wrong)
+    with pytest.raises(UserError, match=r"differs from PyTorch's: a class map differs by .*, where 1e-04 is allowed"):
+        vankit.export(network, out=tmp_path / "new", classes=CLASSES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -381,6 +420,8 @@ def test_a_network_wrong_at_other_sizes_only_is_not_kept(
         return found
 
     monkeypatch.setattr(export, "to_openvino", cut)
+    for module in (export, class_maps):  # which would raise at other sizes
+        monkeypatch.setattr(module, "has_class_maps", lambda network: False)
     with pytest.raises(UserError, match=r"differs from PyTorch's: .* inputs \(3, 95, 48\)"):
         vankit.export(network, out=tmp_path / "new", dynamic=True, classes=CLASSES)
     assert list(tmp_path.iterdir()) == []

@@ -35,7 +35,7 @@ model = Model.create_model(adapter, configuration=eval(settings))
 if "MaskRCNN" in type(model).__name__:
     model.orig_width = model.orig_height = 1  # the wrapper of 0.4.7 forgets them where sizes vary
 result = model(np.load(picture))
-names = ("raw_scores", "resultImage", "bboxes", "labels", "scores", "masks")
+names = ("saliency_map", "raw_scores", "resultImage", "bboxes", "labels", "scores", "masks")
 np.savez(found, **{name: np.asarray(getattr(result, name)) for name in names if hasattr(result, name)})
 """
 
@@ -71,6 +71,9 @@ def test_a_classifier(ask: Callable[..., Any], tmp_path: Path) -> None:
     assert wrapper == "ClassificationModel"
     for label in vankit.Predictor(folder.folder, top_k=10)(x).labels:
         assert found["raw_scores"][label.index] == pytest.approx(label.score, abs=1e-4)
+    predictor = vankit.Predictor(folder.folder)
+    _, maps = predictor.class_maps(predictor.preprocess(x))
+    np.testing.assert_allclose(found["saliency_map"][0], maps, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -21,7 +21,8 @@ from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import Exported
 from vankit.errors import MissingFileError, UserError
 from vankit.explanation import iter_explanations, maps
-from vankit.explanation.subjects import Subject, open_subject
+from vankit.explanation.networks import open_subject
+from vankit.explanation.subjects import Subject
 from vankit.heads.backbone import backbone_of
 from vankit.heads.build import build_network
 from vankit.models.description import Description
@@ -364,7 +365,7 @@ def test_an_output_folder_has_one_writer(photo: Path, tmp_path: Path, monkeypatc
     first = iter_explanations([photo, photo], CIFAR, output=out, method="attention")
     next(first)
     with monkeypatch.context() as patch:
-        patch.setattr("vankit.explanation.open_subject", None)
+        patch.setattr("vankit.explanation.networks.open_subject", None)
         with pytest.raises(UserError, match=f"{out} is being written by process"):
             next(iter_explanations(photo, CIFAR, output=out, method="attention"))
     first.close()

@@ -3,6 +3,7 @@
 from typing import Any
 
 from vankit.deploy.folder import Exported
+from vankit.engines.base import CLASS_MAPS
 
 TITLES = {
     "openvino": "OpenVINO", "onnx": "ONNX", "pt2": "torch.export", "executorch": "ExecuTorch", "litert": "LiteRT",
@@ -13,6 +14,9 @@ _SCORES = (
     "The sigmoid of each is its score; a picture has every class whose score\n  reaches the class's threshold in "
     "`thresholds` of `export.json`, and perhaps none.",
 )
+_MAPS = f"""
+- Output `{CLASS_MAPS}`: float32 (batch, classes, h, w), where in the picture the evidence for each class is: Grad-CAM
+  at the last stage, 0 or more, of 1/32 of the picture's sides."""
 _BEST = "    print(file.read().splitlines()[logits.argmax()])"
 IMPORTS = {
     "openvino": "import openvino\nfrom PIL import Image",
@@ -71,7 +75,7 @@ Without vankit:
   {width} × {height}; (value / 255 − mean) / std with mean {list(preprocessing.mean)} and
   std {list(preprocessing.std)}.
 - Output{logits}: float32 ({"batch" if exported.dynamic else 1}, {outputs}), a logit per class in the order of
-  `labels.txt`. {_SCORES[exported.description.multi_label]}
+  `labels.txt`. {_SCORES[exported.description.multi_label]}{_MAPS * (CLASS_MAPS in exported.outputs)}
 
 ## Checks
 

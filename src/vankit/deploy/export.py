@@ -297,15 +297,17 @@ def _largest_difference(exported: Exported, network: nn.Module, tolerance: float
         found = run(x)
         for output in (*expected, *found):
             check_output(output)
-        difference, *of_maps = (float(np.abs(y - z).max()) for y, z in zip(found, expected, strict=True))
+        differences = [float(np.abs(y - z).max()) for y, z in zip(found, expected, strict=True)]
+        largest = max(differences)
         others = int((found[0].argmax(1) != expected[0].argmax(1)).sum())
-        if max(difference, *of_maps) > tolerance or others:
+        if largest > tolerance or others:
+            output = "a logit" if largest == differences[0] else "a class map"
             raise UserError(
-                f"the exported network differs from PyTorch's: a logit differs by {difference:.1e}, where "
+                f"the exported network differs from PyTorch's: {output} differs by {largest:.1e}, where "
                 f"{tolerance:.0e} is allowed, and top-1 on {others} of {len(x)} inputs {x.shape[1:]}; "
                 "nothing was written"
             )
-        worst = max(worst, difference)
+        worst = max(worst, differences[0])
     return worst
 
 

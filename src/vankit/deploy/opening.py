@@ -67,10 +67,12 @@ class Network:
             ValueError: it cannot.
         """
         if not self.class_maps:
-            again = "; export it again, which earlier versions did without them" * (self.exported is not None)
+            of_folder = (
+                ", exported to openvino or onnx by this version or a later one: export it again, or pass the model or "
+                "its checkpoint"
+            )
             raise UserError(
-                f"{self.source} gives no class maps: expected a VAN with a head, or its folder in format openvino or "
-                f"onnx{again}, or explain the model or its checkpoint with PyTorch"
+                f"{self.source} gives no class maps: expected a VAN with a head{of_folder if self.exported else ''}"
             )
 
     def __getstate__(self) -> dict[str, Any]:

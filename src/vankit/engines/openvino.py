@@ -121,8 +121,9 @@ class OpenVinoEngine(Engine):
 def _without_class_maps(model: Any) -> Any:
     import openvino
 
-    kept = [result for result in model.get_results() if CLASS_MAPS not in result.output(0).get_names()]
-    return openvino.Model(kept, model.get_parameters())
+    results = model.get_results()
+    kept = [result for result in results if CLASS_MAPS not in result.output(0).get_names()]
+    return model if len(kept) == len(results) else openvino.Model(kept, model.get_parameters())
 
 
 def kept_model(key: bytes | None, make: Callable[[], Any]) -> Any:
