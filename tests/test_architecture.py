@@ -92,6 +92,10 @@ def test_lightning_is_known_to_training_alone() -> None:
             "vankit.reports.log, vankit.validation",
             "torch, torchvision, timm, matplotlib, openvino",
         ),
+        (
+            ", ".join(f"vankit.explanation.{name}" for name in ("subjects", "grad_cam", "figures")),
+            "torch, timm, captum",
+        ),
         ("vankit.timm", "torch, timm"),
         ("vankit.ops", "triton, torch._dynamo"),
     ],

@@ -385,20 +385,43 @@ def test_more_mistakes(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="lies in the output folder"):
         vankit.explain(photo, CIFAR, output=tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "exported").mkdir()
-    preprocessing = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear")
-    exported = Exported(
-        tmp_path / "exported", "onnx", "float32", False, Description(classes=["a"], preprocessing=preprocessing), {}
-    )
-    exported.path.write_bytes(b"")
-    exported.write_description()
     with pytest.raises(MissingFileError, match="no images in"):
         list(iter_explanations(tmp_path / "empty", CIFAR))
-    with pytest.raises(UserError, match="is an exported folder, which has no gradients"):
-        vankit.explain(photo, tmp_path / "exported")
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(ImportError, match=r"pip install 'vankit\[explain\]'"):
-        vankit.explain(photo, CIFAR)
+        vankit.explain(photo, CIFAR, stage=3)
+
+
+SMALL = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear")
+
+
+@pytest.mark.parametrize(
+    ("options", "outputs", "says"),
+    [
+        ({}, ["logits"], "gives no class maps: expected .*: export it again, or pass the model or its checkpoint$"),
+        ({"stage": 3}, ["logits", "saliency_map"], "which has no gradients, and stage 3 needs the network in PyTorch"),
+        ({"layer": "stage4"}, ["logits", "saliency_map"], "no gradients, and `layer` needs"),
+        ({"compare": "van_b0"}, ["logits", "saliency_map"], "no gradients, and `compare` needs"),
+        ({"img_size": 64}, ["logits", "saliency_map"], "no gradients, and `img_size` needs"),
+        ({"method": "attention"}, ["logits", "saliency_map"], "no gradients, and method attention needs"),
+        ({}, ["boxes", "labels"], "no gradients, and a retinanet needs .*: pass the model or its checkpoint$"),
+        ({"compare": "folder"}, [], "is an exported folder, which has no gradients"),
+    ],
+)
+def test_what_a_folder_cannot_explain(
+    options: dict[str, Any], outputs: list[str], says: str, photo: Path, tmp_path: Path
+) -> None:
+    description = Description(classes=["a"], preprocessing=SMALL)
+    if "boxes" in outputs:
+        description = Description("detect", "retinanet", "van_b0", ["a"])
+    exported = Exported(tmp_path / "folder", "onnx", "float32", False, description, outputs=outputs or ["logits"])
+    exported.folder.mkdir()
+    exported.path.write_bytes(b"")
+    exported.write_description()
+    if options.get("compare") == "folder":
+        options = {"compare": [str(exported.folder)]}
+    with pytest.raises(UserError, match=says):
+        vankit.explain(photo, exported.folder if outputs else CIFAR, **options)
 
 
 def test_a_class_that_was_not_found_is_said_to_be_so() -> None:

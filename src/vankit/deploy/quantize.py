@@ -30,6 +30,8 @@ from vankit.data.reading import Reading, is_stream
 from vankit.data.walk import find_images
 from vankit.deploy.folder import FILES, Exported
 from vankit.deploy.judge import Judge
+from vankit.engines import onnxruntime as onnxruntime_engine
+from vankit.engines import openvino as openvino_engine
 from vankit.engines.base import Array, Engine, cores
 from vankit.errors import MissingPackageError, UserError, check_output
 from vankit.models.description import Description
@@ -255,24 +257,31 @@ def _ladder(layers: Sequence[tuple[str, Kind]]) -> list[tuple[list[str], list[st
 
 
 def _layers(exported: Exported) -> list[tuple[str, Kind]]:
-    """(name, kind) of all operations in the order of computation."""
+    """(name, kind) of all operations in the order of computation; those for class maps alone stay in float."""
     if exported.format == "openvino":
         import openvino
 
-        operations = openvino.Core().read_model(exported.path).get_ordered_ops()
-        return [
+        model = openvino.Core().read_model(exported.path)
+        layers = [
             (op.get_friendly_name(), _kind(op.get_type_name(), 1, op.get_attributes().get("strides", ())))
-            for op in operations
+            for op in model.get_ordered_ops()
             if op.get_type_name() not in ("Parameter", "Constant", "Result")
         ]
-    import onnx
+        for_logits = {op.get_friendly_name() for op in openvino_engine.without_class_maps(model).get_ordered_ops()}
+    else:
+        import onnx
 
-    nodes = onnx.load(exported.path).graph.node
-    attributes = [{a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in nodes]
-    return [
-        (node.name, _kind(node.op_type, found.get("group", 1), found.get("strides", ())))
-        for node, found in zip(nodes, attributes, strict=True)
-    ]
+        content = exported.path.read_bytes()
+        nodes, rest = (
+            onnx.load_from_string(each).graph.node for each in (content, onnxruntime_engine.without_class_maps(content))
+        )
+        attributes = [{a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in nodes]
+        layers = [
+            (node.name, _kind(node.op_type, found.get("group", 1), found.get("strides", ())))
+            for node, found in zip(nodes, attributes, strict=True)
+        ]
+        for_logits = {node.name for node in rest}
+    return [(name, kind if name in for_logits else "float") for name, kind in layers]
 
 
 def _kind(operation: str, groups: int, strides: Sequence[int]) -> Kind:

@@ -95,7 +95,7 @@ class OnnxRuntimeEngine(Engine):
             with tempfile.TemporaryDirectory() as folder:
                 chosen = options(runtime.GraphOptimizationLevel.ORT_ENABLE_ALL)
                 chosen.optimized_model_filepath = os.path.join(folder, "optimised.onnx")
-                content = self._model() if self._class_maps else _without_class_maps(self._model())
+                content = self._model() if self._class_maps else without_class_maps(self._model())
                 with reading(self._source, Exception) if self._source else nullcontext():
                     session = runtime.InferenceSession(content, chosen, providers=["CPUExecutionProvider"])
                 return session, Path(chosen.optimized_model_filepath).read_bytes()
@@ -106,8 +106,9 @@ class OnnxRuntimeEngine(Engine):
         return cached(self._key, parts, load, make)
 
 
-def _without_class_maps(model: bytes) -> bytes:
-    """ONNX Runtime computes all that is in a model, whether it is asked for or not."""
+def without_class_maps(model: bytes) -> bytes:
+    """The bytes of an ONNX file without the output `CLASS_MAPS` and what is computed for it alone, which ONNX Runtime
+    would compute whether it is asked for or not."""
     try:
         from onnx import load_from_string
         from onnx.utils import Extractor

@@ -97,7 +97,7 @@ class OpenVinoEngine(Engine):
             config["INFERENCE_NUM_THREADS"] = self.workers
 
         def compiled() -> Any:
-            model = self._model() if self._class_maps else _without_class_maps(self._model())
+            model = self._model() if self._class_maps else without_class_maps(self._model())
             weakref.finalize(self, _THREADS.leave)
             with reading(self._source, Exception) if self._source else nullcontext():
                 return core.compile_model(model, "CPU", config)
@@ -118,7 +118,8 @@ class OpenVinoEngine(Engine):
         return cached(self._key, (*parts, *[CLASS_MAPS] * self._class_maps), load, make)
 
 
-def _without_class_maps(model: Any) -> Any:
+def without_class_maps(model: Any) -> Any:
+    """An `openvino.Model` without the output `CLASS_MAPS` and what is computed for it alone."""
     import openvino
 
     results = model.get_results()
