@@ -22,6 +22,7 @@ from vankit.deploy import quantize as module
 from vankit.deploy.folder import Exported, Format
 from vankit.deploy.quantize import Int8Report, open_pictures, quantize
 from vankit.errors import MissingFileError, UserError
+from vankit.models.class_maps import WithClassMaps
 from vankit.models.description import Description
 from vankit.prediction.labels import Predictor
 
@@ -141,6 +142,15 @@ def test_dynamic_int8_takes_other_sizes(int8: Exported, network: nn.Module) -> N
     assert 1e-4 < difference < 0.2 * np.abs(expected).max()
 
 
+def test_int8_has_class_maps(int8: Exported, network: nn.Module) -> None:
+    predictor = Predictor(int8.folder)
+    x = predictor.preprocess(np.asarray(picture(1)))
+    with torch.inference_mode():
+        _, expected = WithClassMaps(network)(torch.from_numpy(x)[None])
+    _, maps = predictor.class_maps(x)
+    assert 1e-5 < np.abs(maps - expected[0].numpy()).max() < 0.2 * expected.max()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["openvino", "onnx"])
 def test_what_is_quantised(
@@ -154,10 +164,11 @@ def test_what_is_quantised(
         [], [DEPTHWISE], *([DEPTHWISE, "patch embeddings", *STAGES[:n]] for n in range(4))
     ]  # fmt: skip
     head, depthwise = {"openvino": ("MatMul", "GroupConvolution"), "onnx": ("Gemm", "Conv")}[kind]
+    heads = {"openvino": 1, "onnx": 2}[kind]  # class maps, which stay in float, share the weights with the head
     for rung, convolutions in ((0, (24, 12)), (1, (24, 0)), (2, (20, 0)), (5, (5, 0))):
         found = replace(exported, folder=tmp_path / str(rung))
         module._quantize_without(ladder[rung][1], exported, found, inputs)
-        expected = Counter({head: 1}) + Counter({"Convolution" if kind == "openvino" else "Conv": convolutions[0]})
+        expected = Counter({head: heads}) + Counter({"Convolution" if kind == "openvino" else "Conv": convolutions[0]})
         assert quantised_operations(found.path) - Counter({"Reshape": 9}) == expected + Counter(
             {depthwise: convolutions[1]}
         )

@@ -32,7 +32,8 @@ def command(
     Args:
         images: image files, folders (searched with their subfolders) and quoted glob patterns; receptive-field needs
             none.
-        model: such as van_b2 or van_b0.cifar10; for grad-cam and receptive-field any timm model. Default: the
+        model: such as van_b2 or van_b0.cifar10; for grad-cam and receptive-field any timm model; for grad-cam at
+            the last stage also the folder that `vankit export` wrote of a VAN that classifies. Default: the
             checkpoint's model, or van_b0.
         checkpoint: weights in any public format, or those of a detector or segmenter; or a folder with them. Default:
             the model's public weights.

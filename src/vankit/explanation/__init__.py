@@ -42,6 +42,10 @@ def explain(
 ) -> list[Explanation | Failure]:
     """Show what a network looks at.
 
+    Grad-CAM at the last stage of a VAN that classifies, without the options `layer`, `compare` and `img_size`, takes no
+    gradients: an engine computes it with the labels, of an exported folder without PyTorch, and of a name or
+    checkpoint from the second start on, see `vankit.Predictor.class_maps`.
+
     Methods:
         grad-cam: where the evidence for a class is (arXiv 1610.02391): ReLU of the layer's channels, weighted by the
             mean gradient of the class's logit; of a detector the score of its best object, of a semantic segmenter the
@@ -57,7 +61,8 @@ def explain(
         inputs: files, folders (searched through), glob patterns, bytes of image files, PIL images, uint8 arrays
             (H, W, 3) in RGB order or (H, W) grey; one or several.
         model, checkpoint: see `vankit.Predictor`; any timm model for grad-cam and receptive-field. The checkpoint alone
-            of a detector or segmenter, whose VAN is looked at. Of a VAN without a head for all but grad-cam.
+            of a detector or segmenter, whose VAN is looked at. Of a VAN without a head for all but grad-cam. An exported
+            folder for what takes no gradients.
         output: folder for a PNG per image, or one named after the method with a CSV of its rows. What the folder holds
             is not an input.
         method: see above.
@@ -81,7 +86,7 @@ def explain(
         FileNotFoundError: a folder or pattern has no images; raised after the others are answered and written.
         ValueError: an option does not fit the method or the network, the output cannot be written, or someone else is
             writing it.
-        ImportError: captum, which grad-cam needs, is not installed.
+        ImportError: captum, which takes gradients for grad-cam, is not installed.
     """
     return list(iter_explanations(inputs, model, checkpoint, output, **options))
 
