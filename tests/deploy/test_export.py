@@ -167,6 +167,8 @@ def test_class_maps_are_grad_cam(network: nn.Module, exports: Factory, kind: For
         heat = grad_cam(network, "stage4", torch.from_numpy(x), lambda y, i=i: network(y)[:, i])
         np.testing.assert_allclose(found, heat[0], atol=1e-5)
     assert maps.shape == (4, 2, 2) and maps.max() > 0.01
+    of_torch = Predictor(network, classes=CLASSES, engine="torch").class_maps(x[0])
+    np.testing.assert_allclose(of_torch[1], maps, atol=1e-5)
     assert len(folder.engine().outputs(x)) == 1  # nor are they computed for labels
     with pytest.raises(UserError, match=r"^x is float32 of shape \(1, 1, 3, 64, 48\)"):
         predictor.class_maps(x)

@@ -149,6 +149,14 @@ def test_a_missing_runtime_is_named(
         read_exported(tmp_path).engine()
 
 
+@pytest.mark.parametrize("kind", ["openvino", "onnx"])
+def test_class_maps_that_the_model_does_not_give(copied: Callable[[Format], Path], kind: Format) -> None:
+    folder = copied(kind)
+    replace(read_exported(folder), outputs=("logits", "saliency_map")).write_description()
+    with pytest.raises(UserError, match=r"its output is .*3\), and export.json asks for \(1, 3\), \(1, 3, any, any\)"):
+        read_exported(folder).engine()(np.zeros((1, 3, 8, 6), np.float32))
+
+
 def test_onnx_in_openvino(made: Callable[[Format, bool], Path]) -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 6), np.float32)
     for dynamic in (False, True):

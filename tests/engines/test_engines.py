@@ -1,6 +1,7 @@
 """Engines against the eager network, and a cache that is never trusted."""
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -19,7 +20,7 @@ from vankit.engines.base import Engine, check_options
 from vankit.engines.cache import _sign, cache_folder, user_secret
 from vankit.engines.choose import engine_for
 from vankit.engines.convert import OPSETS, UnsupportedNetworkError, to_onnx, to_openvino, whole_to_onnx
-from vankit.engines.onnxruntime import OnnxRuntimeEngine
+from vankit.engines.onnxruntime import OnnxRuntimeEngine, without_class_maps
 from vankit.engines.openvino import OpenVinoEngine, openvino_core
 from vankit.engines.torch import TorchEngine
 from vankit.errors import UserError
@@ -148,6 +149,11 @@ def test_auto_is_torch_for_a_network_that_cannot_be_exported(
     np.testing.assert_allclose(engine(images), Awkward()(means).numpy(), atol=1e-6)
     with pytest.raises(UnsupportedNetworkError):
         engine_for(Awkward(), SIZE, "openvino")
+
+
+def test_onnx_runtime_runs_without_the_package_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert without_class_maps(b"any") == b"any"
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])

@@ -11,12 +11,11 @@ from torch import nn
 
 from vankit.engines.base import CLASS_MAPS, UnsupportedNetworkError
 from vankit.errors import MissingPackageError
-from vankit.models.class_maps import folded
+from vankit.models.class_maps import folded, has_class_maps
 from vankit.models.fold import fold
 
 _NO_LIMIT = 2**40
 _OPSET = 18
-_OUTPUTS = "logits", CLASS_MAPS
 
 # At 32 pixels VAN's last map has size 1, which torch.export would take for a constant
 SMALLEST = 33
@@ -63,11 +62,16 @@ def to_openvino(network: nn.Module, input_size: Sequence[int], dynamic: bool = F
     with _exporting("OpenVINO"):
         model = openvino.convert_model(program)
         model.input(0).set_names({"images"})
-        for output, name in zip(model.outputs, _OUTPUTS, strict=False):
+        for output, name in zip(model.outputs, _output_names(network), strict=False):
             output.set_names({name})
         if not dynamic:  # the converter forgets the size, which the program's kernels were cut for
             model.reshape([1, *input_size])
         return model
+
+
+def _output_names(network: nn.Module) -> list[str]:
+    """Those that are named; a feature extractor has further ones."""
+    return ["logits", *[CLASS_MAPS] * has_class_maps(network)]
 
 
 def to_onnx(
@@ -89,7 +93,7 @@ def to_onnx(
     except ImportError:
         raise MissingPackageError("ONNX needs its packages: pip install 'vankit[onnx]'") from None
     program = to_program(network, input_size, dynamic, class_maps=True)
-    names = _OUTPUTS[: len(program.graph_signature.user_outputs)]
+    names = _output_names(network)
     with _exporting("ONNX"):
         found = torch.onnx.export(
             program, (), opset_version=opset, input_names=["images"], output_names=names, verbose=False

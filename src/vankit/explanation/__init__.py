@@ -61,8 +61,8 @@ def explain(
         inputs: files, folders (searched through), glob patterns, bytes of image files, PIL images, uint8 arrays
             (H, W, 3) in RGB order or (H, W) grey; one or several.
         model, checkpoint: see `vankit.Predictor`; any timm model for grad-cam and receptive-field. The checkpoint alone
-            of a detector or segmenter, whose VAN is looked at. Of a VAN without a head for all but grad-cam. An exported
-            folder for what takes no gradients.
+            of a detector or segmenter, whose VAN is looked at. Of a VAN without a head for all but grad-cam. An
+            exported folder for what takes no gradients.
         output: folder for a PNG per image, or one named after the method with a CSV of its rows. What the folder holds
             is not an input.
         method: see above.
