@@ -1,7 +1,8 @@
 """Detectors and segmenters of checkpoints as whole models in the cache, so that the next start needs no PyTorch.
 
-A conversion and its comparison take as long as those of `vankit export`, so nobody waits for them: the command line does
-them once its answers are out. What differs from PyTorch or cannot be converted goes on as it is, and is not tried again.
+A conversion and its comparison take as long as those of `vankit export`, so nobody waits for them: the command line
+does them once its answers are out. What differs from PyTorch or cannot be converted goes on as it is, and is not tried
+again.
 """
 
 import copy
