@@ -126,6 +126,7 @@ def folder(
 ) -> Path:
     """photo.jpg, clip.mp4, a public checkpoint, and the folders that the pages suppose: photos, flowers, coco, …"""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vankit.cli.keeping.keep_whole", lambda opened: None)  # see tests/cli/conftest.py
     rng = np.random.default_rng(0)
     places = ["photo.jpg", "photos/1.jpg", "photos/2.png", "more/deep/3.png"]
     places += [f"desert/images/{i}.jpg" for i in range(24)]

@@ -27,6 +27,12 @@ def run() -> Callable[..., int]:
     return call
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next start is not prepared, which takes seconds for each network."""
+    monkeypatch.setattr("vankit.cli.keeping.keep_whole", lambda opened: None)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained VAN-B0 of two classes."""

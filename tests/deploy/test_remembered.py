@@ -376,7 +376,13 @@ def test_a_network_that_was_changed_is_no_longer_the_files(checkpoint: Path) -> 
         assert ([label.score for label in predictor(picture).labels] == [0.5, 0.5]) == change
 
 
-def test_a_detector_is_not_remembered_yet(dense_checkpoint: Callable[[str, str], Path], cache: Path) -> None:
-    for _ in range(2):
-        assert start(dense_checkpoint("semantic_fpn", "segment")).network is not None
-    assert not cache.exists()
+@pytest.mark.parametrize(("head", "task"), [("semantic_fpn", "segment"), ("retinanet", "detect")])
+def test_a_detector_or_segmenter(head: str, task: str, dense_checkpoint: Callable[[str, str], Path]) -> None:
+    path = dense_checkpoint(head, task)
+    first, second = start(path), start(path)
+    assert first.remembered is None and second.network is None and second.dense
+    key = second.key
+    same(second, path)
+    assert key == second.key == first.key
+    torch.nn.init.zeros_(next(second.module.parameters()))
+    assert second.key != key

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 import vankit
 from vankit.errors import UserError
+from vankit.models.description import Description
 from vankit.study import timing
 from vankit.study.timing import (
     Contender,
@@ -141,7 +143,9 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.export
-def test_an_exported_folder_is_timed_without_torch(tmp_path: Path) -> None:
+def test_an_exported_folder_is_timed_without_torch(
+    tmp_path: Path, dense_checkpoint: Callable[[str, str], Path]
+) -> None:
     """In no process: one that imports PyTorch finds a package that cannot be imported."""
     torch.manual_seed(0)
     network = vankit.VAN(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_classes=4).eval()
@@ -149,6 +153,8 @@ def test_an_exported_folder_is_timed_without_torch(tmp_path: Path) -> None:
         str(vankit.export(network, out=tmp_path / kind, format=kind, classes=[*"abcd"]).folder)
         for kind in ("onnx", "openvino")
     ]
+    segmenter = dense_checkpoint("semantic_fpn", "segment")
+    folders.append(str(vankit.export(checkpoint=segmenter, out=tmp_path / "segmenter").folder))
     (tmp_path / "without" / "torch").mkdir(parents=True)
     (tmp_path / "without" / "torch" / "__init__.py").write_text("raise ImportError('PyTorch was imported')")
     (tmp_path / "bench.py").write_text(BENCH)
@@ -159,18 +165,25 @@ def test_an_exported_folder_is_timed_without_torch(tmp_path: Path) -> None:
     )  # fmt: skip
     rows = [line.split("|") for line in run.stdout.splitlines()]
     floats = [(model, contender, float(agreement)) for model, contender, note, agreement, _ in rows
-              if contender.endswith("float32") and not note]  # fmt: skip
+              if "float32" in contender and not note]  # fmt: skip
     assert floats == [
         (folders[0], "onnxruntime float32", 1), (folders[0], "openvino float32", 1),
-        (folders[1], "openvino float32", 1),
+        (folders[1], "openvino float32", 1), (folders[2], "openvino float32, 85 × 64 px", 1),
     ]  # fmt: skip
-    assert [(row[0], row[1]) for row in rows if row[4] == "True"] == [(floats[i][0], floats[i][1]) for i in (0, 2)]
+    assert [(row[0], row[1]) for row in rows if row[4] == "True"] == [(floats[i][0], floats[i][1]) for i in (0, 2, 3)]
 
 
 def test_a_folder_that_is_damaged_is_refused_before_anything_is_timed(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text("{}")
     with pytest.raises(UserError, match="is not a complete exported folder"):
         list(bench(["van_b0", str(tmp_path)]))
+
+
+def test_a_checkpoint_is_exported_first(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    path.touch()
+    with pytest.raises(UserError, match="best.safetensors is a file: expected a model's name, or a folder, which"):
+        list(bench([str(path)]))
 
 
 def test_unknown_model() -> None:
@@ -200,6 +213,36 @@ def test_random_networks(tmp_path: Path, model: str) -> None:
         logits = network(torch.from_numpy(pictures(input_size(network))))
     assert logits.std() == pytest.approx(2, rel=0.01)
     assert (logits[1:] - logits[0]).abs().amax(1).min() > 0.1  # the pictures differ to it
+
+
+def found(*boxes: tuple[float, float, float, float, float]) -> np.ndarray:
+    """What is found in one picture: corners and scores, all of one class."""
+    results = np.empty(1, object)
+    each = np.array(boxes, np.float32).reshape(-1, 5)
+    results[0] = {"boxes": each[:, :4], "labels": np.zeros(len(each), np.int64), "scores": each[:, 4]}
+    return results
+
+
+def test_objects_are_compared() -> None:
+    exact, rounded = (Contender("detector", name, SAME, name == "exact") for name in ("exact", "rounded"))
+    expected = found((0, 0, 10, 10, 0.9), (20, 0, 40, 40, 0.5))
+    other = found((0, 0, 10, 10, 0.9005), (20, 0, 40, 36, 0.5))  # IoU 0.9
+    row = timing._check_found(rounded, other, expected)
+    assert (row.note, row.agreement, row.difference) == ("", 0.5, pytest.approx(5e-4, rel=1e-3))
+    note = "refused: 1 of 2 objects are the same in 1 pictures"
+    assert timing._check_found(exact, other, expected).note == note
+    assert timing._check_found(exact, found((0, 0, 10, 10, 0.9)), expected).note == note
+    assert timing._check_found(exact, found(), found()) == Timing("detector", "exact")
+    assert timing._check_found(exact, "not available", expected).note == "not available"
+
+
+@pytest.mark.parametrize(
+    ("short_sides", "long_side", "size"), [((96, 512), 2048, (512, 682)), ((600,), 600, (450, 600))]
+)
+def test_scenes_of_the_networks_size(short_sides: tuple[int, ...], long_side: int, size: tuple[int, int]) -> None:
+    description = Description("detect", "retinanet", "van_b0", ["a"], short_sides=short_sides, long_side=long_side)
+    made = timing.scenes(description)
+    assert made.shape == (2, *size, 3) and made.dtype == np.uint8
 
 
 @given(st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40)), st.integers(1, 3))

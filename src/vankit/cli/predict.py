@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from vankit.cli.keeping import ready_for_the_next_start
 from vankit.cli.messages import typed
 from vankit.cli.terminal import say, say_failure, stopped_by_sigterm
 from vankit.data.films import is_film
@@ -103,7 +104,8 @@ def command(
     if workers == "ray" and output is None:
         raise UserError("--workers ray writes Parquet files: name a folder or URL with --output")
     written = _SCENES if output is None and says_dense(model, checkpoint) else output
-    with stopped_by_sigterm(), reserved(written, folder=workers == "ray" or output is None):
+    reserving = reserved(written, folder=workers == "ray" or output is None)
+    with ready_for_the_next_start(), stopped_by_sigterm(), reserving:
         opened = open_network(model, checkpoint, weights=weights, engine=engine, device=device)
         if opened.dense:
             head = opened.description.head

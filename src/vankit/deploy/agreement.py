@@ -57,6 +57,11 @@ class Agreement:
                     one, other = expected["masks"][i], found["masks"][j]
                     self._add_pixels(int((one | other).sum()), one & other)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was found that could differ."""
+        return not (self.objects or self.pixels)
+
     def check(self) -> None:
         """
         Raises:

@@ -1,24 +1,34 @@
-"""Detectors and segmenters in exported folders, run without PyTorch: a picture in, what is in it out."""
+"""Detectors and segmenters as whole models, run without PyTorch: a picture in, what is in it out."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vankit.deploy.folder import Exported
 from vankit.engines.base import Engine
 from vankit.engines.processes import PerProcess
 from vankit.errors import check_output
+from vankit.models.description import Description
 from vankit.tasks.masks import paste_masks
 from vankit.tasks.results import Arrays
+
+
+class Stored(Protocol):
+    """A whole model on disk, see `vankit.deploy.folder.Exported` and `vankit.deploy.kept.Kept`."""
+
+    @property
+    def description(self) -> Description: ...
+    @property
+    def outputs(self) -> Sequence[str]: ...
+    def engine(self, engine: str, precision: str, device: str, cached: bool) -> Engine: ...
 
 
 class DenseFolder:
     """uint8 (H, W, 3), RGB → what is in the picture, see `vankit.DensePredictor.results`.
 
     Args:
-        exported: of a detector or segmenter.
+        exported: of a detector or segmenter; or one that is kept in the cache.
         engine, precision, device, cached: see `vankit.deploy.folder.Exported.engine`.
 
     Attributes:
@@ -30,7 +40,7 @@ class DenseFolder:
 
     def __init__(
         self,
-        exported: Exported,
+        exported: Stored,
         engine: str = "auto",
         precision: str = "auto",
         device: str = "auto",

@@ -186,7 +186,7 @@ class Exported:
         self._check_ends(inputs, outputs)
         with reading(self.path, Exception):
             if self.description.task == "segment":
-                return _with_best_class(model)
+                return with_best_class(model)
             if self.dynamic and not self.dense:  # faster, and the predictor gives nothing else
                 model.reshape([1, *self.preprocessing.input_size])
         return model
@@ -289,7 +289,7 @@ def _said(shapes: Sequence[Sequence[Any]]) -> str:
     return ", ".join(f"({', '.join('any' if n is None else str(n) for n in each)})" for each in shapes) or "nothing"
 
 
-def _with_best_class(model: Any) -> Any:
+def with_best_class(model: Any) -> Any:
     """A segmenter's model with the best class of each pixel in place of the logits, which are many times as large."""
     import openvino
     from openvino import opset13

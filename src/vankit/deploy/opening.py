@@ -1,5 +1,6 @@
 """The one place that detects what a name, a file or a folder is, and opens the network in it."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vankit.deploy.folder import Exported, is_exported, read_exported
 from vankit.deploy.remembered import Entry, Remembered
 from vankit.engines.base import CLASS_MAPS
+from vankit.engines.cache import source_code, versions
 from vankit.engines.choose import network_key, on_torch
 from vankit.errors import UserError
 from vankit.files import check_named
@@ -74,6 +76,18 @@ class Network:
             raise UserError(
                 f"{self.source} gives no class maps: expected a VAN with a head{of_folder if self.exported else ''}"
             )
+
+    @property
+    def key(self) -> bytes:
+        """Of what is compiled of it, see `vankit.engines.choose.network_key`; of a detector or segmenter as a whole."""
+        if self.remembered is not None and not self.remembered.is_open:
+            return self.remembered.key
+        assert self.module is not None
+        if not self.dense:
+            assert self.description.preprocessing is not None
+            return network_key(self.module, self.description.preprocessing.input_size)
+        about = self.description.to_metadata(), versions("torchvision", "transformers"), source_code("**/*.py")
+        return hashlib.sha256(network_key(self.module, ()) + repr(about).encode()).digest()
 
     def __getstate__(self) -> dict[str, Any]:
         if self.module is None:
@@ -145,10 +159,8 @@ def open_network(
 def _may_be_remembered(
     model: "str | PathLike[str] | nn.Module | None", checkpoint: str | PathLike[str] | None, pretrained: bool
 ) -> bool:
-    """Not a network that was passed, random weights, nor a detector or segmenter, which needs PyTorch in any case."""
-    if not isinstance(model, str | PathLike | None):
-        return False
-    return pretrained if checkpoint is None else not names_head(file_in(Path(checkpoint)))
+    """Not a network that was passed, nor random weights."""
+    return isinstance(model, str | PathLike | None) and (pretrained or checkpoint is not None)
 
 
 def _open(
@@ -189,23 +201,17 @@ def _module_of(opened: Network) -> "nn.Module":
 
 
 def _remember(entry: Entry, opened: Network) -> None:
-    """A classifier that is a VAN of vankit's own, from files that are known."""
-    from vankit.models.class_maps import has_class_maps
+    """What comes from a checkpoint, or by the name of a VAN of vankit's own from files that are known."""
     from vankit.models.hub import files_behind
     from vankit.models.van import VARIANTS, architecture
 
-    description, network = opened.description, _module_of(opened)
-    if opened.dense:
-        return
-    assert description.preprocessing is not None
     files: list[Path] = []
     if not entry.of_file:
-        file: Any = (getattr(network, "pretrained_cfg", None) or {}).get("file")
-        if not file or architecture(description.model or "") not in VARIANTS:
+        file: Any = (getattr(opened.network, "pretrained_cfg", None) or {}).get("file")
+        if not file or architecture(opened.description.model or "") not in VARIANTS:
             return
         files = files_behind(Path(file))
-    key = network_key(network, description.preprocessing.input_size)
-    entry.write(description, key, has_class_maps(network), files)
+    entry.write(opened.description, opened.key, opened.class_maps, files)
 
 
 def says_dense(model: str | PathLike[str] | None = None, checkpoint: str | PathLike[str] | None = None) -> bool:

@@ -39,7 +39,9 @@ _SETTLED = 2 * 10**9  # nanoseconds
 _KEEP_TIMES = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs")
 # what a network depends on besides: how it computes, and where the files are that a name leads to
 _ENVIRONMENT = ("VANKIT_BACKEND", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "TORCH_HOME")
-_LIBRARIES = ("vankit", "torch", "timm", "safetensors", "openvino", "onnx", "onnxscript")
+_LIBRARIES = (
+    "vankit", "torch", "timm", "torchvision", "transformers", "safetensors", "openvino", "onnx", "onnxscript"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Remembered:
 
     Attributes:
         description: of the network.
-        key: of what was compiled of it, see `vankit.engines.choose.network_key`.
+        key: of what was compiled of it, see `vankit.deploy.opening.Network.key`.
         class_maps: see `vankit.models.class_maps.has_class_maps`.
     """
 

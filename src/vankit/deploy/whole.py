@@ -1,7 +1,7 @@
 """A whole detector or segmenter as one module, from a picture's bytes to what is in it, and its model as a file."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vankit.data.images import to_image
 from vankit.data.shapes import render_scene
 from vankit.deploy.agreement import Agreement
-from vankit.deploy.dense import DenseFolder
+from vankit.deploy.dense import DenseFolder, Stored
 from vankit.deploy.folder import OUTPUTS, Exported
 from vankit.deploy.model_api import describe
 from vankit.engines.convert import whole_to_onnx, whole_to_openvino
@@ -50,30 +50,31 @@ def write_whole(
     """
     whole = Whole(network, exported.description)
     exported = replace(exported, outputs=whole.names)
-    example = torch.from_numpy(_scene(_EXAMPLE, 0))[None]
     if exported.format == "onnx":
-        exported.path.write_bytes(whole_to_onnx(whole, exported.shapes(), example))
+        exported.path.write_bytes(whole_to_onnx(whole, exported.shapes(), _example()))
     else:
         import openvino
 
-        model = whole_to_openvino(whole, whole.names, example)
+        model = whole.to_openvino()
         describe(model, exported)
         openvino.save_model(model, exported.path, compress_to_fp16=False)
-    pictures = chain(
-        (_scene(size, seed) for seed, size in enumerate(_SIZES)),
-        (np.asarray(to_image(path, max_pixels)) for path in photographs),
-    )
-    found = agreement(exported, network, pictures)
+    pictures = (np.asarray(to_image(path, max_pixels)) for path in photographs)
+    found = agreement(exported, network, chain(scenes(), pictures))
     found.check()
-    if not (found.objects or found.pixels):
+    if found.is_empty:
         logger.warning(
             "nothing was found in the %d pictures that were compared: pass photographs (--check)", found.pictures
         )
-    lowest = max(float(getattr(module, "score_thresh", 0.0)) for module in network.modules())
-    return exported, {"agreed": found.summary(), "agreement": asdict(found), "lowest_score": lowest}
+    facts = {"agreed": found.summary(), "agreement": asdict(found), "lowest_score": lowest_score(network)}
+    return exported, facts
 
 
-def agreement(exported: Exported, network: nn.Module, pictures: Iterable[NDArray[np.uint8]]) -> Agreement:
+def lowest_score(network: nn.Module) -> float:
+    """Of the objects that a detector keeps by itself."""
+    return max(float(getattr(module, "score_thresh", 0.0)) for module in network.modules())
+
+
+def agreement(exported: Stored, network: nn.Module, pictures: Iterable[NDArray[np.uint8]]) -> Agreement:
     """Compare what a folder finds with what its network finds, in pictures (H, W, 3), RGB."""
     folder, result = DenseFolder(exported, cached=False), Agreement()
     for picture in pictures:
@@ -82,6 +83,15 @@ def agreement(exported: Exported, network: nn.Module, pictures: Iterable[NDArray
             expected = arrays(infer(network, [x], exported.description)[0])
         result.add(expected, folder(picture))
     return result
+
+
+def scenes() -> Iterator[NDArray[np.uint8]]:
+    """Generated scenes (H, W, 3) to compare on, of sizes that a trace does not see."""
+    return (_scene(size, seed) for seed, size in enumerate(_SIZES))
+
+
+def _example() -> Tensor:
+    return torch.from_numpy(_scene(_EXAMPLE, 0))[None]
 
 
 def _scene(size: tuple[int, int], seed: int) -> NDArray[np.uint8]:
@@ -117,6 +127,14 @@ class Whole(nn.Module):
             extent = torch._shape_as_tensor(x)[2:].flip(0).repeat(2).float()  # W, H, W, H
             results["boxes"] = torch.cat([results["boxes"] / extent, results["scores"][:, None]], 1)
         return tuple(_countable(results[name])[None] for name in self.names)
+
+    def to_openvino(self) -> Any:
+        """An `openvino.Model` for pictures of any size.
+
+        Raises:
+            UnsupportedNetworkError: OpenVINO cannot take it.
+        """
+        return whole_to_openvino(self, self.names, _example())
 
     def _size(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Height and width that the picture is brought to, as `vankit.tasks.inference.segment_logits` does."""

@@ -18,7 +18,9 @@ from vankit.data.images import MAX_PIXELS, ImageLike, several, source_name, to_i
 from vankit.data.walk import begin, find_inputs
 from vankit.deploy.dense import DenseFolder
 from vankit.deploy.folder import is_exported
+from vankit.deploy.kept import Kept, collect, kept_whole
 from vankit.deploy.opening import Network, open_network
+from vankit.engines.choose import on_torch
 from vankit.engines.processes import avoid_lost_threads
 from vankit.errors import UserError, reason_of
 from vankit.files import check_folder, replacing, writing
@@ -44,8 +46,8 @@ class DensePredictor:
             or what `vankit.deploy.opening.open_network` returned.
         score: lowest score of the objects returned, 0 to 1; for detectors.
         test: for semantic segmentation, see `vankit.tasks.inference.segment_logits`; folders have single.
-        engine: what runs the backbone of a checkpoint, whose head runs on PyTorch, or the whole network of a folder;
-            see `vankit.Predictor`.
+        engine: what runs the whole network of a folder, or of a checkpoint that is kept (see `vankit.deploy.kept`), or
+            else the backbone of a checkpoint, whose head runs on PyTorch; see `vankit.Predictor`.
         precision: float32 or bf16 of what the engine runs; 'auto' is float32.
         device: torch's name, or 'auto' for CUDA where there is one.
         max_pixels: of the largest image that is decoded.
@@ -85,7 +87,7 @@ class DensePredictor:
         if test not in get_args(Test):
             raise UserError(f"test is {test!r}, expected one of {', '.join(get_args(Test))}")
         avoid_lost_threads()
-        opened = checkpoint if isinstance(checkpoint, Network) else _opened(checkpoint)
+        opened = checkpoint if isinstance(checkpoint, Network) else _opened(checkpoint, engine, device)
         if not opened.dense:
             raise UserError(
                 f"{opened.source} is not a checkpoint of a detector or segmenter: expected best.safetensors of vankit "
@@ -100,7 +102,15 @@ class DensePredictor:
             raise UserError(
                 f"tile is {tile}, which is only for detectors: {opened.source} is a {self.description.head}"
             )
-        self._run = _runner(opened, score, test, engine=engine, precision=precision, device=device)
+        options = {"engine": engine, "precision": precision, "device": device}
+        self._on_pytorch: Callable[[], Any] | None = None
+        self._run: Any
+        if opened.exported is not None:
+            self._run = _of_folder(opened, score, test, **options)
+        elif (kept := _kept(opened, score, test, **options)) is not None:
+            self._run, self._on_pytorch = DenseFolder(kept), partial(_on_pytorch, opened, score, test, **options)
+        else:
+            self._run = _on_pytorch(opened, score, test, **options)
         self.task, self.head = self.description.task, self.description.head
         self.masks = self._run.masks
         self.classes, self.things = list(self.description.classes), list(self.description.things)
@@ -110,7 +120,9 @@ class DensePredictor:
 
     @property
     def network(self) -> Any:
-        """The PyTorch module in eval mode, see `vankit.heads`; None of an exported folder."""
+        """The PyTorch module in eval mode, see `vankit.heads`, which runs from now on; None of an exported folder."""
+        if self._on_pytorch is not None:
+            self._run, self._on_pytorch = self._on_pytorch(), None
         return getattr(self._run, "network", None)
 
     def results(self, picture: NDArray[np.uint8]) -> Arrays:
@@ -163,16 +175,31 @@ class DensePredictor:
             yield found, rgb
 
 
-def _opened(path: str | PathLike[str]) -> Network:
-    return open_network(path) if is_exported(path) else open_network(checkpoint=path)
+def _opened(path: str | PathLike[str], engine: str, device: str) -> Network:
+    return open_network(path) if is_exported(path) else open_network(checkpoint=path, engine=engine, device=device)
 
 
-def _runner(opened: Network, score: float, test: Test, **options: Any) -> Any:
-    """What gives the results for a picture: of PyTorch, or of an exported folder."""
-    if opened.exported is None:
-        from vankit.prediction.networks import DenseNetwork
+def _on_pytorch(opened: Network, score: float, test: Test, **options: Any) -> Any:
+    from vankit.prediction.networks import DenseNetwork
 
-        return DenseNetwork(opened, score, test, **options)
+    return DenseNetwork(opened, score, test, **options)
+
+
+def _kept(opened: Network, score: float, test: Test, engine: str, precision: str, device: str) -> Kept | None:
+    """The whole network of a checkpoint, if it is kept and has what is asked for; what might be is collected."""
+    asked = test == "single" and engine in ("auto", "openvino") and precision in ("auto", "float32")
+    if not asked or on_torch(engine, device):
+        return None
+    kept = kept_whole(opened)
+    if kept is None:
+        collect(opened)
+    elif opened.description.task == "detect" and score < kept.lowest_score:
+        return None
+    return kept
+
+
+def _of_folder(opened: Network, score: float, test: Test, **options: Any) -> DenseFolder:
+    assert opened.exported is not None
     if test != "single":
         raise UserError(f"test is {test!r}, and an exported folder has single: use the checkpoint it was made from")
     lowest = opened.exported.facts.get("lowest_score", 0)

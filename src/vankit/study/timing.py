@@ -11,13 +11,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vankit.deploy.folder import is_exported, read_exported
+from vankit.data.shapes import render_scene
+from vankit.deploy.agreement import Agreement
+from vankit.deploy.dense import DenseFolder
+from vankit.deploy.folder import Exported, is_exported, read_exported
 from vankit.errors import UserError
+from vankit.models.description import Description
 from vankit.study.worker import Array, Run, Worker
 
 if TYPE_CHECKING:
@@ -40,7 +45,8 @@ class Contender:
     Attributes:
         model: the network.
         name: of the way.
-        make: called once, in a process of its own (so it is pickled): gives float32 (B, C, H, W) → (B, classes).
+        make: called once, in a process of its own (so it is pickled): gives float32 (B, C, H, W) → (B, classes); of
+            detectors and segmenters uint8 (1, H, W, 3) → the results for the picture, as an array of one object.
         exact: it claims float32: it is not timed if a logit is further than `TOLERANCE` from the expected one, or a
             top-1 label is another.
         processes: how many to time in turn, where the speed of one is a matter of luck. That of eager PyTorch is: as
@@ -63,8 +69,9 @@ class Timing:
         contender: the way to run it.
         note: why it was not timed, else empty; the times are None then.
         difference: largest absolute difference of a logit from eager float32 on the CPU, of an exported folder from
-            its own engine.
-        agreement: share of images with the same top-1 label, 0 to 1.
+            its own engine; of a detector that of the score of an object that is the same.
+        agreement: share of images with the same top-1 label, 0 to 1; of a detector or panoptic network of the objects
+            that are the same, of a segmenter of the pixels; see `vankit.deploy.agreement`. None if there are none.
         ms, ms_low, ms_high, ms_min: milliseconds for one image: median of all calls, quartiles, least.
         speedup, speedup_low, speedup_high: how many times faster than the first contender with this network: median
             of all rounds, quartiles.
@@ -88,7 +95,10 @@ class Timing:
 
 def bench(models: Sequence[str] = ("van_b0",), seconds: float = 15) -> Iterator[Timing]:
     """Time vankit's engines on this machine, one image at a time: a network with random weights against plain eager
-    PyTorch, and an exported classifier as it is, without PyTorch.
+    PyTorch, and an exported folder as it is, without PyTorch.
+
+    A detector or segmenter is timed from a picture to what is in it, on generated scenes of 4 to 3 whose shorter side
+    is the one that the network brings pictures to.
 
     Processes are started, so a script that calls this needs `if __name__ == "__main__":`. Anything else that the
     machine does meanwhile disturbs the figures.
@@ -115,9 +125,10 @@ def bench(models: Sequence[str] = ("van_b0",), seconds: float = 15) -> Iterator[
 
 def _check_model(model: str) -> None:
     if is_exported(model):
-        if read_exported(model).dense:
-            raise UserError(f"{model} is a detector or segmenter, and vankit bench times classifiers: leave it out")
+        read_exported(model)
         return
+    if Path(model).is_file():
+        raise UserError(f"{model} is a file: expected a model's name, or a folder, which vankit export makes of it")
     from vankit.models.van import check_name
 
     check_name(model)
@@ -138,17 +149,41 @@ def _bench_random(model: str, seconds: float) -> list[Timing]:
 def _bench_folder(folder: str, seconds: float) -> list[Timing]:
     """Its own engine, which is what the others are compared with, and whatever else runs it."""
     exported = read_exported(folder)
-    engine, images = exported.engine(), pictures(exported.preprocessing.input_size)
-    names = (engine.name, "openvino") if exported.format == "onnx" else (engine.name,)
+    engine = exported.engine()
+    images = scenes(exported.description) if exported.dense else pictures(exported.preprocessing.input_size)
+    names = (engine.name, "openvino") if exported.format == "onnx" and not exported.dense else (engine.name,)
     if exported.precision == "int8":
         ways = [(name, "int8") for name in names]
     else:
         ways = list(dict.fromkeys([(engine.name, engine.precision), *(way for way in _ENGINES if way[0] in names)]))
+    make = partial(_finding, exported) if exported.dense else exported.engine
+    size = f", {images.shape[2]} × {images.shape[1]} px" if exported.dense else ""
     contenders = [
-        Contender(folder, f"{name} {precision}", partial(exported.engine, name, precision), precision == "float32")
+        Contender(folder, f"{name} {precision}{size}", partial(make, name, precision), precision == "float32")
         for name, precision in ways
     ]
-    return compare(contenders, images, {folder: engine(images)}, seconds)
+    if not exported.dense:
+        return compare(contenders, images, {folder: engine(images)}, seconds)
+    find = _finding(exported)
+    expected = np.concatenate([find(image[None]) for image in images])
+    return compare(contenders, images, {folder: expected}, seconds, check=_check_found)
+
+
+def _finding(exported: Exported, engine: str = "auto", precision: str = "auto") -> Run:
+    folder = DenseFolder(exported, engine, precision)
+
+    def run(x: Array) -> Array:
+        found = np.empty(1, object)
+        found[0] = folder(x[0])
+        return found
+
+    return run
+
+
+def scenes(description: Description) -> Any:
+    """Pictures for a detector or segmenter, of the size that it is made for: uint8 (2, H, W, 3)."""
+    short = min(description.short_sides[-1], description.long_side * 3 // 4)
+    return np.stack([render_scene(i, size=(short, short * 4 // 3), objects=6).image for i in range(2)])
 
 
 def _plain(model: str, weights: str) -> Run:
@@ -251,20 +286,24 @@ def compare(
     seconds: float,
     calls: int = 5,
     cores: Sequence[int] = (),
+    check: Callable[[Contender, Array | str, Array], Timing] | None = None,
 ) -> list[Timing]:
     """Check contenders, then time those that passed in rounds: in each, every one makes some calls while others sleep.
 
     Args:
         contenders: those of a network are compared with its first one.
-        images: float32 (B, C, H, W) for the check; the first one is timed.
-        expected: by network the logits of eager float32, (B, classes).
+        images: (B, …), as the contenders take them, for the check; the first one is timed.
+        expected: by network the logits of eager float32, (B, classes), or what else its contenders give.
         seconds: begin no round after this long, but do three.
         calls: timed calls per round, after two that warm up.
         cores: that each contender may use; all if empty.
+        check: of what a contender gave, beside what was expected: its row, with a note if it is not to be timed; None
+            takes that of logits.
 
     Returns:
         A row per contender, in their order.
     """
+    check = check or _check
     with ExitStack() as stack:
         workers = [
             [stack.enter_context(Worker(contender.make, cores)) for _ in range(contender.processes)]
@@ -272,7 +311,7 @@ def compare(
         ]
         rows, fit = [], {}
         for contender, copies in zip(contenders, workers, strict=True):
-            checks = [_check(contender, worker.outputs(images), expected[contender.model]) for worker in copies]
+            checks = [check(contender, worker.outputs(images), expected[contender.model]) for worker in copies]
             rows.append(max(checks, key=lambda row: (row.note, row.difference or 0)))
             if not rows[-1].note:
                 fit[contender] = copies
@@ -295,6 +334,24 @@ def _check(contender: Contender, outputs: Array | str, expected: Array) -> Timin
     right = difference <= TOLERANCE and agreement == 1 if contender.exact else np.isfinite(difference)
     note = "" if right else f"refused: its logits are up to {difference:.1g} off, {agreement:.0%} of labels agree"
     return replace(row, note=note, difference=difference, agreement=agreement)
+
+
+def _check_found(contender: Contender, outputs: Array | str, expected: Array) -> Timing:
+    """As `_check`, for what was found in pictures; bf16 rounds coordinates and scores."""
+    row = Timing(contender.model, contender.name)
+    if isinstance(outputs, str):
+        return replace(row, note=outputs)
+    found = Agreement()
+    for one, other in zip(expected, outputs, strict=True):
+        found.add(one, other)
+    total, same = (found.objects, found.same) if found.objects else (found.pixels, found.same_pixels)
+    note = f"refused: {found.summary()}" if contender.exact and (same < total or found.others) else ""
+    return replace(
+        row,
+        note=note,
+        difference=found.score_difference if found.objects else None,
+        agreement=same / total if total else None,
+    )
 
 
 def _rounds(

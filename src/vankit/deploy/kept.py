@@ -1,0 +1,136 @@
+"""Detectors and segmenters of checkpoints as whole models in the cache, so that the next start needs no PyTorch.
+
+A conversion and its comparison take as long as those of `vankit export`, so nobody waits for them: the command line
+does them once its answers are out. What differs from PyTorch or cannot be converted goes on as it is, and is not tried
+again.
+"""
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from vankit.deploy.folder import with_best_class
+from vankit.deploy.opening import Network
+from vankit.engines.cache import keep, recall
+from vankit.engines.openvino import OpenVinoEngine, kept_model
+from vankit.errors import UserError
+from vankit.models.description import Description
+
+_WAITING: ContextVar[list[Network] | None] = ContextVar("_WAITING", default=None)
+_UNFINISHED = {"refused": "its conversion did not end"}
+_UNDECIDED: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The whole model of a network, in place of an exported folder.
+
+    Attributes:
+        opened: the network, which is asked for its module only if the model is gone from the cache.
+        key: of it.
+        outputs: names of what the model gives, see `vankit.deploy.folder.OUTPUTS`.
+        lowest_score: of the objects that its head keeps by itself.
+    """
+
+    opened: Network
+    key: bytes
+    outputs: Sequence[str]
+    lowest_score: float
+
+    @property
+    def description(self) -> Description:
+        """Of the network."""
+        return self.opened.description
+
+    def engine(
+        self, engine: str = "auto", precision: str = "auto", device: str = "auto", cached: bool = True
+    ) -> OpenVinoEngine:
+        """OpenVINO in float32 on the CPU, whatever the options say: other ways were not compared."""
+        return OpenVinoEngine(lambda: kept_model(self.key, self._convert), self.key if cached else None)
+
+    def _convert(self) -> Any:
+        from vankit.deploy.whole import Whole
+
+        model = Whole(_for_conversion(self.opened), self.description).to_openvino()
+        return with_best_class(model) if self.description.task == "segment" else model
+
+
+def _for_conversion(opened: Network) -> Any:
+    return copy.deepcopy(opened.module).float().cpu()  # type: ignore[union-attr]
+
+
+def kept_whole(opened: Network) -> Kept | None:
+    """The whole model of a network that is remembered; None if there is none, or the module may have been changed."""
+    remembered = opened.remembered
+    if remembered is None or remembered.is_open or not (found := _decision(remembered.key)) or "refused" in found:
+        return None
+    return Kept(opened, remembered.key, found["outputs"], found["lowest_score"])
+
+
+def keep_whole(opened: Network) -> None:
+    """Convert a detector or segmenter, compare it with PyTorch as `vankit export` does, and keep what came of it.
+
+    Nothing is done where that is known, or where nothing can be kept.
+
+    Args:
+        opened: by a checkpoint.
+    """
+    key = opened.key
+    if _decision(key):
+        return
+    _decide(key, _UNFINISHED)  # what takes all memory does so only once
+    if not _decision(key):
+        return
+    try:
+        _decide(key, _converted(opened, key))
+    except (KeyboardInterrupt, SystemExit):
+        _decide(key, _UNDECIDED)
+        raise
+
+
+def _converted(opened: Network, key: bytes) -> dict[str, Any]:
+    from vankit.deploy.whole import Whole, agreement, lowest_score, scenes
+
+    network = _for_conversion(opened)
+    try:
+        kept = Kept(opened, key, Whole(network, opened.description).names, lowest_score(network))
+        found = agreement(kept, network, scenes())
+        found.check()
+    except UserError as error:
+        return {"refused": str(error)}
+    if found.is_empty:
+        return {"refused": "nothing was found in the pictures that were compared"}
+    kept.engine().prepare()
+    return {"outputs": kept.outputs, "lowest_score": kept.lowest_score}
+
+
+def _decision(key: bytes) -> dict[str, Any] | None:
+    """The model's outputs and lowest score, or why it was refused; nothing if that is not known."""
+    content = recall(key, b"whole")
+    return None if content is None else dict(json.loads(content))
+
+
+def _decide(key: bytes, found: dict[str, Any]) -> None:
+    keep(json.dumps(found).encode(), key, b"whole")
+
+
+@contextmanager
+def collecting() -> Iterator[list[Network]]:
+    """The networks that run on PyTorch within the block although they might run whole; for `keep_whole`."""
+    networks: list[Network] = []
+    token = _WAITING.set(networks)
+    try:
+        yield networks
+    finally:
+        _WAITING.reset(token)
+
+
+def collect(opened: Network) -> None:
+    """Name a network to those who are `collecting`."""
+    networks = _WAITING.get()
+    if networks is not None and opened.own:
+        networks.append(opened)
