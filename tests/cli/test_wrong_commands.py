@@ -219,7 +219,7 @@ TYPED: dict[str, tuple[int, str]] = {
     "predict nowhere.mp4 --checkpoint SCENES --output x.mp4": (1, "no file nowhere.mp4"),
     "predict photo.png --checkpoint SCENES --output x.avi": (1, "cannot write a film to x.avi: expected a name ending"),
     "predict photo.png --checkpoint SCENES --model van_b0": (1, "is a detector or segmenter with its own classes"),
-    "predict photo.png --checkpoint SCENES --precision int8": (1, "detectors and segmenters have no int8"),
+    "predict photo.png --checkpoint SCENES --precision int8": (1, "segmenter has no int8: export it"),
     # validate
     "validate data --test double": (2, 'Invalid value "double" for --test. Choose from: "single"'),
     "validate data --batch-size 1.5": (2, "Invalid value for --batch-size: '1.5', expected a whole number"),
