@@ -277,6 +277,12 @@ TYPED: dict[str, tuple[int, str]] = {
         1,
         "is a semantic_fpn, whose model takes every size anyway: leave out --dynamic",
     ),
+    "export --checkpoint SCENES --format onnx --opset 21": (1, "is a semantic_fpn: expected 18 to 20"),
+    "export --checkpoint SCENES --format onnx --int8 --calibrate shapes": (
+        1,
+        "is a semantic_fpn, for which --int8 is in format openvino, not onnx",
+    ),
+    "export --checkpoint SCENES --int8 --calibrate x": (1, "no dataset at x: expected a folder, or the word 'shapes'"),
     "export van_b0.cifar10 --check data": (
         1,
         "--check is for detectors and segmenters, and van_b0.cifar10 is a classifier",

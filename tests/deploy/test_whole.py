@@ -156,7 +156,7 @@ def test_weights_in_16_bits(kind: Any, exported: Factory, dense_checkpoint: Chec
     assert before * 0.49 < size < before * 0.52
     ours, theirs = (vankit.DensePredictor(folder) for folder in (found.folder, exported(kind=kind).folder))
     pairs = [(each.results(np.asarray(scene(size)))["semantic"] for each in (ours, theirs)) for size in SIZES]
-    assert min(np.mean(one == other) for one, other in pairs) > 0.995
+    assert min(np.mean(one == other) for one, other in pairs) > 0.99
     assert found.precision == "float32" and found.facts["half"]
     assert found.facts["agreement"]["tolerance"] == asdict(HALF)
     assert "Weights are stored in 16 bits" in (found.folder / "README.md").read_text()
@@ -168,7 +168,7 @@ def test_weights_in_16_bits(kind: Any, exported: Factory, dense_checkpoint: Chec
 def test_int8_is_measured_by_the_labels(exported: Factory, dense_checkpoint: Checkpoint, tmp_path: Path) -> None:
     """They are what the checkpoint says, but for a quarter of each val picture."""
     label = vankit.DensePredictor(exported().folder)
-    for split, seeds in (("train", range(4)), ("val", range(4, 10))):
+    for split, seeds in (("train", range(2)), ("val", range(2, 5))):
         for kind in ("images", "annotations"):
             (tmp_path / "data" / kind / split).mkdir(parents=True)
         for seed in seeds:
@@ -210,7 +210,7 @@ def test_int8_is_measured_by_the_labels(exported: Factory, dense_checkpoint: Che
     }  # fmt: skip
     assert "Convolution" in quantised and quantised <= {"Convolution", "GroupConvolution"}
     readme = (folder.folder / "README.md").read_text()
-    assert f"| {report['score']:.2%} |" in readme and "mIoU is measured on 6 images" in readme
+    assert f"| {report['score']:.2%} |" in readme and "mIoU is measured on 3 images" in readme
 
 
 @pytest.mark.slow

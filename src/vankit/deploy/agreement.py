@@ -32,7 +32,7 @@ class Tolerance:
 
 
 EXACT = Tolerance(0.99, 1e-3, 0.999)
-HALF = Tolerance(0.95, 0.02, 0.995)  # with weights in 16 bits
+HALF = Tolerance(0.95, 0.005, 0.99)  # with weights in 16 bits
 
 
 @dataclass
