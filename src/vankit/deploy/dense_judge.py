@@ -18,12 +18,13 @@ from vankit.data.images import MAX_PIXELS
 from vankit.data.reading import STRICT, Reading, read_ahead
 from vankit.data.scenes import open_scenes
 from vankit.deploy.dense import find
-from vankit.deploy.quantize import CALIBRATION_IMAGES, spread, unreadable
+from vankit.deploy.quantize import spread, unreadable
 from vankit.engines.base import Engine
 from vankit.errors import UserError
 from vankit.models.description import Description
 from vankit.tasks.dense import EVALUATORS
 
+CALIBRATION_IMAGES = 100  # at most, evenly drawn: each shows a network more than a classifier's
 _THREADS = 2  # that read
 
 
