@@ -40,9 +40,7 @@ CALIBRATION_IMAGES = 300  # at most, evenly drawn
 _PHOTOGRAPHS = 1_000  # at most, evenly drawn, that agreement is measured on
 _CHUNK = 64  # images decoded at once
 _ROUNDS = 20  # of the clock
-_DEPTHWISE = "depth-wise convolutions"
-
-_HEAD = "head"
+_DEPTHWISE, _HEAD = "depth-wise convolutions", "head"
 
 Kind = Literal["depth-wise", "strided", "other", "head", "float"]
 
@@ -242,11 +240,12 @@ def quantize(exported: Exported, trial: Trial, max_drop: float) -> Int8Report:
         title = " without ".join([engine.precision, *left_out[-1:]])
         return Attempt(engine.precision, left_out, trial.score(engine, title), _milliseconds(engine, trial.inputs[0]))
 
-    attempts = [attempt(exported.engine(cached=False), [])]
+    engine = exported.engine(cached=False)
+    attempts = [attempt(engine, [])]
     with suppress(ValueError):  # neither every CPU nor every engine has it
         engine = exported.engine(precision="bf16", cached=False)
-        if engine.precision == "bf16":
-            attempts.append(attempt(engine, []))
+    if engine.precision == "bf16":
+        attempts.append(attempt(engine, []))
     layers = _layers(exported)
     with tempfile.TemporaryDirectory(dir=exported.folder) as scratch:
         for left_out, names in _ladder(layers):
