@@ -187,12 +187,8 @@ def test_int8_is_measured_by_the_labels(exported: Factory, dense_checkpoint: Che
         max_drop=0.5,
     )
     report = folder.facts["int8"]
-    assert (folder.precision, report["measure"], report["calibration_images"], report["images"]) == (
-        "int8",
-        "mIoU",
-        4,
-        6,
-    )
+    assert (folder.precision, report["measure"]) == ("int8", "mIoU")
+    assert (report["calibration_images"], report["images"]) == (2, 3)
     before, after = (
         vankit.validate(tmp_path / "data", each.folder, workers=0).measures["mIoU"] for each in (exported(), folder)
     )
