@@ -31,9 +31,10 @@ from vankit.tasks.panoptic import segments_of
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # run as they are elsewhere: installing by .ci/run, the demo by test_demo.py, two processes by test_run.py, int8 by
-# test_quantize.py, since noise cannot show what it loses; the bench by test_timing.py, in less time; scripts by
-# test_timm.py
-ELSEWHERE = ("pip install", "torchrun", "python -m vankit.timm", "vankit export van_b0.cifar10 --int8", "vankit bench")
+# test_quantize.py and test_whole.py, since noise cannot show what it loses; the bench by test_timing.py, in less time;
+# scripts by test_timm.py
+INT8 = ("vankit export van_b0.cifar10 --int8", "vankit export --checkpoint runs/detect/best.safetensors --int8")
+ELSEWHERE = ("pip install", "torchrun", "python -m vankit.timm", *INT8, "vankit bench")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from vankit.data.held_out import HeldOut, announce
 from vankit.data.images import MAX_PIXELS
 from vankit.data.multilabel import check_kind
 from vankit.data.reading import Reading, read_ahead
-from vankit.data.scenes import open_scenes
+from vankit.deploy.dense_judge import open_split
 from vankit.deploy.opening import Network, open_network
 from vankit.errors import UserError
 from vankit.files import check_file, check_named, check_picture, is_stream, save_figure, to_json, write_text
@@ -291,23 +291,8 @@ def _measure_scenes(
     from vankit.reports.scenes import scene_findings
     from vankit.tasks.dense import EVALUATORS
 
-    dataset = open_scenes(
-        data,
-        predictor.task,
-        split,
-        masks=predictor.masks,
-        size=predictor.description.short_sides[-1],
-        seed=seed,
-        ignore_label=predictor.description.ignore_label,
-        map_labels=predictor.description.map_labels,
-        reading=reading,
-        known=predictor.classes,
-        held_out=predictor.description.held_out or HeldOut(),
-    )
+    dataset = open_split(data, predictor.description, split, predictor.masks, reading, seed)
     announce(dataset, data)
-    if list(dataset.classes) != predictor.classes:
-        only = sorted(set(dataset.classes) ^ set(predictor.classes)) or ["the same in another order"]
-        raise UserError(f"data and network have different classes: {', '.join(only[:10])}")
     evaluator = EVALUATORS[predictor.task](predictor.classes, predictor.things, predictor.masks)
     findings = scene_findings(predictor.description)
     with closing(read_ahead(dataset, workers, ahead=workers)) as scenes:  # masks of many objects are large

@@ -12,7 +12,7 @@ from vankit.models.description import Description
 
 Run = Callable[..., int]
 
-INT8 = {"measure": "top-1", "float32": 0.9, "top1": 0.891, "left_out": ["depth-wise convolutions", "stage 1"]}
+INT8 = {"measure": "top-1", "float32": 0.9, "score": 0.891, "left_out": ["depth-wise convolutions", "stage 1"]}
 
 
 def test_options_arrive_and_the_outcome_is_told(
@@ -48,7 +48,7 @@ def test_options_arrive_and_the_outcome_is_told(
         "check": None, "max_drop": 0.02, "dynamic": True, "half": True, "opset": 19, "weights": None, "max_pixels": 9,
     }  # fmt: skip
     assert capsys.readouterr().out.splitlines() == [
-        "int8 onnx, logits within 3e-05 of PyTorch's",
+        "int8 onnx, in float32 logits within 3e-05 of PyTorch's",
         "int8 top-1 89.10%, float32 top-1 90.00%; not quantised: depth-wise convolutions, stage 1",
         "next: vankit predict photo.jpg --model exported",
     ]

@@ -219,7 +219,7 @@ TYPED: dict[str, tuple[int, str]] = {
     "predict nowhere.mp4 --checkpoint SCENES --output x.mp4": (1, "no file nowhere.mp4"),
     "predict photo.png --checkpoint SCENES --output x.avi": (1, "cannot write a film to x.avi: expected a name ending"),
     "predict photo.png --checkpoint SCENES --model van_b0": (1, "is a detector or segmenter with its own classes"),
-    "predict photo.png --checkpoint SCENES --precision int8": (1, "detectors and segmenters have no int8"),
+    "predict photo.png --checkpoint SCENES --precision int8": (1, "segmenter has no int8: export it"),
     # validate
     "validate data --test double": (2, 'Invalid value "double" for --test. Choose from: "single"'),
     "validate data --batch-size 1.5": (2, "Invalid value for --batch-size: '1.5', expected a whole number"),
@@ -277,6 +277,12 @@ TYPED: dict[str, tuple[int, str]] = {
         1,
         "is a semantic_fpn, whose model takes every size anyway: leave out --dynamic",
     ),
+    "export --checkpoint SCENES --format onnx --opset 21": (1, "is a semantic_fpn: expected 18 to 20"),
+    "export --checkpoint SCENES --format onnx --int8 --calibrate shapes": (
+        1,
+        "is a semantic_fpn, for which --int8 is in format openvino, not onnx",
+    ),
+    "export --checkpoint SCENES --int8 --calibrate x": (1, "no dataset at x: expected a folder, or the word 'shapes'"),
     "export van_b0.cifar10 --check data": (
         1,
         "--check is for detectors and segmenters, and van_b0.cifar10 is a classifier",

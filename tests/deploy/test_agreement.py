@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vankit.deploy.agreement import Agreement
+from vankit.deploy.agreement import EXACT, HALF, Agreement, Tolerance
 from vankit.errors import UserError
 
 BOXES = np.array([[10, 10, 60, 60], [0, 0, 200, 100], [30, 40, 90, 95]], np.float32)
@@ -16,8 +16,8 @@ def objects(**changes: Any) -> dict[str, Any]:
     return {**given, **changes}
 
 
-def compared(expected: dict[str, Any], found: dict[str, Any]) -> Agreement:
-    agreement = Agreement()
+def compared(expected: dict[str, Any], found: dict[str, Any], tolerance: Tolerance = EXACT) -> Agreement:
+    agreement = Agreement(tolerance=tolerance)
     agreement.add(expected, found)
     return agreement
 
@@ -45,6 +45,16 @@ def test_an_object_that_differs_is_refused(changes: dict[str, Any]) -> None:
     assert agreement.same == 1
     with pytest.raises(UserError, match="^the exported network differs from PyTorch's: 1 of 2 objects"):
         agreement.check()
+
+
+def test_weights_in_16_bits_may_move_an_object() -> None:
+    moved = objects(boxes=BOXES + np.array([[0, 0, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.float32))  # IoU 50/52
+    moved["scores"] = moved["scores"] - np.array([0, 0.0045, 0], np.float32)
+    assert (compared(objects(), moved).same, compared(objects(), moved, HALF).same) == (0, 2)
+    compared(objects(), moved, HALF).check()
+    moved["scores"] -= np.array([0, 0.001, 0], np.float32)
+    with pytest.raises(UserError, match="1 of 2 objects"):
+        compared(objects(), moved, HALF).check()
 
 
 def test_what_the_model_alone_finds_is_refused() -> None:

@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import openvino
 import pytest
 from PIL import Image
 from torch import nn
@@ -16,8 +19,8 @@ from torch import nn
 import vankit
 from vankit.data.shapes import render_scene
 from vankit.deploy import whole
-from vankit.deploy.agreement import Agreement
-from vankit.deploy.folder import Exported, read_exported
+from vankit.deploy.agreement import HALF, Agreement
+from vankit.deploy.folder import FILES, Exported, read_exported
 from vankit.errors import UserError
 
 Factory = Callable[..., Exported]
@@ -139,6 +142,74 @@ def test_photographs_of_ones_own_are_compared_too(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["openvino", "onnx"])
+def test_weights_in_16_bits(kind: Any, exported: Factory, dense_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    found = vankit.export(
+        checkpoint=dense_checkpoint("semantic_fpn", "segment"),
+        out=tmp_path / "half",
+        format=kind,
+        half=True,
+        opset=20 if kind == "onnx" else None,
+    )
+    name = FILES[kind][-1]  # with the weights
+    size, before = ((folder / name).stat().st_size for folder in (found.folder, exported(kind=kind).folder))
+    assert before * 0.49 < size < before * 0.52
+    ours, theirs = (vankit.DensePredictor(folder) for folder in (found.folder, exported(kind=kind).folder))
+    pairs = [(each.results(np.asarray(scene(size)))["semantic"] for each in (ours, theirs)) for size in SIZES]
+    assert min(np.mean(one == other) for one, other in pairs) > 0.99
+    assert found.precision == "float32" and found.facts["half"]
+    assert found.facts["agreement"]["tolerance"] == asdict(HALF)
+    assert "Weights are stored in 16 bits" in (found.folder / "README.md").read_text()
+    if kind == "onnx":
+        assert [each.version for each in onnx.load(found.path).opset_import] == [20]
+
+
+@pytest.mark.slow
+def test_int8_is_measured_by_the_labels(exported: Factory, dense_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """They are what the checkpoint says, but for a quarter of each val picture."""
+    label = vankit.DensePredictor(exported().folder)
+    for split, seeds in (("train", range(2)), ("val", range(2, 5))):
+        for kind in ("images", "annotations"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+        for seed in seeds:
+            picture = render_scene(seed, size=(64, 80), objects=2).image
+            semantic = label.results(picture)["semantic"].astype(np.uint8)
+            if split == "val":
+                semantic[:32, :40] = 10
+            Image.fromarray(picture).save(tmp_path / "data" / "images" / split / f"{seed}.png")
+            Image.fromarray(semantic).save(tmp_path / "data" / "annotations" / split / f"{seed}.png")
+    (tmp_path / "data" / "classes.txt").write_text("\n".join(label.classes))
+    folder = vankit.export(
+        checkpoint=dense_checkpoint("semantic_fpn", "segment"),
+        out=tmp_path / "int8",
+        int8=True,
+        calibrate=tmp_path / "data",
+        max_drop=0.5,
+    )
+    report = folder.facts["int8"]
+    assert (folder.precision, report["measure"]) == ("int8", "mIoU")
+    assert (report["calibration_images"], report["images"]) == (2, 3)
+    before, after = (
+        vankit.validate(tmp_path / "data", each.folder, workers=0).measures["mIoU"] for each in (exported(), folder)
+    )
+    assert (report["float32"], report["score"]) == (pytest.approx(before), pytest.approx(after)) and before > 0.3
+    left_out = [each["left_out"] for each in report["attempts"] if each["precision"] == "int8"]
+    assert left_out == [[], ["depth-wise convolutions"]]
+    size, was = (path.with_name("model.bin").stat().st_size for path in (folder.path, exported().path))
+    assert size < 0.35 * was
+    model = openvino.Core().read_model(folder.path)
+    assert model.get_rt_info(["model_info", "model_type"]).value == "Segmentation"
+    quantised = {
+        target.get_node().get_type_name()
+        for op in model.get_ordered_ops() if op.get_type_name() == "FakeQuantize"
+        for target in op.output(0).get_target_inputs()
+    }  # fmt: skip
+    assert "Convolution" in quantised and quantised <= {"Convolution", "GroupConvolution"}
+    readme = (folder.folder / "README.md").read_text()
+    assert f"| {report['score']:.2%} |" in readme and "mIoU is measured on 3 images" in readme
+
+
+@pytest.mark.slow
 def test_what_differs_is_not_kept(
     dense_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,12 +230,12 @@ def test_what_differs_is_not_kept(
     [
         ({"format": "pt2"}, "is a semantic_fpn, and pt2 is for classifiers"),
         ({"dynamic": True}, "takes every size anyway"),
-        ({"half": True}, "and `half` is for classifiers"),
-        ({"format": "onnx", "opset": 18}, "and `opset` is for classifiers"),
-        ({"int8": True, "calibrate": "photos"}, "and `int8` is for classifiers"),
+        ({"format": "onnx", "opset": 21}, "^opset is 21, and .* is a semantic_fpn: expected 18 to 20$"),
+        ({"format": "onnx", "int8": True, "calibrate": "shapes"}, "for which `int8` is in format openvino, not onnx"),
+        ({"int8": True, "calibrate": "nowhere"}, "^no dataset at nowhere: expected a folder"),
     ],
 )
-def test_options_of_classifiers(
+def test_options_that_do_not_fit(
     options: dict[str, Any], says: str, dense_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=says):

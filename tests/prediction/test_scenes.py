@@ -326,7 +326,7 @@ def test_the_backbone_runs_on_any_engine(dense_checkpoint: Checkpoint, head: str
 
 
 def test_precision_is_the_backbones(detector: Path) -> None:
-    with pytest.raises(UserError, match="have no int8"):
+    with pytest.raises(UserError, match="has no int8: export it"):
         vankit.DensePredictor(detector, precision="int8")
     with pytest.raises(UserError, match="bf16 is for engine openvino"):
         vankit.DensePredictor(detector, engine="torch", precision="bf16")

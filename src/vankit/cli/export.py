@@ -38,18 +38,18 @@ def command(
         output: folder to write. Default: MODEL-FORMAT.
         format: openvino (model.xml and model.bin), onnx (model.onnx) or, for classifiers, pt2 (model.pt2, for
             torch.export), executorch (model.pte) or litert (model.tflite).
-        int8: quantise a classifier to 8 bits; needs --calibrate.
-        calibrate: images to quantise with: labelled data as for vankit validate, or a folder or glob pattern of
-            photographs.
+        int8: quantise to 8 bits; needs --calibrate. For openvino and, of classifiers, onnx.
+        calibrate: images to quantise with: labelled data as for vankit validate, or for a classifier a folder or glob
+            pattern of photographs.
         check: a folder or glob pattern of photographs on which a detector or segmenter is compared with PyTorch,
             besides generated scenes.
-        max_drop: largest loss of top-1 accuracy, or of a multi-label classifier's mAP, that quantisation may cause, 0
-            to 1. Default: 0.01.
+        max_drop: largest loss that quantisation may cause, 0 to 1: of top-1 accuracy, a multi-label classifier's mAP,
+            a detector's AP (of masks, if it has them), a segmenter's mIoU or PQ. Default: 0.01.
         dynamic: let a classifier accept any batch size and image size; 2 to 12 % slower. For openvino, onnx and pt2;
             detectors and segmenters always accept any image size.
-        half: store a classifier's weights in 16 bits, which halves the file; it still computes in float32. For openvino
-            and onnx.
-        opset: of a classifier in onnx, the version of its operators, 18 to 25. Default: torch.onnx's.
+        half: store weights in 16 bits, which halves the file; it still computes in float32. For openvino and onnx.
+        opset: of onnx, the version of its operators, 18 to 25, or 20 for detectors and segmenters. Default:
+            torch.onnx's, or 18.
         max_pixels: an image of --calibrate or --check with more pixels than this is not decoded.
     """
     if max_drop is not None and not int8:
@@ -74,13 +74,12 @@ def command(
     )
     facts = found.facts
     agreed = facts["agreed"] if found.dense else f"logits within {facts['largest_difference']:.0e} of PyTorch's"
-    say(f"{found.precision} {found.format}, {agreed}")
+    say(f"{found.precision} {found.format}, {'in float32 ' * int8}{agreed}")
     if int8:
         report = facts["int8"]
         left_out = ", ".join(report["left_out"]) or "nothing"
         measure = report["measure"]
-        say(
-            f"int8 {measure} {report['top1']:.2%}, float32 {measure} {report['float32']:.2%}; not quantised: {left_out}"
-        )
+        figures = f"int8 {measure} {report['score']:.2%}, float32 {measure} {report['float32']:.2%}"
+        say(f"{figures}; not quantised: {left_out}")
     folder = os.path.relpath(found.folder)
     say(f"next: vankit predict photo.jpg --model {folder}")

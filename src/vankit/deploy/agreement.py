@@ -10,13 +10,29 @@ from vankit.errors import UserError
 from vankit.tasks.detect import overlaps
 from vankit.tasks.results import Arrays
 
-SAME_BOX = 0.99  # IoU
-SAME_SCORE = 1e-3
-PIXELS = 0.999  # of the masks or of the picture
 OBJECTS = 0.99  # suppression decides by a hair now and then; of fewer than 100 objects, but 20 or more, one may differ
 
 _MOST = 100  # objects per picture: below them others may stand
 _ALWAYS = 10  # of which the best are compared however close their scores are
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How much the same may differ.
+
+    Attributes:
+        box: least IoU of two boxes (or segments) of an object.
+        score: largest difference of its scores.
+        pixels: least part of the pixels, of the objects' masks or of the pictures, that agrees.
+    """
+
+    box: float
+    score: float
+    pixels: float
+
+
+EXACT = Tolerance(0.99, 1e-3, 0.999)
+HALF = Tolerance(0.95, 0.005, 0.99)  # with weights in 16 bits
 
 
 @dataclass
@@ -27,11 +43,12 @@ class Agreement:
         pictures: how many.
         objects: that PyTorch found, of detectors and panoptic networks; those of nearly the lowest score that is kept
             are left out.
-        same: objects that the model found too: of the same class, with boxes (or segments) of IoU `SAME_BOX` or more
-            and scores that differ by `SAME_SCORE` or less.
+        same: objects that the model found too: of the same class, with boxes (or segments) and scores that differ by no
+            more than `tolerance`.
         others: objects that the model alone found.
         score_difference: the largest of those objects.
         pixels, same_pixels: of the same objects' masks together, or of all pictures.
+        tolerance: what counts as the same.
     """
 
     pictures: int = 0
@@ -41,6 +58,7 @@ class Agreement:
     score_difference: float = 0.0
     pixels: int = 0
     same_pixels: int = 0
+    tolerance: Tolerance = EXACT
 
     def add(self, expected: Arrays, found: Arrays) -> None:
         """Compare the results for one picture, see `vankit.DensePredictor.results`."""
@@ -69,7 +87,7 @@ class Agreement:
         """
         allowed = max((1 - OBJECTS) * self.objects, self.objects >= 20)
         wrong = max(self.objects - self.same, self.others)
-        if wrong > allowed or self.same_pixels < PIXELS * self.pixels:
+        if wrong > allowed or self.same_pixels < self.tolerance.pixels * self.pixels:
             more = f", and {self.others} more were found" * (self.others > 0)
             raise UserError(f"the exported network differs from PyTorch's: {self.summary()}{more}; nothing was written")
 
@@ -89,29 +107,30 @@ class Agreement:
     def _add_objects(self, expected: Arrays, found: Arrays, ious: NDArray[Any]) -> list[tuple[int, int]]:
         """The pairs of objects that are the same."""
         away = np.abs(expected["scores"][:, None] - found["scores"])  # (N, M)
-        same = (ious >= SAME_BOX) & (expected["labels"][:, None] == found["labels"]) & (away <= SAME_SCORE)
+        same = expected["labels"][:, None] == found["labels"]
+        same &= (ious >= self.tolerance.box) & (away <= self.tolerance.score)
         pairs, taken = [], set()
         for i in range(len(same)):
             j = next((int(j) for j in np.flatnonzero(same[i]) if j not in taken), None)
             if j is not None:
                 taken.add(j)
                 pairs.append((i, j))
-        clear = _clear(expected)
+        clear, also = (_clear(results, self.tolerance.score) for results in (expected, found))
         self.objects += int(clear.sum())
         self.same += sum(bool(clear[i]) for i, _ in pairs)
-        self.others += sum(bool(is_clear) and j not in taken for j, is_clear in enumerate(_clear(found)))
+        self.others += sum(bool(is_clear) and j not in taken for j, is_clear in enumerate(also))
         self.score_difference = max([self.score_difference, *(float(away[pair]) for pair in pairs)])
         return pairs
 
 
-def _clear(results: Arrays) -> NDArray[np.bool_]:
+def _clear(results: Arrays, margin: float) -> NDArray[np.bool_]:
     """Which objects, best first, are kept however their scores are rounded, and have an area."""
     if "boxes" not in results:
         return np.ones(len(results["scores"]), np.bool_)
     scores, boxes = results["scores"], results["boxes"]
-    clear = scores > 0.05 + SAME_SCORE  # torchvision's lowest
+    clear = scores > 0.05 + margin  # torchvision's lowest
     if len(scores) >= _MOST:
-        clear = (scores > scores.min() + SAME_SCORE) | (np.arange(len(scores)) < _ALWAYS)
+        clear = (scores > scores.min() + margin) | (np.arange(len(scores)) < _ALWAYS)
     return np.asarray(clear & (boxes[:, 2:] > boxes[:, :2]).all(1))
 
 

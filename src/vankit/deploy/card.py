@@ -81,7 +81,7 @@ Without vankit:
 
 In float32 no logit was further than {facts["largest_difference"]:.1e} from eager PyTorch's ({_allowed(facts)}),
 and every top-1 was the same.
-{_int8(facts["int8"]) if "int8" in facts else ""}"""
+{int8_section(exported)}"""
 
 
 def _allowed(facts: dict[str, Any]) -> str:
@@ -131,18 +131,18 @@ scores = 1 / (1 + np.exp(-logits))
 print([name for name, score, threshold in zip(names, scores, thresholds) if score >= threshold])"""
 
 
-def _int8(report: dict[str, Any]) -> str:
-    """
-    Args:
-        report: an `Int8Report` as a dict.
-    """
+def int8_section(exported: Exported) -> str:
+    """The table of what was tried; empty for a network that is not quantised."""
+    report = exported.facts.get("int8")
+    if report is None:
+        return ""
     rows = []
     for attempt in report["attempts"]:
         kept = attempt["precision"] == "int8" and attempt["left_out"] == report["left_out"]
-        cells = attempt["precision"], ", ".join(attempt["left_out"]), f"{attempt['top1']:.2%}"
+        cells = attempt["precision"], ", ".join(attempt["left_out"]), f"{attempt['score']:.2%}"
         rows.append(f"| {' | '.join(cells)} | {attempt['milliseconds']:.1f} | {'yes' if kept else ''} |")
     name = report["measure"]
-    title, labelled = {"top-1": ("Top-1", "is the accuracy"), "mAP": ("mAP", "is measured")}[name]
+    title, labelled = ("Top-1", "is the accuracy") if name == "top-1" else (name, "is measured")
     measure = labelled if report["labelled"] else "is the agreement with float32"
     table = "\n".join(rows)
     return f"""

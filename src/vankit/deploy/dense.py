@@ -54,11 +54,20 @@ class DenseFolder:
         return self._exported.engine(*self._options)
 
     def __call__(self, picture: NDArray[np.uint8]) -> Arrays:
-        outputs = self._engine.get(self._open).outputs(picture[None])
-        for values in outputs:
-            if values.dtype.kind == "f":
-                check_output(values)
-        return results_of(self._exported.description.task, outputs, picture.shape[:2])
+        return find(self._engine.get(self._open), self._exported.description.task, picture)
+
+
+def find(engine: Engine, task: str, picture: NDArray[np.uint8]) -> Arrays:
+    """What an engine with a whole network finds in a picture (H, W, 3), see `results_of`.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    outputs = engine.outputs(picture[None])
+    for values in outputs:
+        if values.dtype.kind == "f":
+            check_output(values)
+    return results_of(task, outputs, picture.shape[:2])
 
 
 def results_of(task: str, outputs: Sequence[NDArray[Any]], size: Sequence[int]) -> Arrays:

@@ -1,6 +1,8 @@
 """The README.md of an exported detector or segmenter."""
 
-from vankit.deploy.card import IMPORTS, TITLES
+from typing import Any
+
+from vankit.deploy.card import IMPORTS, TITLES, int8_section
 from vankit.deploy.folder import Exported
 
 _OUTPUTS = {
@@ -41,7 +43,7 @@ def dense_card(exported: Exported, folder: str) -> str:
     facts, head = exported.facts, exported.description.head
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     outputs = "\n".join(f"- {_meaning(name, head)}" for name in exported.outputs)
-    return f"""# {facts["name"]} ({head}) for {TITLES[exported.format]}
+    return f"""# {facts["name"]} ({head}) for {TITLES[exported.format]}{", int8" * (exported.precision == "int8")}
 
 Made on {facts["date"]} with {versions} by
 
@@ -72,8 +74,22 @@ Without vankit:
 
 ## Checks
 
-Compared with PyTorch, {facts["agreed"]}.
-"""
+{_compared(facts)}
+{int8_section(exported)}"""
+
+
+def _compared(facts: dict[str, Any]) -> str:
+    found = facts["agreement"]
+    allowed = found["tolerance"]
+    before = " before it was quantised" if "int8" in facts else ""
+    text = f"Compared with PyTorch{before}, {facts['agreed']}."
+    if facts["half"]:
+        text += " Weights are stored in 16 bits."
+    if found["same"]:
+        text += f"""
+The same are objects of one class with boxes or segments of IoU {allowed["box"]} or more and scores within
+{allowed["score"]}; the largest difference of those scores is {found["score_difference"]:.1e}."""
+    return text
 
 
 def _meaning(name: str, head: str | None) -> str:
@@ -84,9 +100,9 @@ def _meaning(name: str, head: str | None) -> str:
 
 def _snippet(exported: Exported, folder: str) -> str:
     names = ", ".join(f'"{name}"' for name in exported.outputs)
+    config = "" if exported.precision == "int8" else ', {"INFERENCE_PRECISION_HINT": "f32"}'  # else bf16 on some CPUs
     run = {
-        "openvino": f"""config = {{"INFERENCE_PRECISION_HINT": "f32"}}  # else bf16 on some CPUs
-model = openvino.Core().compile_model("{folder}/model.xml", "CPU", config)
+        "openvino": f"""model = openvino.Core().compile_model("{folder}/model.xml", "CPU"{config})
 found = model(np.asarray(image)[None])""",
         "onnx": f"""session = onnxruntime.InferenceSession("{folder}/model.onnx", providers=["CPUExecutionProvider"])
 outputs = [{names}]

@@ -19,15 +19,18 @@ from vankit.data.images import MAX_PIXELS
 from vankit.data.walk import find_images
 from vankit.deploy.card import model_card
 from vankit.deploy.dense_card import dense_card
+from vankit.deploy.dense_judge import open_labelled
 from vankit.deploy.folder import DESCRIPTION, FILES, Exported, Format, read_exported
 from vankit.deploy.model_api import describe
 from vankit.deploy.opening import Network, open_network
+from vankit.deploy.quantize import Trial, open_pictures, quantize
 from vankit.deploy.whole import write_whole
 from vankit.engines.base import CLASS_MAPS, Array, Engine
 from vankit.engines.cache import versions
 from vankit.engines.convert import (
     OPSETS,
     SMALLEST,
+    WHOLE_OPSETS,
     to_executorch,
     to_litert,
     to_onnx,
@@ -36,6 +39,7 @@ from vankit.engines.convert import (
 )
 from vankit.errors import UserError, check_output
 from vankit.files import check_folder, check_named
+from vankit.heads.build import HEADS
 from vankit.locks import check_free, held
 from vankit.models.class_maps import WithClassMaps, has_class_maps
 from vankit.models.description import Weights
@@ -88,15 +92,17 @@ def export(
         model, checkpoint, pretrained, classes, weights: see `vankit.Predictor`.
         out: the folder; MODEL-FORMAT if left out. An exported folder of that name is replaced.
         format: openvino, onnx, litert, or, which need PyTorch, pt2 (torch.export) and executorch.
-        int8: quantise, see `vankit.deploy.quantize.quantize`; for openvino and onnx.
-        calibrate: pictures for int8, see `vankit.deploy.quantize.open_pictures`.
+        int8: quantise, see `vankit.deploy.quantize.quantize`; for openvino and, of classifiers, onnx.
+        calibrate: pictures for int8, see `vankit.deploy.quantize.open_pictures`, or for detectors and segmenters
+            `vankit.deploy.dense_judge.open_labelled`.
         check: a folder or glob pattern of photographs on which a detector's or segmenter's model is compared with
             PyTorch, besides generated scenes.
         dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of the network's size;
             for openvino, onnx and pt2. A detector's or segmenter's model always accepts every size.
         half: store weights in 16 bits, which halves the file; it still computes in float32. For openvino and onnx.
-        opset: of onnx, the version of its operators: one of `vankit.engines.convert.OPSETS`.
-        max_drop: top-1 that int8 may lose, or mAP of a multi-label network, 0 to 1.
+        opset: of onnx, the version of its operators: one of `vankit.engines.convert.OPSETS`, or for detectors and
+            segmenters `WHOLE_OPSETS`.
+        max_drop: what int8 may lose of top-1, or of mAP of a multi-label network, AP, mIoU or PQ, 0 to 1.
         max_pixels: of the largest picture for int8 that is decoded.
 
     Returns:
@@ -120,24 +126,22 @@ def export(
     if opened.module is None:
         raise UserError(f"{opened.source} is exported already: export takes a model's name or a checkpoint")
     if opened.dense:
-        _check_dense(opened, format, int8=int8, half=half, opset=opset is not None, dynamic=dynamic)
+        _check_dense(opened, format, int8, dynamic, opset)
     elif check is not None:
         raise UserError(f"`check` is for detectors and segmenters, and {opened.source} is a classifier: leave it out")
     photographs = [] if check is None else list(find_images(check))
     name = Path(checkpoint).stem if checkpoint is not None else description.model or opened.source
     target = Path(out or f"{name}-{format}{'-int8' * int8}{'-half' * half}").absolute()
     _check_target(target)
-    pictures = None
+    trial = None
     if calibrate is not None:
-        from vankit.deploy.quantize import open_pictures, quantize
-
-        pictures = open_pictures(calibrate, description, max_pixels)
+        trial = _open_trial(opened, calibrate, max_pixels)
     network = copy.deepcopy(opened.module).float().cpu()
     with held(target), _folder_for(target) as folder:
         outputs = ["logits", *[CLASS_MAPS] * (format in _WITH_CLASS_MAPS and has_class_maps(network))]
         exported = Exported(folder, format, "float32", dynamic or opened.dense, description, outputs=outputs)
         if opened.dense:
-            exported, checked = write_whole(exported, network, photographs, max_pixels)
+            exported, checked = write_whole(exported, network, photographs, max_pixels, half, opset)
         else:
             _write_model(exported, network, half, opset)
             tolerance = HALF_TOLERANCE if half else TOLERANCE
@@ -164,8 +168,8 @@ def export(
             "versions": versions(*_PACKAGES[format], *["nncf"] * int8),
         }
         precision = "float32"
-        if pictures is not None:
-            precision, facts["int8"] = "int8", asdict(quantize(exported, pictures, max_drop))
+        if trial is not None:
+            precision, facts["int8"] = "int8", asdict(quantize(exported, trial, max_drop))
         exported = replace(exported, precision=precision, facts=facts)
         exported.write_description()
         card = (dense_card if exported.dense else model_card)(exported, target.name)
@@ -190,18 +194,25 @@ def _check_options(int8: bool, calibrate: object, max_drop: float, half: bool, o
     if int8 != (calibrate is not None):
         raise UserError("`int8` and `calibrate` go together: pass both, or neither")
     if not 0 <= max_drop <= 1:
-        raise UserError(f"max_drop is {max_drop}: expected 0 to 1, such as 0.01 for one point of top-1")
+        raise UserError(f"max_drop is {max_drop}: expected 0 to 1, such as 0.01 for one point")
 
 
-def _check_dense(opened: Network, format: str, **options: bool) -> None:
+def _check_dense(opened: Network, format: str, int8: bool, dynamic: bool, opset: int | None) -> None:
     what = f"{opened.source} is a {opened.description.head}"
     if format not in ("openvino", "onnx"):
         raise UserError(f"{what}, and {format} is for classifiers: use format openvino or onnx")
-    if options.pop("dynamic"):
+    if dynamic:
         raise UserError(f"{what}, whose model takes every size anyway: leave out `dynamic`")
-    for name, given in options.items():
-        if given:
-            raise UserError(f"{what}, and `{name}` is for classifiers: leave it out")
+    if int8 and format != "openvino":
+        raise UserError(f"{what}, for which `int8` is in format openvino, not {format}")
+    if opset not in (None, *WHOLE_OPSETS):
+        raise UserError(f"opset is {opset}, and {what}: expected {WHOLE_OPSETS[0]} to {WHOLE_OPSETS[-1]}")
+
+
+def _open_trial(opened: Network, data: str | PathLike[str], max_pixels: int) -> Trial:
+    if not opened.dense:
+        return open_pictures(data, opened.description, max_pixels)
+    return open_labelled(data, opened.description, HEADS[opened.description.head or ""].masks, max_pixels)
 
 
 def _check_target(target: Path) -> None:

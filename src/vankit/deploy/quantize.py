@@ -2,6 +2,7 @@
 
 import glob
 import logging
+import re
 import statistics
 import tempfile
 import time
@@ -9,12 +10,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from io import StringIO
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +42,9 @@ CALIBRATION_IMAGES = 300  # at most, evenly drawn
 _PHOTOGRAPHS = 1_000  # at most, evenly drawn, that agreement is measured on
 _CHUNK = 64  # images decoded at once
 _ROUNDS = 20  # of the clock
-_DEPTHWISE = "depth-wise convolutions"
+_DEPTHWISE, _HEAD = "depth-wise convolutions", "head"
 
-Kind = Literal["depth-wise", "strided", "other", "float"]
+Kind = Literal["depth-wise", "strided", "other", "head", "float"]
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,13 @@ class Attempt:
     Attributes:
         precision: float32, bf16 or int8.
         left_out: groups of layers that int8 leaves in float; none if empty.
-        top1: 0 to 1, see `Int8Report`.
+        score: 0 to 1, see `Int8Report`.
         milliseconds: for one image on all cores of the machine that exported: a rough figure.
     """
 
     precision: str
     left_out: list[str]
-    top1: float
+    score: float
     milliseconds: float
 
 
@@ -68,13 +70,11 @@ class Int8Report:
 
     Attributes:
         calibration_images: that the ranges of values were taken from.
-        images: that top-1 was measured on.
-        labelled: whether top-1 is the part of the images that are labelled right; else it is the part that gets the
-            float32 network's label.
-        measure: top-1; or mAP of a multi-label network, which stands in place of top-1 in all of these, without labels
-            with those that the float32 network gives for the truth.
-        float32: top-1 before, 0 to 1.
-        top1, left_out: of what was kept, see `Attempt`.
+        images: that the score was measured on.
+        labelled: whether by labels; else what the float32 network says of the images is the truth.
+        measure: what the score is: top-1, mAP of a multi-label network, box AP or mask AP, mIoU, or PQ.
+        float32: the score before, 0 to 1.
+        score, left_out: of what was kept, see `Attempt`.
         attempts: all that was measured, in order: float32, bf16 where the engine has it, and ways to quantise.
     """
 
@@ -83,23 +83,83 @@ class Int8Report:
     labelled: bool
     measure: str
     float32: float
-    top1: float
+    score: float
     left_out: list[str]
     attempts: list[Attempt]
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """What to quantise with.
+class Trial(Protocol):
+    """What a network is quantised with, and measured on.
 
     Attributes:
+        inputs: of the model, to calibrate with.
+        images: that can be measured; known once some were.
+        measure, labelled: see `Int8Report`.
+    """
+
+    @property
+    def inputs(self) -> Sequence[NDArray[Any]]: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def measure(self) -> str: ...
+    @property
+    def labelled(self) -> bool: ...
+
+    def score(self, engine: Engine, title: str) -> float:
+        """The measure, 0 to 1. The first engine is the float32 network's.
+
+        Raises:
+            ValueError: no image can be read, what the network gives is not finite, or the images say nothing.
+        """
+
+
+@dataclass
+class Pictures:
+    """The `Trial` of a classifier.
+
+    Attributes:
+        description: of the network.
         calibration, measured: datasets of (network input, label).
         classes: the network's class index of each label; None without labels.
     """
 
+    description: Description
     calibration: Any
     measured: Any
     classes: NDArray[np.int64] | None
+    _truth: NDArray[Any] | None = field(default=None, init=False)
+
+    @cached_property
+    def inputs(self) -> list[Array]:
+        found = _calibration(self.calibration)
+        if not found:
+            raise unreadable(self.calibration)
+        return found
+
+    @property
+    def images(self) -> int:
+        return 0 if self._truth is None else len(self._truth)
+
+    @property
+    def labelled(self) -> bool:
+        return self.classes is not None
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self.description, self.classes)
+
+    @property
+    def measure(self) -> str:
+        return self._judge.measure
+
+    def score(self, engine: Engine, title: str) -> float:
+        answers, labels = _answers(engine, self.measured, title, self._judge.keep)
+        if not len(answers):
+            raise unreadable(self.measured)
+        if self._truth is None:
+            self._truth = self._judge.truth(answers, labels)
+        return self._judge.score(answers, self._truth)
 
 
 class _Photographs:
@@ -140,59 +200,50 @@ def open_pictures(data: str | PathLike[str], description: Description, max_pixel
             raise
         paths = list(find_images(data))
         rest = paths[1::2] or paths
-        rest = [rest[i] for i in _spread(len(rest), _PHOTOGRAPHS)]
+        rest = [rest[i] for i in spread(len(rest), _PHOTOGRAPHS)]
         calibration, measured = (_Photographs(part, preprocessing, max_pixels) for part in (paths[::2], rest))
-        return Pictures(calibration, measured, None)
+        return Pictures(description, calibration, measured, None)
     announce(measured, data)
     try:
         calibration = open_dataset(data, "train", preprocessing, size, **options)
     except UserError:
         calibration = measured
-    return Pictures(calibration, measured, index)
+    return Pictures(description, calibration, measured, index)
 
 
 def _may_be_photographs(data: str) -> bool:
     return (Path(data).exists() or glob.has_magic(data)) and not (has_splits(Path(data)) or is_multilabel(Path(data)))
 
 
-def quantize(exported: Exported, pictures: Pictures, max_drop: float) -> Int8Report:
+def quantize(exported: Exported, trial: Trial, max_drop: float) -> Int8Report:
     """Quantise the model in an exported folder.
 
-    Convolutions and matrix products get int8 weights and inputs; sums, products and norms stay in float. All of them
-    are tried, and all but the depth-wise ones, which are left out unless that is less accurate or slower. Where both
-    lose too much, further groups are left out one after the other.
+    Convolutions and matrix products get int8 weights and inputs; sums, products and norms stay in float, and of a
+    detector or segmenter all that has no weights. All of them are tried, and all but the depth-wise ones, which are
+    left out unless that is less accurate or slower. Where both lose too much, further groups are left out one after the
+    other.
 
     Args:
         exported: a folder in float32, of format openvino or onnx; its model is replaced, its description is not.
-        pictures: see `open_pictures`.
-        max_drop: top-1, or mAP, that may be lost, 0 to 1.
+        trial: see `open_pictures`, and `vankit.deploy.dense_judge.open_labelled`.
+        max_drop: of the trial's measure, which may be lost, 0 to 1.
 
     Raises:
         ImportError: nncf is missing.
-        ValueError: all that was tried loses more, a logit is not finite, or no image can be read.
+        ValueError: all that was tried loses more, an output is not finite, or no image can be read.
     """
     with _quiet():
         try:
             import nncf  # noqa: F401
         except ImportError:
             raise MissingPackageError("int8 needs NNCF: pip install 'vankit[int8]'") from None
-    inputs = _calibration(pictures.calibration)
-    engine = exported.engine(cached=False)
-    judge = Judge(exported.description, pictures.classes)
-    answers, labels = _answers(engine, pictures.measured, "float32", judge.keep)
-    if not inputs or not len(answers):
-        raise UserError(
-            "none of the images to calibrate or measure int8 can be read: pass others (--calibrate)"
-            f"{_why_not(pictures.calibration if not inputs else pictures.measured)}"
-        )
-    truth = judge.truth(answers, labels)
 
     def attempt(engine: Engine, left_out: list[str]) -> Attempt:
         title = " without ".join([engine.precision, *left_out[-1:]])
-        answers, _ = _answers(engine, pictures.measured, title, judge.keep)
-        return Attempt(engine.precision, left_out, judge.score(answers, truth), _milliseconds(engine, inputs[0]))
+        return Attempt(engine.precision, left_out, trial.score(engine, title), _milliseconds(engine, trial.inputs[0]))
 
-    attempts = [Attempt("float32", [], judge.score(answers, truth), _milliseconds(engine, inputs[0]))]
+    engine = exported.engine(cached=False)
+    attempts = [attempt(engine, [])]
     with suppress(ValueError):  # neither every CPU nor every engine has it
         engine = exported.engine(precision="bf16", cached=False)
     if engine.precision == "bf16":
@@ -201,7 +252,7 @@ def quantize(exported: Exported, pictures: Pictures, max_drop: float) -> Int8Rep
     with tempfile.TemporaryDirectory(dir=exported.folder) as scratch:
         for left_out, names in _ladder(layers):
             found = replace(exported, folder=Path(scratch) / str(len(attempts)), precision="int8")
-            _quantize_without(names, exported, found, inputs)
+            _quantize_without(names, exported, found, trial.inputs)
             attempts.append(attempt(found.engine(cached=False), left_out))
             if not left_out and any(kind == "depth-wise" for _, kind in layers):
                 continue  # these gain least: in OpenVINO little time, in ONNX Runtime they cost much
@@ -209,28 +260,30 @@ def quantize(exported: Exported, pictures: Pictures, max_drop: float) -> Int8Rep
             if kept is not None:
                 break
         else:
-            raise UserError(_too_much(attempts, max_drop, judge.measure))
+            raise UserError(_too_much(attempts, max_drop, trial.measure))
         for name in FILES[exported.format]:
             (Path(scratch) / str(kept) / name).replace(exported.folder / name)
-    basis = len(inputs), len(truth), pictures.classes is not None, judge.measure
-    return Int8Report(*basis, attempts[0].top1, attempts[kept].top1, attempts[kept].left_out, attempts)
+    basis = len(trial.inputs), trial.images, trial.labelled, trial.measure
+    return Int8Report(*basis, attempts[0].score, attempts[kept].score, attempts[kept].left_out, attempts)
 
 
 def _best(attempts: Sequence[Attempt], max_drop: float) -> int | None:
     """The last way to quantise that loses little enough, or an earlier one that is neither less accurate nor slower."""
-    good = [i for i, a in enumerate(attempts) if a.precision == "int8" and attempts[0].top1 - a.top1 <= max_drop + 1e-9]
+    good = [
+        i for i, a in enumerate(attempts) if a.precision == "int8" and attempts[0].score - a.score <= max_drop + 1e-9
+    ]
     if not good:
         return None
     last = attempts[good[-1]]
-    return next(i for i in good if attempts[i].top1 >= last.top1 and attempts[i].milliseconds <= last.milliseconds)
+    return next(i for i in good if attempts[i].score >= last.score and attempts[i].milliseconds <= last.milliseconds)
 
 
 def _too_much(attempts: Sequence[Attempt], max_drop: float, measure: str) -> str:
     figures = "; ".join(
-        f"{', '.join(a.left_out) or 'nothing'} left in float: {a.top1:.2%}" for a in attempts if a.precision == "int8"
+        f"{', '.join(a.left_out) or 'nothing'} left in float: {a.score:.2%}" for a in attempts if a.precision == "int8"
     )
     return (
-        f"int8 loses more than {max_drop:.2%} of {measure}, which is {attempts[0].top1:.2%} in float32 ({figures}): "
+        f"int8 loses more than {max_drop:.2%} of {measure}, which is {attempts[0].score:.2%} in float32 ({figures}): "
         "take more images to calibrate with, and such as the network will see; or allow a larger max_drop "
         "(--max-drop); or stay in float"
     )
@@ -245,6 +298,7 @@ def _ladder(layers: Sequence[tuple[str, Kind]]) -> list[tuple[list[str], list[st
     starts = [i for i, (_, kind) in enumerate(layers) if kind == "strided"]  # of the stages, each a patch embedding
     groups = [
         (_DEPTHWISE, [name for name, kind in layers if kind == "depth-wise"]),
+        (_HEAD, [name for name, kind in layers if kind == "head"]),
         ("patch embeddings", [name for name, kind in layers if kind == "strided"]),
         *((f"stage {stage}", [name for name, _ in layers[:end]]) for stage, end in enumerate(starts[1:], 1)),
     ]
@@ -262,8 +316,9 @@ def _layers(exported: Exported) -> list[tuple[str, Kind]]:
         import openvino
 
         model = openvino.Core().read_model(exported.path)
+        kind = _dense_kind if exported.dense else _openvino_kind
         layers = [
-            (op.get_friendly_name(), _kind(op.get_type_name(), 1, op.get_attributes().get("strides", ())))
+            (op.get_friendly_name(), kind(op))
             for op in model.get_ordered_ops()
             if op.get_type_name() not in ("Parameter", "Constant", "Result")
         ]
@@ -284,19 +339,33 @@ def _layers(exported: Exported) -> list[tuple[str, Kind]]:
     return [(name, kind if name in for_logits else "float") for name, kind in layers]
 
 
+def _openvino_kind(op: Any) -> Kind:
+    return _kind(op.get_type_name(), 1, op.get_attributes().get("strides", ()))
+
+
+def _dense_kind(op: Any) -> Kind:
+    """Of a whole detector or segmenter: what computes sizes, positions and attention has no weights."""
+    kind = _openvino_kind(op)
+    if kind == "float" or op.input_value(1).get_node().get_type_name() != "Constant":
+        return "float"
+    return kind if re.search(r"[.]stage\d[.]", op.get_friendly_name()) else "head"
+
+
 def _kind(operation: str, groups: int, strides: Sequence[int]) -> Kind:
     """
     Args:
         operation: the type's name in OpenVINO or ONNX.
     """
-    if operation not in ("Convolution", "GroupConvolution", "Conv", "MatMul", "Gemm"):
+    if operation not in ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "Conv", "MatMul", "Gemm"):
         return "float"
     if operation == "GroupConvolution" or groups > 1:
         return "depth-wise"
     return "strided" if max(strides, default=1) > 1 else "other"
 
 
-def _quantize_without(names: list[str], exported: Exported, quantised: Exported, inputs: Sequence[Array]) -> None:
+def _quantize_without(
+    names: list[str], exported: Exported, quantised: Exported, inputs: Sequence[NDArray[Any]]
+) -> None:
     with _quiet():
         import nncf
 
@@ -333,7 +402,7 @@ def _calibration(dataset: Any) -> list[Array]:
     """Network inputs (1, C, H, W), evenly drawn, or the first ones of a stream."""
     if is_stream(dataset):
         return [x[None] for x, _ in islice(dataset, CALIBRATION_IMAGES)]
-    chunks = _chunks(dataset, _spread(len(dataset), CALIBRATION_IMAGES))
+    chunks = _chunks(dataset, spread(len(dataset), CALIBRATION_IMAGES))
     return [x[None] for chunk in chunks for x, _ in chunk]
 
 
@@ -373,25 +442,26 @@ def _chunks(dataset: Any, indices: Sequence[int]) -> Iterator[list[tuple[Array, 
             yield [sample for sample in loaded if sample is not None]
 
 
-def _why_not(dataset: Any) -> str:
-    """What is wrong with the first image of a set, which cannot be read; a stream has gone over it."""
+def unreadable(dataset: Any) -> UserError:
+    """For a set of which no image can be read, with what is wrong with the first one; a stream has gone over it."""
+    why = ""
     if not is_stream(dataset) and len(dataset):
         try:
             dataset[0]
         except (OSError, ImageError) as error:
-            return f"; {error}"
-    return ""
+            why = f"; {error}"
+    return UserError(f"none of the images to calibrate or measure int8 can be read: pass others (--calibrate){why}")
 
 
-def _spread(length: int, count: int) -> list[int]:
+def spread(length: int, count: int) -> list[int]:
     """At most `count` indices, evenly drawn."""
     return [int(i) for i in np.linspace(0, length - 1, min(count, length))]
 
 
-def _milliseconds(engine: Engine, x: Array) -> float:
+def _milliseconds(engine: Engine, x: NDArray[Any]) -> float:
     times = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
-        engine(x)
+        engine.outputs(x)
         times.append(1000 * (time.perf_counter() - start))
     return round(statistics.median(times), 3)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vankit.data.images import to_image
 from vankit.data.shapes import render_scene
-from vankit.deploy.agreement import Agreement
+from vankit.deploy.agreement import EXACT, HALF, Agreement, Tolerance
 from vankit.deploy.dense import DenseFolder, Stored
 from vankit.deploy.folder import OUTPUTS, Exported
 from vankit.deploy.model_api import describe
@@ -31,7 +31,12 @@ _SIZES = ((240, 320), (320, 240), (96, 96), (200, 510), (480, 640))  # of the sc
 
 
 def write_whole(
-    exported: Exported, network: nn.Module, photographs: Iterable[Path], max_pixels: int
+    exported: Exported,
+    network: nn.Module,
+    photographs: Iterable[Path],
+    max_pixels: int,
+    half: bool = False,
+    opset: int | None = None,
 ) -> tuple[Exported, dict[str, Any]]:
     """Write a network's model for pictures of any size, and compare it with PyTorch.
 
@@ -40,6 +45,7 @@ def write_whole(
         network: of `vankit.heads`, in eval mode.
         photographs: image files to compare on, besides generated scenes.
         max_pixels: of the largest of them that is decoded.
+        half, opset: see `vankit.export`.
 
     Returns:
         The folder with its model, and the figures of the comparison.
@@ -51,21 +57,23 @@ def write_whole(
     whole = Whole(network, exported.description)
     exported = replace(exported, outputs=whole.names)
     if exported.format == "onnx":
-        exported.path.write_bytes(whole_to_onnx(whole, exported.shapes(), _example()))
+        exported.path.write_bytes(whole_to_onnx(whole, exported.shapes(), _example(), opset, half))
     else:
         import openvino
 
         model = whole.to_openvino()
         describe(model, exported)
-        openvino.save_model(model, exported.path, compress_to_fp16=False)
+        openvino.save_model(model, exported.path, compress_to_fp16=half)
     pictures = (np.asarray(to_image(path, max_pixels)) for path in photographs)
-    found = agreement(exported, network, chain(scenes(), pictures))
+    found = agreement(exported, network, chain(scenes(), pictures), HALF if half else EXACT)
     found.check()
     if found.is_empty:
         logger.warning(
             "nothing was found in the %d pictures that were compared: pass photographs (--check)", found.pictures
         )
-    facts = {"agreed": found.summary(), "agreement": asdict(found), "lowest_score": lowest_score(network)}
+    facts = {
+        "half": half, "agreed": found.summary(), "agreement": asdict(found), "lowest_score": lowest_score(network),
+    }  # fmt: skip
     return exported, facts
 
 
@@ -74,9 +82,11 @@ def lowest_score(network: nn.Module) -> float:
     return max(float(getattr(module, "score_thresh", 0.0)) for module in network.modules())
 
 
-def agreement(exported: Stored, network: nn.Module, pictures: Iterable[NDArray[np.uint8]]) -> Agreement:
+def agreement(
+    exported: Stored, network: nn.Module, pictures: Iterable[NDArray[np.uint8]], tolerance: Tolerance = EXACT
+) -> Agreement:
     """Compare what a folder finds with what its network finds, in pictures (H, W, 3), RGB."""
-    folder, result = DenseFolder(exported, cached=False), Agreement()
+    folder, result = DenseFolder(exported, cached=False), Agreement(tolerance=tolerance)
     for picture in pictures:
         x = torch.from_numpy(picture.copy()).permute(2, 0, 1) / 255
         with torch.inference_mode():

@@ -15,12 +15,12 @@ from vankit.models.class_maps import folded, has_class_maps
 from vankit.models.fold import fold
 
 _NO_LIMIT = 2**40
-_OPSET = 18
 
 # At 32 pixels VAN's last map has size 1, which torch.export would take for a constant
 SMALLEST = 33
 
 OPSETS = range(18, 26)  # that torch.onnx converts the operators of a VAN to
+WHOLE_OPSETS = range(18, 21)  # that its tracing exporter converts those of detectors and segmenters to
 
 
 def to_program(
@@ -132,12 +132,20 @@ def whole_to_openvino(module: nn.Module, names: Sequence[str], example: torch.Te
         return model
 
 
-def whole_to_onnx(module: nn.Module, shapes: Mapping[str, Sequence[int | None]], example: torch.Tensor) -> bytes:
+def whole_to_onnx(
+    module: nn.Module,
+    shapes: Mapping[str, Sequence[int | None]],
+    example: torch.Tensor,
+    opset: int | None = None,
+    half: bool = False,
+) -> bytes:
     """As `whole_to_openvino`, as the bytes of an ONNX file, by PyTorch's tracing exporter: torch.export would have to
     know how many objects there may be.
 
     Args:
         shapes: of its outputs by name; None is any length.
+        opset: one of `WHOLE_OPSETS`; None takes the first.
+        half: see `to_onnx`.
 
     Raises:
         UnsupportedNetworkError: the network cannot be exported.
@@ -148,20 +156,30 @@ def whole_to_onnx(module: nn.Module, shapes: Mapping[str, Sequence[int | None]],
     image, *outputs = shapes
     with _exporting("ONNX"), _plain_attention(), _antialiasing():
         torch.onnx.export(
-            module, (example,), file, dynamo=False, opset_version=_OPSET, input_names=[image], output_names=outputs,
-            dynamic_axes=axes,
+            module, (example,), file, dynamo=False, opset_version=opset or WHOLE_OPSETS[0], input_names=[image],
+            output_names=outputs, dynamic_axes=axes,
         )  # fmt: skip
-    return file.getvalue()
+    return _in_half(file.getvalue()) if half else file.getvalue()
+
+
+def _in_half(content: bytes) -> bytes:
+    """The bytes of an ONNX file with its weights in 16 bits."""
+    import onnx
+    import onnx_ir
+
+    model = onnx_ir.from_proto(onnx.load_model_from_string(content))
+    _store_in_half(model.graph)
+    return onnx_ir.to_proto(model).SerializeToString()
 
 
 @contextmanager
 def _antialiasing() -> Iterator[None]:
     name = "aten::_upsample_bilinear2d_aa"
-    torch.onnx.register_custom_op_symbolic(name, _resize_with_antialias, _OPSET)
+    torch.onnx.register_custom_op_symbolic(name, _resize_with_antialias, WHOLE_OPSETS[0])
     try:
         yield
     finally:
-        torch.onnx.unregister_custom_op_symbolic(name, _OPSET)
+        torch.onnx.unregister_custom_op_symbolic(name, WHOLE_OPSETS[0])
 
 
 def _resize_with_antialias(g: Any, x: Any, size: Any, *_: Any) -> Any:
