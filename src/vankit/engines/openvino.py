@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vankit.engines.base import CLASS_MAPS, Array, Engine, cores
-from vankit.engines.cache import cached, cpu, keep, recall
+from vankit.engines.cache import cached, cpu, keep, recall, source_code
 from vankit.engines.processes import PerProcess
+from vankit.engines.winograd import with_winograd
 from vankit.errors import MissingPackageError, UserError
 from vankit.files import reading
 
@@ -32,6 +33,7 @@ class OpenVinoEngine(Engine):
             bf16 where the CPU has it.
         source: file that the model comes from, if vankit did not make it just now: it may be damaged.
         class_maps: also compute the output of this name, where the model has it.
+        winograd: in float32, compute large 3×3 convolutions by `vankit.engines.winograd`.
 
     Raises:
         ImportError: openvino is missing.
@@ -47,9 +49,11 @@ class OpenVinoEngine(Engine):
         precision: str = "float32",
         source: Path | None = None,
         class_maps: bool = False,
+        winograd: bool = False,
     ) -> None:
         self.precision, self.workers = precision, cores()
         self._model, self._key, self._source, self._class_maps = cache(model), key, source, class_maps
+        self._winograd = winograd and precision == "float32"
         has_bf16 = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not has_bf16:
             raise UserError("this CPU has no bf16 instructions: leave out precision (--precision)")
@@ -100,6 +104,8 @@ class OpenVinoEngine(Engine):
             model = self._model() if self._class_maps else without_class_maps(self._model())
             weakref.finalize(self, _THREADS.leave)
             with reading(self._source, Exception) if self._source else nullcontext():
+                if self._winograd:
+                    with_winograd(model)
                 return core.compile_model(model, "CPU", config)
 
         def load(blob: bytes) -> Any:
@@ -114,8 +120,9 @@ class OpenVinoEngine(Engine):
             return compiled()
         import openvino
 
-        parts = (openvino.get_version(), *cpu(), repr(sorted(config.items())), str(cores()))
-        return cached(self._key, (*parts, *[CLASS_MAPS] * self._class_maps), load, make)
+        parts = [openvino.get_version(), *cpu(), repr(sorted(config.items())), str(cores())]
+        parts += [CLASS_MAPS] * self._class_maps + [source_code("engines/winograd.py").hex()] * self._winograd
+        return cached(self._key, tuple(parts), load, make)
 
 
 def without_class_maps(model: Any) -> Any:

@@ -57,7 +57,7 @@ class Resize(nn.Module):
         whole = product.div(length, rounding_mode="floor")
         exact = product == whole * length
         short = self.shortfall[1 - by_short, length.clamp(max=_LONGEST)] * whole > self.step[whole]
-        return whole - (exact & short).long()
+        return whole - exact.long() * short.long()  # OpenVINO does not fold BitwiseAnd
 
 
 @lru_cache
