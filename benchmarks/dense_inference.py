@@ -1,0 +1,261 @@
+"""How soon is what is in a picture there? Detectors and segmenters over van_b0, from a picture's bytes to the answers.
+
+    python benchmarks/dense_inference.py [--only mask_rcnn-640 ...] [--seconds 60] [--calibrate COCO]
+
+Each network, with random weights that find 100 objects, as eager PyTorch runs it in both memory layouts and with
+torch.compile, as `vankit.DensePredictor` runs a checkpoint (the VAN on OpenVINO), and exported whole by `vankit export`;
+beside them torchvision's own maskrcnn_resnet50_fpn. Each contender is a process of its own, bound to the same cores.
+They take turns in a random order, and are timed only if they find what eager PyTorch finds, by the rule of `vankit
+export`; of bf16 and int8, and of other networks, the CSV says how much is the same. Run this on a machine that does
+nothing else. Results: benchmarks/results/dense_inference.csv, where rows of other CPUs are kept.
+"""
+
+import argparse
+import copy
+import csv
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from inference import apart, machine, rounded, wait_until_quiet
+
+from vankit.deploy.agreement import Agreement
+from vankit.errors import UserError
+from vankit.study.timing import Contender, Timing, compare, scenes
+
+RESULTS = Path(__file__).parent / "results" / "dense_inference.csv"
+CLASSES = 80
+TASKS = {"semantic_fpn": "segment", "upernet": "segment", "mask2former": "panoptic"}
+NETWORKS = (
+    "retinanet-640", "mask_rcnn-640", "cascade_mask_rcnn-640", "rt_detr-640", "d_fine-640",
+    "retinanet-800", "mask_rcnn-800", "cascade_mask_rcnn-800", "rt_detr-800",
+    "semantic_fpn-512", "upernet-512", "mask2former-512",
+)  # fmt: skip
+Find = Callable[[Any], Any]
+
+
+def make_checkpoint(name: str, path: str) -> None:
+    """A network such as mask_rcnn-640 with random weights, the same each time."""
+    import torch
+
+    from vankit.heads.build import build_network
+    from vankit.models.description import Description
+    from vankit.models.weights import write_tensors
+
+    head, side = name.rsplit("-", 1)
+    task = TASKS.get(head, "detect")
+    classes = [f"class {i}" for i in range(CLASSES)]
+    description = Description(
+        task, head, "van_b0", classes, things=range(40) if task == "panoptic" else (), short_sides=(int(side),),
+        long_side=int(side) * 5 // 3, queries=100 if head == "mask2former" else 300,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = build_network(description).eval()
+    spread(network, description)
+    write_tensors(network.state_dict(), path, description.to_metadata())
+
+
+def spread(network: Any, description: Any) -> None:
+    """Scale what gives scores so that logits have a standard deviation of 2, as a trained network's would: those of new
+    layers are so much alike that nothing is found, or that rounding decides what is."""
+    from torch import Tensor, nn
+
+    def scale(module: Any, _: Any, logits: Tensor) -> Tensor:
+        bias = module.bias.view(-1, *[1] * (logits.ndim - 2)) if isinstance(module, nn.Conv2d) else module.bias
+        factor = 2 / (logits - bias).std()
+        module.weight.data *= factor
+        return (logits - bias) * factor + bias
+
+    scoring = {
+        CLASSES, CLASSES + 1, 9 * CLASSES,  # the last: RetinaNet's, of nine anchors
+    }  # fmt: skip
+    hooks = [
+        module.register_forward_hook(scale)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+        and (len(module.weight) in scoring or name.endswith("rpn.head.cls_logits"))
+    ]
+    eager(network, description)(scenes(description)[:1])
+    for hook in hooks:
+        hook.remove()
+
+
+def opened(path: str) -> tuple[Any, Any]:
+    from vankit.deploy.opening import open_network
+
+    found = open_network(checkpoint=path)
+    return copy.deepcopy(found.module), found.description
+
+
+def eager(network: Any, description: Any) -> Find:
+    import torch
+
+    from vankit.tasks.inference import arrays, infer
+
+    def run(pictures: Any) -> Any:
+        with torch.inference_mode():
+            image = torch.from_numpy(pictures[0]).permute(2, 0, 1) / 255
+            return boxed(arrays(infer(network, [image], description)[0]))
+
+    return run
+
+
+def boxed(found: Any) -> Any:
+    """As what a contender gives for one picture."""
+    result = np.empty(1, object)
+    result[0] = found
+    return result
+
+
+def plain(path: str, *, channels_last: bool = False, compiled: bool = False) -> Find:
+    import torch
+
+    network, description = opened(path)
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if compiled:
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True
+        network.compile(dynamic=False)
+    return eager(network, description)
+
+
+def torchvision_resnet50(path: str) -> Find:
+    """Of the same sizes, classes and objects as the network in a file."""
+    import torch
+    from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+    from vankit.heads.rcnn import TorchvisionDetector
+
+    _, description = opened(path)
+    torch.manual_seed(0)
+    sides = {"min_size": description.short_sides[-1], "max_size": description.long_side}
+    detector = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1, **sides)
+    network = TorchvisionDetector(detector, background=True).eval()
+    spread(network, description)
+    return eager(network.to(memory_format=torch.channels_last), description)
+
+
+def predictor(path: str) -> Find:
+    from vankit.prediction.scenes import DensePredictor
+
+    find = DensePredictor(checkpoint=path, score=0.05)
+    return lambda pictures: boxed(find.results(pictures[0]))
+
+
+def folder(path: str, precision: str) -> Find:
+    from vankit.deploy.dense import DenseFolder
+    from vankit.deploy.folder import read_exported
+
+    find = DenseFolder(read_exported(path), precision=precision)
+    return lambda pictures: boxed(find(pictures[0]))
+
+
+def export(checkpoint: str, out: str, calibrate: str | None = None) -> None:
+    import vankit
+
+    options: Any = {"int8": True, "calibrate": calibrate, "max_drop": 1.0} if calibrate else {}
+    vankit.export(checkpoint=checkpoint, out=out, **options)
+
+
+def check(contender: Contender, found: Any, expected: Any) -> Timing:
+    """By the rule of `vankit export`."""
+    row = Timing(contender.model, contender.name)
+    if isinstance(found, str):
+        return replace(row, note=found)
+    result, objects = Agreement(), sum(len(each.get("labels", ())) for each in found)
+    for one, other in zip(expected, found, strict=True):
+        result.add(one, other)
+    same = result.same / result.objects if result.objects else result.same_pixels / result.pixels
+    row = replace(row, difference=float(objects), agreement=same)
+    try:
+        if contender.exact:
+            result.check()
+    except UserError as error:
+        return replace(row, note=str(error))
+    return row
+
+
+def measure(name: str, folder_of: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    checkpoint, whole, int8 = (str(folder_of / f"{name}{end}") for end in (".safetensors", "", "-int8"))
+    apart(make_checkpoint, name, checkpoint)
+    apart(export, checkpoint, whole)
+    contenders = [
+        Contender(name, "PyTorch", partial(plain, checkpoint)),
+        Contender(name, "PyTorch channels_last", partial(plain, checkpoint, channels_last=True)),
+        Contender(name, "VAN on OpenVINO, head on PyTorch", partial(predictor, checkpoint)),
+        Contender(name, "exported, float32", partial(folder, whole, "float32")),
+        Contender(name, "exported, bf16", partial(folder, whole, "bf16"), exact=False),
+    ]
+    if args.compile:
+        contenders.append(Contender(name, "torch.compile", partial(plain, checkpoint, compiled=True)))
+    if args.calibrate:
+        apart(export, checkpoint, int8, args.calibrate)
+        contenders.append(Contender(name, "exported, int8", partial(folder, int8, "int8"), exact=False))
+    if name.startswith("mask_rcnn"):
+        contenders.append(
+            Contender(
+                name, "torchvision's maskrcnn_resnet50_fpn", partial(torchvision_resnet50, checkpoint), exact=False
+            )
+        )
+    network, description = opened(checkpoint)
+    find, pictures = eager(network, description), scenes(description)
+    expected = np.concatenate([find(picture[None]) for picture in pictures])
+    timed = {"seconds": args.seconds, "calls": 2, "cores": sorted(os.sched_getaffinity(0))}
+    found = compare(contenders, pictures, {name: expected}, **timed, check=check)
+    best = min((row for row in found[:2] if row.ms is not None), key=lambda row: row.ms or 0.0)
+    return [as_row(row, best) for row in found]
+
+
+def as_row(row: Timing, best: Timing) -> dict[str, Any]:
+    """With how many times as fast it is as the better one of eager PyTorch's layouts, round by round."""
+    values = {field.name: getattr(row, field.name) for field in fields(row) if not field.name.startswith("speedup")}
+    ratios = [other / own for own, other in zip(row.rounds, best.rounds, strict=False)]
+    low, middle, high = np.percentile(ratios, (25, 50, 75)) if ratios else (None, None, None)
+    values |= {"rounds": len(row.rounds), "times_as_fast": middle, "times_low": low, "times_high": high}
+    values["objects"] = values.pop("difference")
+    return values
+
+
+def write(rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Replace the rows of this CPU and these networks, and keep the others."""
+    new = {(facts["cpu"], row["model"]) for row in rows}
+    kept: list[dict[str, Any]] = []
+    if RESULTS.exists():
+        with RESULTS.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if (row["cpu"], row["model"]) not in new]
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *facts])
+        writer.writeheader()
+        writer.writerows(kept)
+        writer.writerows({key: rounded(value) for key, value in (row | facts).items()} for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=NETWORKS, metavar="HEAD-SIDE", help="such as mask_rcnn-640")
+    parser.add_argument("--seconds", type=float, default=60, help="of timing, for each network")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes")
+    parser.add_argument("--calibrate", help="labelled pictures: also export in int8")
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--patience", type=float, default=300, help="seconds to wait for a quiet machine")
+    args = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    for name in args.only:
+        with tempfile.TemporaryDirectory() as folder_of:
+            os.environ["VANKIT_CACHE"] = f"{folder_of}/cache"
+            facts = machine(wait_until_quiet(args.patience))
+            rows = measure(name, Path(folder_of), args)
+        for row in rows:
+            print({key: rounded(value) for key, value in row.items() if value is not None}, flush=True)
+        write(rows, facts)
+
+
+if __name__ == "__main__":
+    main()
