@@ -2,12 +2,13 @@
 
     python benchmarks/dense_inference.py [--only mask_rcnn-640 ...] [--seconds 60] [--calibrate COCO]
 
-Each network, with random weights that find 100 objects, as eager PyTorch runs it in both memory layouts and with
-torch.compile, as `vankit.DensePredictor` runs a checkpoint (the VAN on OpenVINO), and exported whole by `vankit export`;
-beside them torchvision's own maskrcnn_resnet50_fpn. Each contender is a process of its own, bound to the same cores.
-They take turns in a random order, and are timed only if they find what eager PyTorch finds, by the rule of `vankit
-export`; of bf16 and int8, and of other networks, the CSV says how much is the same. Run this on a machine that does
-nothing else. Results: benchmarks/results/dense_inference.csv, where rows of other CPUs are kept.
+Each network, with random weights that find 100 objects, as eager PyTorch runs it in both memory layouts (and with
+--compile by torch.compile), as `vankit.DensePredictor` runs a checkpoint at first, with the VAN on OpenVINO, and
+exported whole by `vankit export`; beside them torchvision's own maskrcnn_resnet50_fpn. Each contender is a process of
+its own, bound to the same cores. They take turns in a random order, and are timed only if they find what eager PyTorch
+finds, by the rule of `vankit export`; of bf16 and int8, and of other networks, the CSV says how much is the same. Run
+this on a machine that does nothing else. Results: benchmarks/results/dense_inference.csv, where rows of other CPUs are
+kept.
 """
 
 import argparse

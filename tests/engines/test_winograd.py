@@ -1,4 +1,4 @@
-"""Winograd's convolutions against float64, for every size, batch and neighbour."""
+"""Winograd's convolutions against float64, for every size and neighbour."""
 
 from typing import Any
 
@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openvino import opset13 as ov
 
+from vankit.engines import winograd
+from vankit.engines.openvino import OpenVinoEngine
 from vankit.engines.winograd import with_winograd
 
 _RNG = np.random.default_rng(0)
@@ -30,19 +32,22 @@ def _types(model: Any) -> list[str]:
     return [node.get_type_name() for node in model.get_ops()]
 
 
-@pytest.fixture(scope="module")
-def two_layers() -> Any:
-    """Convolution, bias, ReLU, convolution, compiled."""
-    x = ov.parameter([-1, 64, -1, -1], np.float32)
+@pytest.fixture(scope="module", params=[60, 640], ids=["at once", "in strips"])
+def two_layers(request: pytest.FixtureRequest) -> Any:
+    """Convolution, bias, ReLU, convolution, compiled as for maps of so many pixels a side."""
+    x = ov.parameter([1, 64, -1, -1], np.float32)
     model = openvino.Model([_convolution(ov.relu(ov.add(_convolution(x, _W1), _B1)), _W2)], [x])
-    assert with_winograd(model) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "_SIDE", request.param)
+        assert winograd.with_winograd(model) == 2
     assert "Convolution" not in _types(model)
+    assert _types(model).count("Loop") == (2 if request.param == 640 else 0)
     return _compiled(model)
 
 
-@given(st.integers(0, 3), st.integers(1, 23), st.integers(1, 23), st.integers(0, 2**32 - 1))
-def test_every_size_and_batch(two_layers: Any, batch: int, height: int, width: int, seed: int) -> None:
-    x = np.random.default_rng(seed).standard_normal((batch, 64, height, width)).astype(np.float32)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_every_size(two_layers: Any, height: int, width: int, seed: int) -> None:
+    x = np.random.default_rng(seed).standard_normal((1, 64, height, width)).astype(np.float32)
     first = F.conv2d(torch.from_numpy(x).double(), torch.from_numpy(_W1).double(), padding=1)
     expected = F.conv2d((first + torch.from_numpy(_B1)).relu(), torch.from_numpy(_W2).double(), padding=1)
     np.testing.assert_allclose(two_layers(x)[0], expected, atol=5e-5)
@@ -77,8 +82,8 @@ def test_a_bias_that_is_used_twice_is_kept() -> None:
 def test_small_maps_stay_as_they_are() -> None:
     picture = ov.parameter([1, 64, -1, -1], np.float32)
     weight = ov.constant(_W1)
-    maps = [ov.max_pool(picture, [n, n], [1, 1], [0, 0], [0, 0], [n, n]).output(0) for n in (16, 32, 64)]
-    levels = [_convolution(x, weight) for x in maps]  # of 1600, 400 and 100 places for a picture of 640 pixels
+    maps = [ov.max_pool(picture, [n, n], [1, 1], [0, 0], [0, 0], [n, n]).output(0) for n in (8, 16, 32)]
+    levels = [_convolution(x, weight) for x in maps]  # of 6400, 1600 and 400 places for a picture of 640 pixels
     model = openvino.Model(levels, [picture])
     x = _RNG.standard_normal((1, 64, 256, 320)).astype(np.float32)
     expected = list(_compiled(model)(x).values())
@@ -101,5 +106,30 @@ def test_maps_for_roi_align_and_weights_in_16_bits() -> None:
     ]
     expected = list(_compiled(model)(given_).values())
     assert with_winograd(model) == 1
+    assert "GroupConvolution" in _types(model)  # which keeps the layout that RoIAlign is quick in
     for found, right in zip(_compiled(model)(given_).values(), expected, strict=True):
         np.testing.assert_allclose(found, right, atol=5e-5)
+
+
+@pytest.mark.parametrize(("precision", "left"), [("float32", 0), ("int8", 1)])
+def test_the_engine_uses_it_in_float32_alone(precision: str, left: int) -> None:
+    x = ov.parameter([1, 64, -1, -1], np.float32)
+    model = openvino.Model([_convolution(x, _W1)], [x])
+    OpenVinoEngine(lambda: model, None, precision, winograd=True).prepare()
+    assert _types(model).count("Convolution") == left
+
+
+def test_weights_are_told_apart_by_more_than_their_names() -> None:
+    x = ov.parameter([1, 64, -1, -1], np.float32)
+    weights = [ov.constant(_W1), ov.constant(2 * _W1)]
+    for weight in weights:
+        weight.set_friendly_name("w")
+    model = openvino.Model([_convolution(x, weight) for weight in weights], [x])
+    with_winograd(model)
+    one, two = _compiled(model)(_RNG.standard_normal((1, 64, 9, 9)).astype(np.float32)).values()
+    np.testing.assert_allclose(two, 2 * one, atol=5e-5)
+
+
+def test_batches_stay_as_they_are() -> None:
+    x = ov.parameter([-1, 64, -1, -1], np.float32)
+    assert with_winograd(openvino.Model([_convolution(x, _W1)], [x])) == 0

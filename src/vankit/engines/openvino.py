@@ -102,10 +102,10 @@ class OpenVinoEngine(Engine):
 
         def compiled() -> Any:
             model = self._model() if self._class_maps else without_class_maps(self._model())
+            if self._winograd:
+                with_winograd(model)
             weakref.finalize(self, _THREADS.leave)
             with reading(self._source, Exception) if self._source else nullcontext():
-                if self._winograd:
-                    with_winograd(model)
                 return core.compile_model(model, "CPU", config)
 
         def load(blob: bytes) -> Any:

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _FEWEST_CHANNELS = 64
-_FEWEST_PLACES = 500  # of a map; on smaller ones the transforms cost what the products save
+_FEWEST_PLACES = 2000  # of a map; on smaller ones the transforms cost what the products save
+_MOST_PLACES = 12_000  # at once: what lies between the steps then fits into the cache
+_STRIP = 4  # rows of tiles at a time of larger maps
 _SIDE = 640  # of a usual picture
 
 # where the polynomials are evaluated, beside infinity: with ±1 and ±2, as usual, rounding errors are twice as large
@@ -34,23 +36,25 @@ def with_winograd(model: Any) -> int:
     """
     places, kernels, count = _places(model), dict[str, Any](), 0
     for node in model.get_ordered_ops():
-        weight = _weight(node)
-        if weight is None or places.get(node.get_friendly_name(), _FEWEST_PLACES) < _FEWEST_PLACES:
+        weight, size = _weight(node), places.get(node.get_friendly_name(), 0)
+        if weight is None or size < _FEWEST_PLACES:
             continue
-        name = weight.get_friendly_name()
+        name = weight.get_name()
         if name not in kernels:
             kernels[name] = _constant(_transformed(weight.data))
-        _replace(node, kernels[name])
+        _replace(node, kernels[name], in_strips=size > _MOST_PLACES)
         count += 1
     model.validate_nodes_and_infer_types()
     return count
 
 
 def _places(model: Any) -> dict[str, int]:
-    """Height times width of what each convolution gives for a usual picture, by name; not where that depends on what is
-    in the picture."""
+    """Height times width of what each convolution gives for one usual picture, by name; not where that depends on what
+    is in the picture."""
     from openvino import passes
 
+    if model.input(0).partial_shape[0] != 1:
+        return {}
     static = model.clone()
     usual = zip(static.input(0).partial_shape, (1, _SIDE, _SIDE, _SIDE), strict=True)
     static.reshape({static.input(0): [n.get_length() if n.is_static else length for n, length in usual]})
@@ -60,8 +64,8 @@ def _places(model: Any) -> dict[str, int]:
     sizes = {}
     for node in static.get_ops():
         if node.get_type_name() == "Convolution" and node.output(0).partial_shape.is_static:
-            *_, height, width = node.output(0).shape
-            sizes[node.get_friendly_name()] = height * width
+            batch, _, height, width = node.output(0).shape
+            sizes[node.get_friendly_name()] = height * width * (batch == 1)
     return sizes
 
 
@@ -82,7 +86,7 @@ def _transformed(weight: NDArray[Any]) -> NDArray[np.float32]:
     return np.ascontiguousarray(u.reshape(36, *u.shape[2:]), np.float32)
 
 
-def _replace(convolution: Any, kernel: Any) -> None:
+def _replace(convolution: Any, kernel: Any, in_strips: bool) -> None:
     """Put the algorithm in the place of a convolution, with the bias and the ReLU that follow."""
     from openvino import opset13 as ov
 
@@ -92,7 +96,8 @@ def _replace(convolution: Any, kernel: Any) -> None:
     x = before.input_value(0) if is_ours else ov.transpose(source, _constant([0, 2, 3, 1]))
     last, bias, relu = _followers(convolution)
     name = _NAME + last.get_friendly_name()
-    y = ov.transpose(_winograd(x, kernel, bias, relu), _constant([0, 3, 1, 2]))
+    y = _in_strips(x, kernel, bias, relu) if in_strips else _at_once(x, kernel, bias, relu)
+    y = ov.transpose(y, _constant([0, 3, 1, 2]))
     for target in list(last.output(0).get_target_inputs()):
         target.replace_source_output(y.output(0))
     y.set_friendly_name(name)
@@ -138,8 +143,8 @@ def _only_consumer(node: Any) -> Any:
     return targets[0].get_node() if len(targets) == 1 else None
 
 
-def _winograd(x: Any, kernel: Any, bias: Any, relu: bool) -> Any:
-    """(N, H, W, C) → (N, H, W, O).
+def _at_once(x: Any, kernel: Any, bias: Any, relu: bool) -> Any:
+    """(1, H, W, C) → (1, H, W, O).
 
     Args:
         x: an output of a node.
@@ -149,21 +154,62 @@ def _winograd(x: Any, kernel: Any, bias: Any, relu: bool) -> Any:
     """
     from openvino import opset13 as ov
 
+    size = _size(x)
+    x, tiles = _padded(x, size, [4, 4])
+    return ov.slice(_tiled(x, tiles, kernel, bias, relu), [0, 0], size, [1, 1], [1, 2])
+
+
+def _in_strips(x: Any, kernel: Any, bias: Any, relu: bool) -> Any:
+    """As `_at_once`, but `_STRIP` rows of tiles at a time."""
+    import openvino
+    from openvino import opset13 as ov
+
     _, channels, outputs = kernel.shape
-    shape = ov.shape_of(x, output_type="i64")
-    batch, size = (ov.gather(shape, _constant(index), _constant(0)) for index in ([0], [1, 2]))
-    tiles = ov.divide(ov.add(size, _constant([3])), _constant([4]))  # rows and columns of tiles
-    whole = ov.multiply(tiles, _constant([4]))
-    ends = ov.concat([_constant([0]), ov.add(ov.subtract(whole, size), _constant([1])), _constant([0])], 0)
-    x = ov.pad(x, _constant([0, 1, 1, 0]), ends, "constant", _number(0))
-    rows = _stacked(_input_transform(_every_fourth(x, 1)), 0)  # (6, N, rows, W, C)
-    v = _stacked(_input_transform(_every_fourth(rows, 3)), 0)  # (6, 6, N, rows, columns, C)
+    size, rows = _size(x), 4 * _STRIP
+    x, strips = _padded(x, size, [rows, 4])
+    whole, place = ov.parameter([1, -1, -1, channels], np.float32), ov.parameter([], np.int64)
+    first = ov.reshape(ov.multiply(place, _constant(rows)), [1], False)
+    strip = ov.slice(whole, first, ov.add(first, _constant([rows + 2])), [1], [1])
+    columns = ov.divide(ov.subtract(_size(strip), _constant([2, 2])), _constant([4, 4]))
+    y = ov.unsqueeze(_tiled(strip, columns, kernel, bias, relu), _constant(0))  # (1, 1, 4 rows, 4 columns, O)
+    loop = ov.loop(ov.gather(strips, _constant(0), _constant(0)), ov.constant(True))
+    loop.set_function(openvino.Model([y, ov.constant([True])], [place, whole]))
+    loop.set_special_body_ports([0, 1])
+    loop.set_invariant_input(whole, x.output(0))
+    y = loop.get_concatenated_slices(y.output(0), 0, 1, 1, -1, 0)  # (strips, 1, 4 rows, 4 columns, O)
+    y = ov.reshape(y, ov.concat([[1], ov.multiply(strips, _constant([rows, 4])), [outputs]], 0), False)
+    return ov.slice(y, [0, 0], size, [1, 1], [1, 2])
+
+
+def _size(x: Any) -> Any:
+    """Height and width of (1, H, W, C)."""
+    from openvino import opset13 as ov
+
+    return ov.gather(ov.shape_of(x, output_type="i64"), _constant([1, 2]), _constant(0))
+
+
+def _padded(x: Any, size: Any, unit: list[int]) -> tuple[Any, Any]:
+    """With one row and column of zeros around what is a multiple of a unit, and how many units that is each way."""
+    from openvino import opset13 as ov
+
+    units = ov.divide(ov.add(size, _constant(np.subtract(unit, 1))), _constant(unit))
+    missing = ov.subtract(ov.multiply(units, _constant(unit)), size)
+    ends = ov.concat([[0], ov.add(missing, _constant([1, 1])), [0]], 0)
+    return ov.pad(x, _constant([0, 1, 1, 0]), ends, "constant", _number(0)), units
+
+
+def _tiled(x: Any, tiles: Any, kernel: Any, bias: Any, relu: bool) -> Any:
+    """The algorithm: (1, 4 rows + 2, 4 columns + 2, C) → (1, 4 rows, 4 columns, O), where tiles is (rows, columns)."""
+    from openvino import opset13 as ov
+
+    _, channels, outputs = kernel.shape
+    stacked = _stacked(_input_transform(_every_fourth(x, 1)), 0)  # (6, 1, rows, 4 columns + 2, C)
+    v = _stacked(_input_transform(_every_fourth(stacked, 3)), 0)  # (6, 6, 1, rows, columns, C)
     m = ov.matmul(ov.reshape(v, _constant([36, -1, channels]), False), kernel, False, False)
-    m = ov.reshape(m, ov.concat([_constant([6, 6]), batch, tiles, _constant([outputs])], 0), False)
-    columns = ov.concat(_output_transform(_parts(m)), 4)  # (6, N, rows, columns, 4 O)
-    parts = _output_transform(_parts(columns))  # 4 of (N, rows, columns, 4 O)
-    y = ov.reshape(_stacked(parts, 2), ov.concat([batch, whole, _constant([outputs])], 0), False)
-    y = ov.slice(y, _constant([0, 0]), size, _constant([1, 1]), _constant([1, 2]))
+    m = ov.reshape(m, ov.concat([[6, 6, 1], tiles, [outputs]], 0), False)
+    columns = ov.concat(_output_transform(_parts(m)), 4)  # (6, 1, rows, columns, 4 O)
+    y = _stacked(_output_transform(_parts(columns)), 2)  # (1, rows, 4, columns, 4 O)
+    y = ov.reshape(y, ov.concat([[1], ov.multiply(tiles, _constant([4, 4])), [outputs]], 0), False)
     y = y if bias is None else ov.add(y, bias)
     return ov.relu(y) if relu else y
 
@@ -174,8 +220,7 @@ def _every_fourth(x: Any, axis: int) -> list[Any]:
 
     end = np.iinfo(np.int32).max
     starts_and_stops = enumerate((-2, -1, end, end, end, end))
-    step, axes = _constant([4]), _constant([axis])
-    return [ov.slice(x, _constant([start]), _constant([stop]), step, axes) for start, stop in starts_and_stops]
+    return [ov.slice(x, [start], [stop], [4], [axis]) for start, stop in starts_and_stops]
 
 
 def _input_transform(d: Sequence[Any]) -> list[Any]:
