@@ -67,6 +67,7 @@ def test_commands_print_by_say_alone() -> None:
 def test_a_closed_pipe_ends_quietly(flags: tuple[str, ...], text: str, status: int) -> None:
     """Also of a few lines, which Python only writes as it ends."""
     program = "import sys; from vankit import cli\n"
+    program += "cli.prepare_next_start = lambda _: sys.argv[1] and cli.say('prepared', file=sys.stderr)\n"
     program += "cli.app = lambda *_, **__: sys.stdin.read() or (print(sys.argv[1]) if sys.argv[1] else 0)\ncli.main([])"
     command = [sys.executable, *flags, "-c", program, text]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -83,7 +84,8 @@ def test_a_full_disk_is_said_once(unbuffered: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
-    program = "from vankit import cli; cli.app = lambda *_, **__: cli.say('x'); cli.main([])"
+    program = "import sys; from vankit import cli; cli.app = lambda *_, **__: cli.say('x')\n"
+    program += "cli.prepare_next_start = lambda _: cli.say('prepared', file=sys.stderr)\ncli.main([])"
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False

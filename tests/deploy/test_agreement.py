@@ -47,6 +47,14 @@ def test_an_object_that_differs_is_refused(changes: dict[str, Any]) -> None:
         agreement.check()
 
 
+def test_the_share_is_of_all_that_either_found_and_of_pixels_where_it_is_less() -> None:
+    assert Agreement().share is None
+    assert Agreement(objects=100, same=99).share == 0.99
+    assert Agreement(objects=100, same=100, others=25).share == 0.8
+    assert Agreement(objects=100, same=99, pixels=10, same_pixels=9).share == 0.9
+    assert Agreement(pixels=10, same_pixels=9).share == 0.9
+
+
 def test_weights_in_16_bits_may_move_an_object() -> None:
     moved = objects(boxes=BOXES + np.array([[0, 0, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.float32))  # IoU 50/52
     moved["scores"] = moved["scores"] - np.array([0, 0.0045, 0], np.float32)

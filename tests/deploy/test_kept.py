@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,8 @@ from vankit.deploy import kept, whole
 from vankit.deploy.agreement import Agreement
 from vankit.deploy.kept import collecting, keep_whole, kept_whole
 from vankit.deploy.opening import Network, open_network
+from vankit.engines.cache import _place
+from vankit.engines.openvino import _MODEL
 from vankit.errors import UserError
 from vankit.models.weights import read_tensors, write_tensors
 
@@ -169,7 +172,7 @@ def compared(monkeypatch: pytest.MonkeyPatch, outcome: Callable[[], Agreement]) 
     """Let comparisons end so; grows with each."""
     times: list[int] = []
 
-    def agreement(*_: object) -> Agreement:
+    def agreement(*_: object, **__: object) -> Agreement:
         times.append(len(times))
         return outcome()
 
@@ -185,32 +188,48 @@ def ends(error: BaseException) -> Callable[[], Agreement]:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "once"),
+    ("outcome", "raised", "tries"),
     [
-        (lambda: Agreement(objects=30, same=20), True),
-        (Agreement, True),  # nothing was found
-        (ends(UserError("OpenVINO cannot take the network")), True),
-        (ends(MemoryError()), True),
-        (ends(KeyboardInterrupt()), False),
-        (ends(SystemExit(143)), False),
+        (lambda: Agreement(objects=30, same=20), None, 1),
+        (Agreement, None, 1),  # nothing was found
+        (ends(UserError("OpenVINO cannot take the network")), None, 1),
+        (ends(MemoryError()), MemoryError, 2),
+        (lambda: Agreement(objects=30, same=30), None, 2),  # but no model was kept
+        (ends(KeyboardInterrupt()), KeyboardInterrupt, 3),
+        (ends(SystemExit(143)), SystemExit, 3),
     ],
 )
-def test_what_is_not_the_same_is_tried_once(
+def test_how_often_it_is_tried(
     outcome: Callable[[], Agreement],
-    once: bool,
+    raised: type[BaseException] | None,
+    tries: int,
     dense_checkpoint: Checkpoint,
     empty: None,
     pytorch: object,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path, times = dense_checkpoint("semantic_fpn", "segment"), compared(monkeypatch, outcome)
-    for _ in range(2):
-        try:
+    for _ in range(tries):
+        with pytest.raises(raised) if raised else nullcontext():
             keep_whole(start(path))
-        except BaseException as error:
-            assert "conversion" not in str(error)
-        assert not runs_whole(path)
-    assert len(times) == (1 if once else 2)
+    assert not runs_whole(path)
+    if tries < 3:
+        keep_whole(start(path))
+        keep_whole(start(path))
+        assert kept._decision(start(path).key).keys() == {"refused"}
+    assert len(times) == tries
+    assert sum("keeps its head on PyTorch" in message for message in caplog.messages) == (tries < 3)
+
+
+def test_a_model_that_is_gone_is_not_made_before_the_answers(segmenter: Path, pytorch: object) -> None:
+    model, _ = _place((start(segmenter).key, _MODEL))
+    content = model.read_bytes()
+    model.unlink()
+    with collecting() as networks:
+        assert not runs_whole(segmenter)
+    model.write_bytes(content)
+    assert len(networks) == 1 and runs_whole(segmenter)
 
 
 def test_nothing_is_converted_that_cannot_be_kept(
@@ -227,6 +246,10 @@ def test_scores_that_the_head_leaves_out(
     dense_checkpoint: Checkpoint, empty: None, pytorch: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = dense_checkpoint("retinanet", "detect")
+    with collecting() as networks:
+        assert not any(runs_whole(path, score=score) for score in (0.04, 0.05))
+    assert len(networks) == 1
+    monkeypatch.setattr(kept, "has_kept_model", lambda key: True)
     monkeypatch.setattr(kept, "_converted", lambda *_: {"outputs": ["boxes", "labels"], "lowest_score": 0.05})
     keep_whole(start(path))
     monkeypatch.setattr("vankit.prediction.scenes.DenseFolder", lambda kept: SimpleNamespace(masks=False))

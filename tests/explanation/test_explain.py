@@ -19,9 +19,10 @@ from torch import Tensor, nn
 import vankit
 from vankit.data.preprocessing import Preprocessing
 from vankit.deploy.folder import Exported
-from vankit.errors import MissingFileError, UserError
+from vankit.errors import MissingFileError, MissingPackageError, UserError
 from vankit.explanation import iter_explanations, maps
 from vankit.explanation.networks import open_subject
+from vankit.explanation.results import Explanation
 from vankit.explanation.subjects import Subject
 from vankit.heads.backbone import backbone_of
 from vankit.heads.build import build_network
@@ -399,6 +400,7 @@ SMALL = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear")
     ("options", "outputs", "says"),
     [
         ({}, ["logits"], "gives no class maps: expected .*: export it again, or pass the model or its checkpoint$"),
+        ({}, ["logits", "saliency_map"], "model.onnx is damaged or was changed"),  # said once, not of each picture
         ({"stage": 3}, ["logits", "saliency_map"], "which has no gradients, and stage 3 needs the network in PyTorch"),
         ({"layer": "stage4"}, ["logits", "saliency_map"], "no gradients, and `layer` needs"),
         ({"compare": "van_b0"}, ["logits", "saliency_map"], "no gradients, and `compare` needs"),
@@ -418,10 +420,20 @@ def test_what_a_folder_cannot_explain(
     exported.folder.mkdir()
     exported.path.write_bytes(b"")
     exported.write_description()
+    exported.path.write_bytes(b"damaged")
     if options.get("compare") == "folder":
         options = {"compare": [str(exported.folder)]}
     with pytest.raises(UserError, match=says):
         vankit.explain(photo, exported.folder if outputs else CIFAR, **options)
+
+
+def test_where_openvino_cannot_run_pytorch_explains(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise MissingPackageError("engine openvino needs OpenVINO")
+
+    monkeypatch.setattr("vankit.engines.openvino.openvino_core", missing)
+    (found,) = vankit.explain(photo, CIFAR)
+    assert isinstance(found, Explanation)
 
 
 def test_a_class_that_was_not_found_is_said_to_be_so() -> None:

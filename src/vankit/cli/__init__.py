@@ -10,8 +10,10 @@ from importlib import import_module
 from cyclopts import App, CycloptsError
 
 from vankit.cli.help import PARAMETERS, reflow_commands
+from vankit.cli.keeping import prepare_next_start
 from vankit.cli.messages import mistake, with_options
 from vankit.cli.terminal import LogFormatter, drop_unwritten, is_unread, printing, say, show_traceback
+from vankit.deploy.kept import collecting
 from vankit.errors import UserError, out_of_memory
 
 app = App(
@@ -47,10 +49,13 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(handlers=[log], level=logging.WARNING)
     words = _with_present_names(sys.argv[1:] if argv is None else argv)
     try:
-        status = app(words, result_action="return_value", exit_on_error=False, print_error=False)
+        with collecting() as networks:
+            status = app(words, result_action="return_value", exit_on_error=False, print_error=False)
         if sys.stdout is not None:
             with printing():
                 sys.stdout.flush()
+        if not status:
+            prepare_next_start(networks)
     except Exception as error:
         status = _UNREAD if is_unread(error) else _tell(error, words)
     except KeyboardInterrupt:

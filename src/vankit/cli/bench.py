@@ -1,5 +1,7 @@
 """`vankit bench`: how fast vankit is on this machine."""
 
+import math
+
 from rich.table import Table
 
 from vankit.cli.terminal import console
@@ -26,7 +28,7 @@ def command(models: list[str] | None = None, /, *, seconds: float = 15) -> None:
             table.add_row(row.model, row.contender, row.note)
             continue
         speedup = "" if row.speedup is None else f"{row.speedup:.1f}"
-        agreement = "" if row.agreement is None else f"{row.agreement:.0%}"
+        agreement = "" if row.agreement is None else f"{math.floor(1000 * row.agreement) / 10}%"  # 100 only of all
         difference = "" if row.difference is None else f"{row.difference:.0e}"
         cells = f"{row.ms:.2f}", f"{row.ms_low:.2f} – {row.ms_high:.2f}", speedup, agreement, difference
         table.add_row(row.model, row.contender, *cells)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from vankit.cli.keeping import ready_for_the_next_start
 from vankit.cli.messages import typed
 from vankit.cli.terminal import say, say_failure, stopped_by_sigterm
 from vankit.data.films import is_film
@@ -105,7 +104,7 @@ def command(
         raise UserError("--workers ray writes Parquet files: name a folder or URL with --output")
     written = _SCENES if output is None and says_dense(model, checkpoint) else output
     reserving = reserved(written, folder=workers == "ray" or output is None)
-    with ready_for_the_next_start(), stopped_by_sigterm(), reserving:
+    with stopped_by_sigterm(), reserving:
         opened = open_network(model, checkpoint, weights=weights, engine=engine, device=device)
         if opened.dense:
             head = opened.description.head

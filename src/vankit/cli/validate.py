@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from vankit.cli.keeping import ready_for_the_next_start
 from vankit.cli.terminal import console, say
 from vankit.engines.base import EngineName, Precision
 from vankit.models.description import Weights
@@ -67,15 +66,14 @@ def command(
     from vankit.validation import ClassificationReport
     from vankit.validation import validate as run
 
-    with ready_for_the_next_start():
-        figures = run(
-            data, model, checkpoint, output, plot, workers=workers, seed=seed, batch_size=batch_size, device=device,
-            engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
-            tolerant=tolerant, allow_outside=allow_outside, max_pixels=max_pixels, weights=weights, report=report,
-        )  # fmt: skip
-        if not isinstance(figures, ClassificationReport):
-            _print_measures(data, figures)
-            return
+    figures = run(
+        data, model, checkpoint, output, plot, workers=workers, seed=seed, batch_size=batch_size, device=device,
+        engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
+        tolerant=tolerant, allow_outside=allow_outside, max_pixels=max_pixels, weights=weights, report=report,
+    )  # fmt: skip
+    if not isinstance(figures, ClassificationReport):
+        _print_measures(data, figures)
+        return
     table = Table(title=f"{data}: {figures.count:,} images")
     table.add_column("class")
     for heading in ("images", "recall %", "precision %"):

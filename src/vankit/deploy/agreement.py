@@ -80,6 +80,12 @@ class Agreement:
         """Whether nothing was found that could differ."""
         return not (self.objects or self.pixels)
 
+    @property
+    def share(self) -> float | None:
+        """Of the objects that either found, or of the pixels if it is less, those that are the same; None of none."""
+        counts = ((self.same, max(self.objects, self.same + self.others)), (self.same_pixels, self.pixels))
+        return min((same / total for same, total in counts if total), default=None)
+
     def check(self) -> None:
         """
         Raises:

@@ -83,10 +83,14 @@ def lowest_score(network: nn.Module) -> float:
 
 
 def agreement(
-    exported: Stored, network: nn.Module, pictures: Iterable[NDArray[np.uint8]], tolerance: Tolerance = EXACT
+    exported: Stored,
+    network: nn.Module,
+    pictures: Iterable[NDArray[np.uint8]],
+    tolerance: Tolerance = EXACT,
+    cached: bool = False,
 ) -> Agreement:
     """Compare what a folder finds with what its network finds, in pictures (H, W, 3), RGB."""
-    folder, result = DenseFolder(exported, cached=False), Agreement(tolerance=tolerance)
+    folder, result = DenseFolder(exported, cached=cached), Agreement(tolerance=tolerance)
     for picture in pictures:
         x = torch.from_numpy(picture.copy()).permute(2, 0, 1) / 255
         with torch.inference_mode():

@@ -69,6 +69,17 @@ def recall(*names: bytes) -> bytes | None:
     return None
 
 
+def is_kept(*names: bytes) -> bool:
+    """Whether something is under these names, which then counts as used now."""
+    try:
+        path, _ = _place(names)
+    except (UserError, OSError):
+        return False
+    with suppress(OSError):
+        os.utime(path)
+    return path.is_file()
+
+
 def keep(content: bytes, *names: bytes) -> None:
     """Put bytes on disk under names, whole or not at all, in place of what was there; where that fails it is said.
 

@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vankit.engines.base import CLASS_MAPS, Array, Engine, cores
-from vankit.engines.cache import cached, cpu, keep, recall, source_code
+from vankit.engines.cache import cached, cpu, is_kept, keep, recall, source_code
 from vankit.engines.processes import PerProcess
 from vankit.engines.winograd import with_winograd
 from vankit.errors import MissingPackageError, UserError
 from vankit.files import reading
 
 logger = logging.getLogger(__name__)
+
+_MODEL = b"openvino.Model"
 
 
 class OpenVinoEngine(Engine):
@@ -144,7 +146,7 @@ def kept_model(key: bytes | None, make: Callable[[], Any]) -> Any:
 
     if key is None:
         return make()
-    names = key, b"openvino.Model"
+    names = key, _MODEL
     if (content := recall(*names)) is not None:
         end = 8 + int.from_bytes(content[:8], "big")
         with suppress(Exception):  # what does not load is made anew
@@ -155,6 +157,11 @@ def kept_model(key: bytes | None, make: Callable[[], Any]) -> Any:
     except (OSError, RuntimeError) as error:
         logger.warning("cannot keep the exported model for the next start: %s", error)
     return model
+
+
+def has_kept_model(key: bytes) -> bool:
+    """Whether `kept_model` need not make it."""
+    return is_kept(key, _MODEL)
 
 
 def _in_bytes(model: Any) -> bytes:

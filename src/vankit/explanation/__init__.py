@@ -126,9 +126,9 @@ def iter_explanations(
         checkpoint = weights = None
     targets = [target] if isinstance(target, str | int) else list(target or ())
     look: Method
-    if isinstance(opened, Network) and _gives_class_maps(opened, of_network, device):
-        name = opened.description.model or opened.source
-        look = GradCam([ClassMaps(Predictor(opened, device=device), name)], targets)
+    class_maps = _class_maps(opened, of_network, device) if isinstance(opened, Network) else None
+    if class_maps is not None:
+        look = GradCam([class_maps], targets)
     else:
         from vankit.explanation import methods  # and PyTorch with it
         from vankit.explanation.networks import open_subject
@@ -169,22 +169,27 @@ def _asked_of_network(
     return next((name for name, is_asked in asked.items() if is_asked), None)
 
 
-def _gives_class_maps(opened: Network, of_network: str | None, device: str) -> bool:
-    """Whether an engine other than PyTorch will do.
+def _class_maps(opened: Network, of_network: str | None, device: str) -> ClassMaps | None:
+    """By an engine other than PyTorch; None if it will not do.
 
     Raises:
-        ValueError: it is a folder, which has nothing else, and it will not.
+        ValueError, ImportError: it is a folder, which has nothing else, and it will not.
     """
+    name = opened.description.model or opened.source
     if opened.exported is None:
-        return opened.own and not on_torch("auto", device) and opened.class_maps
+        if not opened.own or on_torch("auto", device) or not opened.class_maps:
+            return None
+        try:
+            return ClassMaps(Predictor(opened, device=device), name)
+        except UserError:  # there is no OpenVINO, or not in this process
+            return None
     if opened.dense or of_network is not None:
         asked = of_network or f"a {opened.description.head}"
         raise UserError(
             f"{opened.source} is an exported folder, which has no gradients, and {asked} needs the network in PyTorch: "
             "pass the model or its checkpoint"
         )
-    opened.check_class_maps()
-    return True
+    return ClassMaps(Predictor(opened, device=device), name)
 
 
 def _check(

@@ -114,11 +114,16 @@ class Subject:
 
 
 class ClassMaps(Subject):
-    """A classifier whose engine gives the maps of all classes, see `vankit.Predictor.class_maps`: no PyTorch."""
+    """A classifier whose engine gives the maps of all classes, see `vankit.Predictor.class_maps`: no PyTorch.
+
+    Raises:
+        ValueError, ImportError: the engine cannot be made.
+    """
 
     def __init__(self, predictor: Predictor, name: str) -> None:
         self.predictor, self.name, self.classes = predictor, name, predictor.classes
         self.mean, self.std = predictor.preprocessing.mean, predictor.preprocessing.std
+        predictor.prepare_class_maps()
 
     def place(self, stage: int | None, layer: str | None) -> tuple[str, str]:
         return "stage 4", "stage4"

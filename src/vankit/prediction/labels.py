@@ -195,6 +195,15 @@ class Predictor:
             raise UserError(f"x is {x.dtype} of shape {x.shape}: expected float32 (B, {shape})")
         return x
 
+    def prepare_class_maps(self) -> Engine:
+        """What runs the network for `class_maps`, made now rather than with the first image.
+
+        Raises:
+            ValueError, ImportError: the network or folder does not give them, or cannot be run here.
+        """
+        self._opened.check_class_maps()
+        return self._explaining.get(lambda: self._open(class_maps=True))
+
     def class_maps(self, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Where in an image the evidence for each class is: Grad-CAM (arXiv 1610.02391) at a VAN's last stage.
 
@@ -210,9 +219,7 @@ class Predictor:
             ValueError: the network is not a VAN, the folder was exported without them, x has another dtype, rank or
                 size, or a value is not finite.
         """
-        self._opened.check_class_maps()
-        engine = self._explaining.get(lambda: self._open(class_maps=True))
-        logits, maps = engine.outputs(self._checked(x[None]))
+        logits, maps = self.prepare_class_maps().outputs(self._checked(x[None]))
         check_output(logits)
         check_output(maps)
         return logits[0], maps[0]

@@ -192,7 +192,7 @@ def _kept(opened: Network, score: float, test: Test, engine: str, precision: str
         return None
     kept = kept_whole(opened)
     if kept is None:
-        collect(opened)
+        collect(opened, score)
     elif opened.description.task == "detect" and score < kept.lowest_score:
         return None
     return kept

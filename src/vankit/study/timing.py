@@ -70,8 +70,8 @@ class Timing:
         note: why it was not timed, else empty; the times are None then.
         difference: largest absolute difference of a logit from eager float32 on the CPU, of an exported folder from
             its own engine; of a detector that of the score of an object that is the same.
-        agreement: share of images with the same top-1 label, 0 to 1; of a detector or panoptic network of the objects
-            that are the same, of a segmenter of the pixels; see `vankit.deploy.agreement`. None if there are none.
+        agreement: share of images with the same top-1 label, 0 to 1; of other networks of the objects or pixels that
+            are the same, see `vankit.deploy.agreement.Agreement.share`. None if there are none.
         ms, ms_low, ms_high, ms_min: milliseconds for one image: median of all calls, quartiles, least.
         speedup, speedup_low, speedup_high: how many times faster than the first contender with this network: median
             of all rounds, quartiles.
@@ -341,17 +341,16 @@ def _check_found(contender: Contender, outputs: Array | str, expected: Array) ->
     row = Timing(contender.model, contender.name)
     if isinstance(outputs, str):
         return replace(row, note=outputs)
-    found = Agreement()
+    found, note = Agreement(), ""
     for one, other in zip(expected, outputs, strict=True):
         found.add(one, other)
-    total, same = (found.objects, found.same) if found.objects else (found.pixels, found.same_pixels)
-    note = f"refused: {found.summary()}" if contender.exact and (same < total or found.others) else ""
+    try:
+        found.check()
+    except UserError:
+        note = f"refused: {found.summary()}" if contender.exact else ""
     return replace(
-        row,
-        note=note,
-        difference=found.score_difference if found.objects else None,
-        agreement=same / total if total else None,
-    )
+        row, note=note, difference=found.score_difference if found.objects else None, agreement=found.share
+    )  # fmt: skip
 
 
 def _rounds(
