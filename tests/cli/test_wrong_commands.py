@@ -280,7 +280,7 @@ TYPED: dict[str, tuple[int, str]] = {
     "export --checkpoint SCENES --format onnx --opset 21": (1, "is a semantic_fpn: expected 18 to 20"),
     "export --checkpoint SCENES --format onnx --int8 --calibrate shapes": (
         1,
-        "is a semantic_fpn, for which --int8 is in format openvino, not onnx",
+        "is a semantic_fpn, for which --int8 needs format openvino: leave out --format",
     ),
     "export --checkpoint SCENES --int8 --calibrate x": (1, "no dataset at x: expected a folder, or the word 'shapes'"),
     "export van_b0.cifar10 --check data": (

@@ -107,11 +107,10 @@ def test_train_calibrates_and_val_is_measured(tmp_path: Path, small_shapes: None
     trial = open_labelled("shapes", description("detect"), True)
     assert (trial.calibration.split, len(trial.calibration)) == ("train", 8)
     assert (trial.measured.split, len(trial.measured)) == ("val", 2)
-    for split in ("val",):
-        for kind in ("images", "annotations"):
-            (tmp_path / kind / split).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "images" / split / "a.png")
-        Image.new("L", (8, 8)).save(tmp_path / "annotations" / split / "a.png")
+    for kind in ("images", "annotations"):
+        (tmp_path / kind / "val").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "val" / "a.png")
+    Image.new("L", (8, 8)).save(tmp_path / "annotations" / "val" / "a.png")
     (tmp_path / "classes.txt").write_text("sky\nroad")
     named = description("segment", classes=["sky", "road"], things=(), category_ids=())
     trial = open_labelled(tmp_path, named, False)

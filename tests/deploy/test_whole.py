@@ -231,7 +231,7 @@ def test_what_differs_is_not_kept(
         ({"format": "pt2"}, "is a semantic_fpn, and pt2 is for classifiers"),
         ({"dynamic": True}, "takes every size anyway"),
         ({"format": "onnx", "opset": 21}, "^opset is 21, and .* is a semantic_fpn: expected 18 to 20$"),
-        ({"format": "onnx", "int8": True, "calibrate": "shapes"}, "for which `int8` is in format openvino, not onnx"),
+        ({"format": "onnx", "int8": True, "calibrate": "shapes"}, "for which `int8` needs format openvino"),
         ({"int8": True, "calibrate": "nowhere"}, "^no dataset at nowhere: expected a folder"),
     ],
 )

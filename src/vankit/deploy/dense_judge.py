@@ -20,7 +20,7 @@ from vankit.data.scenes import open_scenes
 from vankit.deploy.dense import find
 from vankit.deploy.quantize import spread, unreadable
 from vankit.engines.base import Engine
-from vankit.errors import UserError
+from vankit.errors import MissingFileError, UserError
 from vankit.models.description import Description
 from vankit.tasks.dense import EVALUATORS
 
@@ -146,6 +146,6 @@ def open_labelled(
     announce(measured, data)
     try:
         calibration = open_split(data, description, "train", False, reading)
-    except UserError:
+    except MissingFileError:
         calibration = measured
     return Scenes(description, masks, calibration, measured)

@@ -204,7 +204,7 @@ def _check_dense(opened: Network, format: str, int8: bool, dynamic: bool, opset:
     if dynamic:
         raise UserError(f"{what}, whose model takes every size anyway: leave out `dynamic`")
     if int8 and format != "openvino":
-        raise UserError(f"{what}, for which `int8` is in format openvino, not {format}")
+        raise UserError(f"{what}, for which `int8` needs format openvino: leave out `format`")
     if opset not in (None, *WHOLE_OPSETS):
         raise UserError(f"opset is {opset}, and {what}: expected {WHOLE_OPSETS[0]} to {WHOLE_OPSETS[-1]}")
 
@@ -312,7 +312,7 @@ def _largest_difference(exported: Exported, network: nn.Module, tolerance: float
         largest = max(differences)
         others = int((found[0].argmax(1) != expected[0].argmax(1)).sum())
         if largest > tolerance or others:
-            output = "a logit" if largest == differences[0] else "a class map"
+            output = "a class map" if largest > max(tolerance, differences[0]) else "a logit"
             raise UserError(
                 f"the exported network differs from PyTorch's: {output} differs by {largest:.1e}, where "
                 f"{tolerance:.0e} is allowed, and top-1 on {others} of {len(x)} inputs {x.shape[1:]}; "

@@ -57,11 +57,11 @@ class Network:
         """Whether what runs it can give `CLASS_MAPS`, see `vankit.models.class_maps`."""
         if self.exported is not None:
             return CLASS_MAPS in self.exported.outputs
-        if self.remembered is not None:
+        if self.remembered is not None and not self.remembered.is_open:
             return self.remembered.class_maps
         from vankit.models.class_maps import has_class_maps
 
-        return self.network is not None and has_class_maps(self.network)
+        return self.module is not None and has_class_maps(self.module)
 
     def check_class_maps(self) -> None:
         """

@@ -238,9 +238,11 @@ def quantize(exported: Exported, trial: Trial, max_drop: float) -> Int8Report:
         except ImportError:
             raise MissingPackageError("int8 needs NNCF: pip install 'vankit[int8]'") from None
 
+    inputs = trial.inputs  # if there are none, it is said now rather than after an hour of measuring
+
     def attempt(engine: Engine, left_out: list[str]) -> Attempt:
         title = " without ".join([engine.precision, *left_out[-1:]])
-        return Attempt(engine.precision, left_out, trial.score(engine, title), _milliseconds(engine, trial.inputs[0]))
+        return Attempt(engine.precision, left_out, trial.score(engine, title), _milliseconds(engine, inputs[0]))
 
     engine = exported.engine(cached=False)
     attempts = [attempt(engine, [])]
@@ -252,7 +254,7 @@ def quantize(exported: Exported, trial: Trial, max_drop: float) -> Int8Report:
     with tempfile.TemporaryDirectory(dir=exported.folder) as scratch:
         for left_out, names in _ladder(layers):
             found = replace(exported, folder=Path(scratch) / str(len(attempts)), precision="int8")
-            _quantize_without(names, exported, found, trial.inputs)
+            _quantize_without(names, exported, found, inputs)
             attempts.append(attempt(found.engine(cached=False), left_out))
             if not left_out and any(kind == "depth-wise" for _, kind in layers):
                 continue  # these gain least: in OpenVINO little time, in ONNX Runtime they cost much

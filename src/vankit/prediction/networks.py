@@ -43,7 +43,9 @@ class DenseNetwork:
 
     def __init__(self, opened: Network, score: float, test: Test, engine: str, precision: str, device: str) -> None:
         if precision == "int8":
-            raise UserError("a checkpoint of a detector or segmenter has no int8: export it (vankit export --int8)")
+            raise UserError(
+                "a checkpoint of a detector or segmenter has no int8: export it (vankit export --int8 --calibrate DATA)"
+            )
         assert opened.module is not None
         self.description, self.test, network = opened.description, test, copy.deepcopy(opened.module)
         device = device_for(engine, device)
