@@ -29,6 +29,8 @@ def main(path: str, cpu: str = "") -> None:
     axes = figure.subplots()
     for place, (way, color) in enumerate(WAYS.items()):
         bars = [(i, found[name, way]) for i, name in enumerate(networks) if (name, way) in found]
+        if not bars:
+            continue
         middle, low, high = (
             [float(row[key]) for _, row in bars] for key in ("times_as_fast", "times_low", "times_high")
         )
@@ -39,7 +41,7 @@ def main(path: str, cpu: str = "") -> None:
     labels = [name.replace("_", " ").replace("-", "\n") for name in networks]
     axes.set_xticks(range(len(networks)), labels, fontsize=8)
     axes.set_ylabel("times as fast as eager PyTorch")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(WAYS), frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 

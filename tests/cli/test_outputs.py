@@ -32,7 +32,7 @@ COMMANDS = [
 ]
 
 OPENING = (
-    "cli.predict.open_network", "validation.open_network", "explanation.open_subject", "deploy.export.open_network",
+    "cli.predict.open_network", "validation.open_network", "explanation.open_network", "deploy.export.open_network",
     "deploy.convert.read_tensors",
 )  # fmt: skip
 

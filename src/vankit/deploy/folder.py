@@ -157,7 +157,7 @@ class Exported:
         if "int8" in (precision, self.precision) and precision != self.precision:
             raise UserError(f"{self.folder} was exported in {self.precision}, not {precision}: export it with that")
         checked = self._verify()
-        about = b"%d " % len(self.description.classes) + self.description.task.encode()
+        about = repr((len(self.description.classes), self.description.task, tuple(self.outputs))).encode()
         key = about + checked if cached else None
         if name == "torch":
             return self._torch_engine(precision)
