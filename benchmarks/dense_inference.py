@@ -26,8 +26,9 @@ import numpy as np
 from inference import apart, machine, rounded, wait_until_quiet
 
 from vankit.deploy.agreement import Agreement
+from vankit.deploy.folder import read_exported
 from vankit.errors import UserError
-from vankit.study.timing import Contender, Timing, compare, scenes
+from vankit.study.timing import Contender, Timing, compare, finding, scenes
 
 RESULTS = Path(__file__).parent / "results" / "dense_inference.csv"
 CLASSES = 80
@@ -75,9 +76,7 @@ def spread(network: Any, description: Any) -> None:
         module.weight.data *= factor
         return (logits - bias) * factor + bias
 
-    scoring = {
-        CLASSES, CLASSES + 1, 9 * CLASSES,  # the last: RetinaNet's, of nine anchors
-    }  # fmt: skip
+    scoring = CLASSES, CLASSES + 1, 9 * CLASSES  # the last is RetinaNet's, of nine anchors
     hooks = [
         module.register_forward_hook(scale)
         for name, module in network.named_modules()
@@ -153,14 +152,6 @@ def predictor(path: str) -> Find:
     return lambda pictures: boxed(find.results(pictures[0]))
 
 
-def folder(path: str, precision: str) -> Find:
-    from vankit.deploy.dense import DenseFolder
-    from vankit.deploy.folder import read_exported
-
-    find = DenseFolder(read_exported(path), precision=precision)
-    return lambda pictures: boxed(find(pictures[0]))
-
-
 def export(checkpoint: str, out: str, calibrate: str | None = None) -> None:
     import vankit
 
@@ -176,8 +167,7 @@ def check(contender: Contender, found: Any, expected: Any) -> Timing:
     result, objects = Agreement(), sum(len(each.get("labels", ())) for each in found)
     for one, other in zip(expected, found, strict=True):
         result.add(one, other)
-    same = result.same / result.objects if result.objects else result.same_pixels / result.pixels
-    row = replace(row, difference=float(objects), agreement=same)
+    row = replace(row, difference=float(objects), agreement=result.share)
     try:
         if contender.exact:
             result.check()
@@ -194,14 +184,14 @@ def measure(name: str, folder_of: Path, args: argparse.Namespace) -> list[dict[s
         Contender(name, "PyTorch", partial(plain, checkpoint)),
         Contender(name, "PyTorch channels_last", partial(plain, checkpoint, channels_last=True)),
         Contender(name, "VAN on OpenVINO, head on PyTorch", partial(predictor, checkpoint)),
-        Contender(name, "exported, float32", partial(folder, whole, "float32")),
-        Contender(name, "exported, bf16", partial(folder, whole, "bf16"), exact=False),
+        Contender(name, "exported, float32", partial(finding, read_exported(whole), precision="float32")),
+        Contender(name, "exported, bf16", partial(finding, read_exported(whole), precision="bf16"), exact=False),
     ]
     if args.compile:
         contenders.append(Contender(name, "torch.compile", partial(plain, checkpoint, compiled=True)))
     if args.calibrate:
         apart(export, checkpoint, int8, args.calibrate)
-        contenders.append(Contender(name, "exported, int8", partial(folder, int8, "int8"), exact=False))
+        contenders.append(Contender(name, "exported, int8", partial(finding, read_exported(int8)), exact=False))
     if name.startswith("mask_rcnn"):
         contenders.append(
             Contender(

@@ -1,8 +1,9 @@
 """Can each head learn real scenes? Trains on four photographs of coco_panoptic_200 and measures on the same four.
 
-    python benchmarks/overfit_scenes.py COCO_FOLDER HEAD... [--output runs/overfit]
+    python benchmarks/overfit_scenes.py COCO_FOLDER HEAD... [--images 64] [--output runs/overfit]
 
 COCO_FOLDER is the unpacked coco_panoptic_200. Appends a line per head to benchmarks/results/overfit_scenes.csv.
+With more photographs, the checkpoints serve benchmarks/exported_heads.py.
 """
 
 import argparse
@@ -18,12 +19,25 @@ import torch
 
 import vankit
 
-IMAGES = 4
-COLUMNS = ("head", "task", "model", "epochs", "short_side", "lr", "precision", "threads", "seconds", "measures")
+COLUMNS = (
+    "head",
+    "task",
+    "model",
+    "images",
+    "epochs",
+    "short_side",
+    "lr",
+    "precision",
+    "threads",
+    "seconds",
+    "measures",
+)
 RESULTS = Path(__file__).parent / "results" / "overfit_scenes.csv"
 
 # in random pairs: four at a time would always be padded to the same size, unlike the single pictures measured
 BATCH = 2
+
+QUERIES = {"clip_grad": 0.1, "weight_decay": 0.05, "schedule": "step", "steps": (), "batch_size": 4, "lr_batch": 4}
 
 # head → (task, epochs, peak learning rate, further settings)
 SETTINGS: dict[str, tuple[str, int, float, dict[str, Any]]] = {
@@ -32,32 +46,24 @@ SETTINGS: dict[str, tuple[str, int, float, dict[str, Any]]] = {
     "mask_rcnn": ("detect", 40, 3e-4, {}),
     "cascade_mask_rcnn": ("detect", 40, 3e-4, {}),
     "sparse_rcnn": ("detect", 250, 2.5e-4, {}),
-    "mask2former": (
-        "panoptic",
-        120,
-        3e-4,
-        {
-            "clip_grad": 0.1,
-            "weight_decay": 0.05,
-            "schedule": "step",
-            "steps": (),
-            "queries": 40,
-            "batch_size": 4,
-            "lr_batch": 4,
-        },
-    ),
+    "mask2former": ("panoptic", 120, 3e-4, QUERIES | {"queries": 40}),
+    "rt_detr": ("detect", 120, 3e-4, QUERIES),
+    "d_fine": ("detect", 120, 3e-4, QUERIES),
+    "deformable_detr": ("detect", 120, 3e-4, QUERIES),
 }
 
 
-def subset(root: Path, out: Path) -> Path:
-    """A COCO folder of the four training photographs with three to eight objects, as its train and its val split."""
-    instances = json.loads((root / "annotations" / "instances_train2017.json").read_text())
-    panoptic = json.loads((root / "annotations" / "panoptic_train2017.json").read_text())
+def subset(root: Path, out: Path, images: int) -> Path:
+    """A COCO folder of training photographs, those with three to eight objects first, as both of its splits."""
+    folder = root / "annotations"
+    instances, panoptic = (
+        json.loads((folder / f"{kind}_train2017.json").read_text()) for kind in ("instances", "panoptic")
+    )
     count = {image["id"]: 0 for image in instances["images"]}
     for annotation in instances["annotations"]:
         count[annotation["image_id"]] += 1
-    chosen = [image for image in sorted(instances["images"], key=lambda i: i["id"]) if 3 <= count[image["id"]] <= 8]
-    chosen = chosen[:IMAGES]
+    some = [image for image in instances["images"] if count[image["id"]]]
+    chosen = sorted(some, key=lambda image: (not 3 <= count[image["id"]] <= 8, image["id"]))[:images]
     ids = {image["id"] for image in chosen}
     (out / "annotations").mkdir(parents=True, exist_ok=True)
     for split in ("train", "val"):
@@ -97,8 +103,9 @@ def overfit(data: Path, head: str, args: argparse.Namespace) -> dict[str, object
     seconds = time.perf_counter() - start
     measures = vankit.validate(data, checkpoint=result.last).measures
     return {
-        "head": head, "task": task, "model": args.model, "epochs": epochs, "short_side": args.short_side, "lr": lr,
-        "precision": args.precision, "threads": torch.get_num_threads(), "seconds": round(seconds),
+        "head": head, "task": task, "model": args.model, "images": args.images, "epochs": epochs,
+        "short_side": args.short_side, "lr": lr, "precision": args.precision, "threads": torch.get_num_threads(),
+        "seconds": round(seconds),
         "measures": json.dumps({name: round(value, 3) for name, value in measures.items() if value == value}),
     }  # fmt: skip
 
@@ -108,6 +115,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("heads", nargs="+", choices=SETTINGS)
     parser.add_argument("--model", default="van_b0.cifar10")
+    parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--short-side", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=0, help="instead of the head's own")
     parser.add_argument("--lr", type=float, default=0.0, help="instead of the head's own")
@@ -116,7 +124,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/overfit"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    data = subset(args.data, args.output / "data")
+    data = subset(args.data, args.output / "data", args.images)
     for head in args.heads:
         row = overfit(data, head, args)
         print(row)

@@ -194,7 +194,6 @@ def ends(error: BaseException) -> Callable[[], Agreement]:
         (Agreement, None, 1),  # nothing was found
         (ends(UserError("OpenVINO cannot take the network")), None, 1),
         (ends(MemoryError()), MemoryError, 2),
-        (lambda: Agreement(objects=30, same=30), None, 2),  # but no model was kept
         (ends(KeyboardInterrupt()), KeyboardInterrupt, 3),
         (ends(SystemExit(143)), SystemExit, 3),
     ],
@@ -220,6 +219,16 @@ def test_how_often_it_is_tried(
         assert kept._decision(start(path).key).keys() == {"refused"}
     assert len(times) == tries
     assert sum("keeps its head on PyTorch" in message for message in caplog.messages) == (tries < 3)
+
+
+def test_on_a_full_disk(
+    dense_checkpoint: Checkpoint, empty: None, pytorch: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, times = dense_checkpoint("semantic_fpn", "segment"), compared(monkeypatch, lambda: Agreement(objects=30, same=30))
+    monkeypatch.setattr(kept, "has_kept_model", lambda _: False)
+    for _ in range(3):
+        keep_whole(start(path))
+    assert len(times) == 2 and not runs_whole(path)
 
 
 def test_a_model_that_is_gone_is_not_made_before_the_answers(segmenter: Path, pytorch: object) -> None:

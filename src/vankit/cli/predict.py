@@ -103,8 +103,7 @@ def command(
     if workers == "ray" and output is None:
         raise UserError("--workers ray writes Parquet files: name a folder or URL with --output")
     written = _SCENES if output is None and says_dense(model, checkpoint) else output
-    reserving = reserved(written, folder=workers == "ray" or output is None)
-    with stopped_by_sigterm(), reserving:
+    with stopped_by_sigterm(), reserved(written, folder=workers == "ray" or output is None):
         opened = open_network(model, checkpoint, weights=weights, engine=engine, device=device)
         if opened.dense:
             head = opened.description.head

@@ -57,8 +57,12 @@ class Kept:
     def _convert(self) -> Any:
         from vankit.deploy.whole import Whole
 
-        model = Whole(_for_conversion(self.opened), self.description).to_openvino()
-        return with_best_class(model) if self.description.task == "segment" else model
+        return _openvino_model(Whole(_for_conversion(self.opened), self.description))
+
+
+def _openvino_model(whole: Any) -> Any:
+    model = whole.to_openvino()
+    return with_best_class(model) if whole.task == "segment" else model
 
 
 def _for_conversion(opened: Network) -> Any:
@@ -104,7 +108,9 @@ def _converted(opened: Network, key: bytes) -> dict[str, Any]:
 
     network = _for_conversion(opened)
     try:
-        kept = Kept(opened, key, Whole(network, opened.description).names, lowest_score(network))
+        whole = Whole(network, opened.description)
+        kept_model(key, lambda: _openvino_model(whole))
+        kept = Kept(opened, key, whole.names, lowest_score(network))
         found = agreement(kept, network, scenes(), cached=True)
         found.check()
     except UserError as error:

@@ -29,7 +29,7 @@ _NAME = "winograd:"
 def with_winograd(model: Any) -> int:
     """Rewrite the large 3×3 convolutions in an `openvino.Model`, which may take inputs of any size.
 
-    It is for float32: the transforms would lose too much of what bf16 keeps.
+    It is for float32: in bf16 the transforms would round each number several times.
 
     Returns:
         How many were rewritten.

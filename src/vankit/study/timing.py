@@ -156,7 +156,7 @@ def _bench_folder(folder: str, seconds: float) -> list[Timing]:
         ways = [(name, "int8") for name in names]
     else:
         ways = list(dict.fromkeys([(engine.name, engine.precision), *(way for way in _ENGINES if way[0] in names)]))
-    make = partial(_finding, exported) if exported.dense else exported.engine
+    make = partial(finding, exported) if exported.dense else exported.engine
     size = f", {images.shape[2]} × {images.shape[1]} px" if exported.dense else ""
     contenders = [
         Contender(folder, f"{name} {precision}{size}", partial(make, name, precision), precision == "float32")
@@ -164,12 +164,13 @@ def _bench_folder(folder: str, seconds: float) -> list[Timing]:
     ]
     if not exported.dense:
         return compare(contenders, images, {folder: engine(images)}, seconds)
-    find = _finding(exported)
+    find = finding(exported)
     expected = np.concatenate([find(image[None]) for image in images])
     return compare(contenders, images, {folder: expected}, seconds, check=_check_found)
 
 
-def _finding(exported: Exported, engine: str = "auto", precision: str = "auto") -> Run:
+def finding(exported: Exported, engine: str = "auto", precision: str = "auto") -> Run:
+    """A detector or segmenter in a folder, as a contender: uint8 (1, H, W, 3) → its results, as an array of one."""
     folder = DenseFolder(exported, engine, precision)
 
     def run(x: Array) -> Array:
