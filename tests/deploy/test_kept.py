@@ -224,7 +224,10 @@ def test_how_often_it_is_tried(
 def test_on_a_full_disk(
     dense_checkpoint: Checkpoint, empty: None, pytorch: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, times = dense_checkpoint("semantic_fpn", "segment"), compared(monkeypatch, lambda: Agreement(objects=30, same=30))
+    path, times = (
+        dense_checkpoint("semantic_fpn", "segment"),
+        compared(monkeypatch, lambda: Agreement(objects=30, same=30)),
+    )
     monkeypatch.setattr(kept, "has_kept_model", lambda _: False)
     for _ in range(3):
         keep_whole(start(path))
