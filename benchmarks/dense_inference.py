@@ -1,20 +1,22 @@
 """How soon is what is in a picture there? Detectors and segmenters over van_b0, from a picture's bytes to the answers.
 
-    python benchmarks/dense_inference.py [--only mask_rcnn-640 ...] [--seconds 60] [--calibrate COCO]
+    python benchmarks/dense_inference.py [--only mask_rcnn-640 ...] [--seconds 60] [--calibrate COCO] [--starts 0]
 
 Each network, with random weights that find 100 objects, as eager PyTorch runs it in both memory layouts (and with
 --compile by torch.compile), as `vankit.DensePredictor` runs a checkpoint at first, with the VAN on OpenVINO, and
 exported whole by `vankit export`; beside them torchvision's own maskrcnn_resnet50_fpn. Each contender is a process of
 its own, bound to the same cores. They take turns in a random order, and are timed only if they find what eager PyTorch
-finds, by the rule of `vankit export`; of bf16 and int8, and of other networks, the CSV says how much is the same. Run
-this on a machine that does nothing else. Results: benchmarks/results/dense_inference.csv, where rows of other CPUs are
-kept.
+finds, by the rule of `vankit export`; of bf16 and int8, and of other networks, the CSV says how much is the same. With
+--starts N, how long `vankit predict` takes for one picture instead, start and drawing included, and its memory. Run
+this on a machine that does nothing else. Results: benchmarks/results/dense_inference.csv and dense_start.csv, where rows of
+other CPUs are kept.
 """
 
 import argparse
 import copy
 import csv
 import os
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -23,19 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from inference import apart, machine, rounded, wait_until_quiet
+from inference import VANKIT, apart, in_turns, machine, rounded, wait_until_quiet
+from PIL import Image
 
 from vankit.deploy.agreement import Agreement
 from vankit.deploy.folder import read_exported
 from vankit.errors import UserError
 from vankit.study.timing import Contender, Timing, compare, finding, scenes
 
-RESULTS = Path(__file__).parent / "results" / "dense_inference.csv"
+RESULTS = Path(__file__).parent / "results"
 CLASSES = 80
 TASKS = {"semantic_fpn": "segment", "upernet": "segment", "mask2former": "panoptic"}
 NETWORKS = (
-    "retinanet-640", "mask_rcnn-640", "cascade_mask_rcnn-640", "rt_detr-640", "d_fine-640",
-    "retinanet-800", "mask_rcnn-800", "cascade_mask_rcnn-800", "rt_detr-800",
+    "retinanet-640", "faster_rcnn-640", "mask_rcnn-640", "cascade_mask_rcnn-640", "sparse_rcnn-640", "rt_detr-640",
+    "d_fine-640", "deformable_detr-640", "retinanet-800", "mask_rcnn-800", "cascade_mask_rcnn-800", "rt_detr-800",
     "semantic_fpn-512", "upernet-512", "mask2former-512",
 )  # fmt: skip
 Find = Callable[[Any], Any]
@@ -53,8 +56,8 @@ def make_checkpoint(name: str, path: str) -> None:
     task = TASKS.get(head, "detect")
     classes = [f"class {i}" for i in range(CLASSES)]
     description = Description(
-        task, head, "van_b0", classes, things=range(40) if task == "panoptic" else (), short_sides=(int(side),),
-        long_side=int(side) * 5 // 3, queries=100 if head == "mask2former" else 300,
+        task, head, "van_b0", classes, things=[i < 40 for i in range(CLASSES)] if task == "panoptic" else (),
+        short_sides=(int(side),), long_side=int(side) * 5 // 3, queries=100 if head == "mask2former" else 300,
     )  # fmt: skip
     torch.manual_seed(0)
     network = build_network(description).eval()
@@ -66,26 +69,25 @@ def make_checkpoint(name: str, path: str) -> None:
 
 
 def spread(network: Any, description: Any) -> None:
-    """Scale what gives scores so that logits have a standard deviation of 2, as a trained network's would: those of new
-    layers are so much alike that nothing is found, or that rounding decides what is."""
+    """Scale what gives scores so that logits have a standard deviation of 2, as a trained network's would, in the first
+    map that it takes: those of new layers are so much alike that nothing is found, or that rounding decides what is."""
     from torch import Tensor, nn
 
     def scale(module: Any, _: Any, logits: Tensor) -> Tensor:
         bias = module.bias.view(-1, *[1] * (logits.ndim - 2)) if isinstance(module, nn.Conv2d) else module.bias
         factor = 2 / (logits - bias).std()
         module.weight.data *= factor
+        hooks.pop(module).remove()
         return (logits - bias) * factor + bias
 
     scoring = CLASSES, CLASSES + 1, 9 * CLASSES  # the last is RetinaNet's, of nine anchors
-    hooks = [
-        module.register_forward_hook(scale)
+    hooks = {
+        module: module.register_forward_hook(scale)
         for name, module in network.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
         and (len(module.weight) in scoring or name.endswith("rpn.head.cls_logits"))
-    ]
+    }
     eager(network, description)(scenes(description)[:1])
-    for hook in hooks:
-        hook.remove()
 
 
 def opened(path: str) -> tuple[Any, Any]:
@@ -207,6 +209,43 @@ def measure(name: str, folder_of: Path, args: argparse.Namespace) -> list[dict[s
     return [as_row(row, best) for row in found]
 
 
+def keep(checkpoint: str) -> None:
+    """What a command leaves at a terminal for the next start."""
+    from vankit.deploy.kept import keep_whole
+    from vankit.deploy.opening import open_network
+
+    keep_whole(open_network(checkpoint=checkpoint))
+
+
+def starts(name: str, folder_of: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    checkpoint, whole, photo, out = (str(folder_of / f"{name}{end}") for end in (".safetensors", "", ".jpg", "-out"))
+    apart(make_checkpoint, name, checkpoint)
+    apart(export, checkpoint, whole)
+    apart(keep, checkpoint)
+    Image.fromarray(scenes(read_exported(whole).description)[0]).save(photo)
+    predict = ["predict", photo, "--output", out]
+    commands = {
+        "exported folder": [VANKIT, *predict, "--model", whole],
+        "checkpoint, second start": [VANKIT, *predict, "--checkpoint", checkpoint],
+        "checkpoint, head on PyTorch": [
+            "env", f"VANKIT_CACHE={folder_of}/other", VANKIT, *predict, "--checkpoint", checkpoint
+        ],
+    }  # fmt: skip
+    return [
+        {
+            "model": name,
+            "contender": contender,
+            "seconds": statistics.median(run.seconds for run in runs),
+            "seconds_min": min(run.seconds for run in runs),
+            "seconds_max": max(run.seconds for run in runs),
+            "cpu_seconds": statistics.median(run.cpu for run in runs),
+            "peak_mb": statistics.median(run.peak for run in runs),
+            "runs": len(runs),
+        }
+        for contender, runs in in_turns(commands, args.starts).items()
+    ]
+
+
 def as_row(row: Timing, best: Timing) -> dict[str, Any]:
     """With how many times as fast it is as the better one of eager PyTorch's layouts, round by round."""
     values = {field.name: getattr(row, field.name) for field in fields(row) if not field.name.startswith("speedup")}
@@ -217,14 +256,14 @@ def as_row(row: Timing, best: Timing) -> dict[str, Any]:
     return values
 
 
-def write(rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+def write(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Replace the rows of this CPU and these networks, and keep the others."""
     new = {(facts["cpu"], row["model"]) for row in rows}
     kept: list[dict[str, Any]] = []
-    if RESULTS.exists():
-        with RESULTS.open(newline="") as file:
+    if path.exists():
+        with path.open(newline="") as file:
             kept = [row for row in csv.DictReader(file) if (row["cpu"], row["model"]) not in new]
-    with RESULTS.open("w", newline="") as file:
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *facts])
         writer.writeheader()
         writer.writerows(kept)
@@ -237,6 +276,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of timing, for each network")
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes")
     parser.add_argument("--calibrate", help="labelled pictures: also export in int8")
+    parser.add_argument("--starts", type=int, default=0, metavar="N", help="start N times instead, such as 9")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--patience", type=float, default=300, help="seconds to wait for a quiet machine")
     args = parser.parse_args()
@@ -245,10 +285,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder_of:
             os.environ["VANKIT_CACHE"] = f"{folder_of}/cache"
             facts = machine(wait_until_quiet(args.patience))
-            rows = measure(name, Path(folder_of), args)
+            rows = (starts if args.starts else measure)(name, Path(folder_of), args)
         for row in rows:
             print({key: rounded(value) for key, value in row.items() if value is not None}, flush=True)
-        write(rows, facts)
+        write(RESULTS / ("dense_start.csv" if args.starts else "dense_inference.csv"), rows, facts)
 
 
 if __name__ == "__main__":
