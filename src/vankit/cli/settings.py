@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Collection
+from functools import cache
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
@@ -53,8 +54,12 @@ def _option(name: str) -> str:
 
 def _may_be_on(name: str) -> bool:
     """Whether any recipe switches a setting on, so that there is something to switch off."""
-    configs = (recipe("van_b0") for known in recipes.RECIPES.values() for recipe in known.values())
-    return any(getattr(config, name, None) is True for config in configs)
+    return any(getattr(config, name, None) is True for config in _configs())
+
+
+@cache
+def _configs() -> list[recipes.Config]:
+    return [recipe("van_b0") for known in recipes.RECIPES.values() for recipe in known.values()]
 
 
 def given(settings: Any) -> dict[str, Any]:
