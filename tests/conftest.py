@@ -1,9 +1,11 @@
 """Fixtures shared by all tests."""
 
+import ctypes
 import gc
 import gzip
 import json
 import math
+import mmap
 import multiprocessing
 import os
 import re
@@ -58,6 +60,25 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("VANKIT_CACHE", str(folder))
         patch.setenv("XDG_DATA_HOME", str(folder))  # of the secret that the cache is signed with
         yield
+
+
+@pytest.fixture(autouse=True)
+def signal_stack() -> Iterator[None]:
+    """The stack on which signals are handled is still there, or the process would die, without a word, at the next."""
+    yield
+    if sys.platform == "linux":
+        stack = _SignalStack()
+        _LIBC.sigaltstack(None, ctypes.byref(stack))
+        page = (stack.start or 0) // mmap.PAGESIZE * mmap.PAGESIZE
+        gone = page and _LIBC.msync(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), 1)
+        assert not gone, "the stack is gone: use `vankit.engines.openvino.openvino_core`, and no core beside it"
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+_LIBC = ctypes.CDLL(None)
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +140,12 @@ def public_hub(
             hub.add(path.read_bytes(), name)
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         yield public_files
+
+
+@pytest.fixture
+def blank_run_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of a run's report, whose plots take as long as the training of a test."""
+    monkeypatch.setattr("vankit.training.run.write_run_report", lambda out, *_: (out / "report.html").touch())
 
 
 @pytest.fixture

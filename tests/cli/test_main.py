@@ -1,12 +1,13 @@
 """How the command line ends: one line for a user's mistake, a traceback for a bug, quietly on Ctrl-C."""
 
+import gc
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ class Unreadable(Dataset[int]):
 
 
 @pytest.fixture
-def ending(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]]:
+def ending(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[Any, str]]]:
     """Run the command line with a command that does as it is told: exit status and error stream."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # for processes that have ended
 
     def run(function: Callable[[], object]) -> tuple[Any, str]:
         monkeypatch.setattr(cli, "app", lambda words, **_: function())
@@ -46,7 +50,8 @@ def ending(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
             main([])
         return end.value.code, capsys.readouterr().err
 
-    return run
+    yield run
+    gc.collect()  # an error's traceback keeps its processes alive
 
 
 def throw(error: BaseException) -> Callable[[], None]:

@@ -327,7 +327,8 @@ def test_processes_that_are_spawned_get_a_copy() -> None:
     np.testing.assert_array_equal(dataset[0][0], PICTURE)
 
 
-def test_an_error_in_a_loading_process_is_as_readable() -> None:
+def test_an_error_in_a_loading_process_is_as_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # for processes that have ended
     dataset = scenes((PIXELS, OBJECTS), (PIXELS, {"boxes": BOXES}))
     says = r"^the training set \(Items\), item 1: the target has no labels: expected boxes, labels, it has boxes$"
     with pytest.raises(ItemError, match=says):

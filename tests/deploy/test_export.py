@@ -31,6 +31,7 @@ from vankit.deploy.folder import FILES, Exported, Format, read_exported
 from vankit.engines import convert
 from vankit.engines.convert import OPSETS, UnsupportedNetworkError, to_openvino
 from vankit.engines.onnxruntime import without_class_maps
+from vankit.engines.openvino import openvino_core
 from vankit.errors import MissingPackageError, UserError
 from vankit.explanation.maps import grad_cam
 from vankit.locks import held
@@ -95,7 +96,7 @@ def noise(*shape: int) -> np.ndarray:
 def plain(exported: Exported) -> Callable[[np.ndarray], np.ndarray]:
     """The file run by its own library."""
     if exported.format == "openvino":
-        model = openvino.Core().compile_model(exported.folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        model = openvino_core().compile_model(exported.folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda x: model({"images": x})["logits"]
     if exported.format == "onnx":
         session = onnxruntime.InferenceSession(exported.folder / "model.onnx", providers=["CPUExecutionProvider"])
@@ -223,7 +224,7 @@ def test_the_folded_network_is_exported(exports: Factory, dynamic: bool) -> None
 
 
 def test_openvino_weights_are_float32(exports: Factory) -> None:
-    model = openvino.Core().read_model(exports("openvino").folder / "model.xml")
+    model = openvino_core().read_model(exports("openvino").folder / "model.xml")
     types = Counter(str(op.get_element_type()) for op in model.get_ops() if op.get_type_name() == "Constant")
     assert "float16" not in str(types) and types["<Type: 'float32'>"] > 50
 

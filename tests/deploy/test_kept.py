@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from PIL import Image
@@ -177,7 +178,13 @@ def compared(monkeypatch: pytest.MonkeyPatch, outcome: Callable[[], Agreement]) 
         return outcome()
 
     monkeypatch.setattr(whole, "agreement", agreement)
+    monkeypatch.setattr(kept, "_openvino_model", lambda _: _any_model())
     return times
+
+
+def _any_model() -> openvino.Model:
+    x = openvino.opset13.parameter([1], np.float32)
+    return openvino.Model([openvino.opset13.relu(x)], [x])
 
 
 def ends(error: BaseException) -> Callable[[], Agreement]:

@@ -21,6 +21,7 @@ from vankit.data.preprocessing import Preprocessing
 from vankit.deploy import quantize as module
 from vankit.deploy.folder import Exported, Format
 from vankit.deploy.quantize import Int8Report, open_pictures, quantize
+from vankit.engines.openvino import openvino_core
 from vankit.errors import MissingFileError, UserError
 from vankit.models.class_maps import WithClassMaps
 from vankit.models.description import Description
@@ -91,7 +92,7 @@ def quantised_operations(path: Path) -> Counter[str]:
         made = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
         return Counter(node.op_type for node in nodes if made & set(node.input))
     found = {}
-    for op in openvino.Core().read_model(path).get_ordered_ops():
+    for op in openvino_core().read_model(path).get_ordered_ops():
         if op.get_type_name() == "FakeQuantize":
             for target in op.output(0).get_target_inputs():
                 found[target.get_node().get_friendly_name()] = target.get_node().get_type_name()
@@ -133,7 +134,7 @@ def test_int8_is_described(int8: Exported) -> None:
 
 
 def test_dynamic_int8_takes_other_sizes(int8: Exported, network: nn.Module) -> None:
-    model = openvino.Core().compile_model(int8.folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = openvino_core().compile_model(int8.folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     x = np.stack([np.asarray(picture(seed).resize((96, 64)), np.float32).transpose(2, 0, 1) for seed in (1, 2)])
     x = x / 127.5 - 1
     with torch.inference_mode():

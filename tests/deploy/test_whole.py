@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 from PIL import Image
 from torch import nn
@@ -21,6 +20,7 @@ from vankit.data.shapes import render_scene
 from vankit.deploy import whole
 from vankit.deploy.agreement import HALF, Agreement
 from vankit.deploy.folder import FILES, Exported, read_exported
+from vankit.engines.openvino import openvino_core
 from vankit.errors import UserError
 
 Factory = Callable[..., Exported]
@@ -197,7 +197,7 @@ def test_int8_is_measured_by_the_labels(exported: Factory, dense_checkpoint: Che
     assert left_out == [[], ["depth-wise convolutions"]]
     size, was = (path.with_name("model.bin").stat().st_size for path in (folder.path, exported().path))
     assert size < 0.35 * was
-    model = openvino.Core().read_model(folder.path)
+    model = openvino_core().read_model(folder.path)
     assert model.get_rt_info(["model_info", "model_type"]).value == "Segmentation"
     quantised = {
         target.get_node().get_type_name()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openvino import opset13 as ov
 
 from vankit.engines import winograd
-from vankit.engines.openvino import OpenVinoEngine
+from vankit.engines.openvino import OpenVinoEngine, openvino_core
 from vankit.engines.winograd import with_winograd
 
 _RNG = np.random.default_rng(0)
@@ -25,7 +25,7 @@ def _convolution(x: Any, weight: Any, stride: int = 1, pad: int = 1) -> Any:
 
 
 def _compiled(model: Any) -> Any:
-    return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def _types(model: Any) -> list[str]:

@@ -17,6 +17,8 @@ from vankit.study.ablation import Run, ablate, summary
 from vankit.training.recipes import short
 from vankit.training.state import StateFile
 
+pytestmark = pytest.mark.usefixtures("blank_run_reports")
+
 TINY = replace(short("van_b0"), epochs=1, warmup_epochs=0, batch_size=4, img_size=32, workers=0)
 ROWS = ["without DW", "K 7, d 2"]
 

@@ -40,6 +40,8 @@ from vankit.training.loaders import Processes
 from vankit.training.recipes import TrainConfig, short, short_semantic
 from vankit.training.run import TrainResult, train
 
+pytestmark = pytest.mark.usefixtures("blank_run_reports")
+
 TINY = replace(
     short("van_b0"), epochs=2, warmup_epochs=0, batch_size=4, lr_batch=4, lr=1e-3, img_size=32, workers=0, smoothing=0.0
 )

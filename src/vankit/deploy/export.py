@@ -37,6 +37,7 @@ from vankit.engines.convert import (
     to_openvino,
     to_program,
 )
+from vankit.engines.openvino import openvino_core
 from vankit.errors import UserError, check_output
 from vankit.files import check_folder, check_named
 from vankit.heads.build import HEADS
@@ -329,9 +330,7 @@ def _one_by_one(engine: Engine) -> Run:
 def _as_it_is(exported: Exported) -> Run:
     """The model for batches and sizes of all kinds, as others will run it: `Exported.engine` settles for one."""
     if exported.format == "openvino":
-        import openvino
-
-        compiled = openvino.Core().compile_model(exported.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = openvino_core().compile_model(exported.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda x: list(compiled(x).values())
     if exported.format == "onnx":
         import onnxruntime

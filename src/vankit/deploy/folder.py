@@ -16,7 +16,7 @@ from vankit.engines.base import CLASS_MAPS, Engine, EngineName
 from vankit.engines.executorch import ExecuTorchEngine
 from vankit.engines.litert import LiteRtEngine
 from vankit.engines.onnxruntime import OnnxRuntimeEngine
-from vankit.engines.openvino import OpenVinoEngine
+from vankit.engines.openvino import OpenVinoEngine, openvino_core
 from vankit.errors import MissingFileError, UserError
 from vankit.files import open_file, read_json, read_text, reading, sha256_of, to_json, write_text
 from vankit.models.description import Description
@@ -178,10 +178,9 @@ class Exported:
         return repr((found, None if self.dense else self.preprocessing.input_size)).encode()
 
     def _openvino_model(self) -> Any:
-        import openvino
-
+        core = openvino_core()
         with reading(self.path, Exception):
-            model = openvino.Core().read_model(self.path)
+            model = core.read_model(self.path)
             inputs, outputs = ([_lengths(end.partial_shape) for end in ends] for ends in (model.inputs, model.outputs))
         self._check_ends(inputs, outputs)
         with reading(self.path, Exception):

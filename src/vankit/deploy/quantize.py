@@ -315,9 +315,7 @@ def _ladder(layers: Sequence[tuple[str, Kind]]) -> list[tuple[list[str], list[st
 def _layers(exported: Exported) -> list[tuple[str, Kind]]:
     """(name, kind) of all operations in the order of computation; those for class maps alone stay in float."""
     if exported.format == "openvino":
-        import openvino
-
-        model = openvino.Core().read_model(exported.path)
+        model = openvino_engine.openvino_core().read_model(exported.path)
         kind = _dense_kind if exported.dense else _openvino_kind
         layers = [
             (op.get_friendly_name(), kind(op))
@@ -376,7 +374,7 @@ def _quantize_without(
         if exported.format == "openvino":
             import openvino
 
-            model = openvino.Core().read_model(exported.path)
+            model = openvino_engine.openvino_core().read_model(exported.path)
             model = nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), ignored_scope=left_out)
             openvino.save_model(model, quantised.path, compress_to_fp16=False)
             return

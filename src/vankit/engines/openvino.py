@@ -215,7 +215,10 @@ if hasattr(os, "register_at_fork"):  # where there is fork
 
 
 def openvino_core() -> Any:
-    """OpenVINO of this process.
+    """OpenVINO of this process, which has one `openvino.Core` and keeps it.
+
+    Each core takes the stack on which this thread's signals are handled, and gives back the one before when it is
+    freed, although that may be gone by then, with its own core: the next signal would end the process.
 
     Raises:
         ImportError: openvino is missing.

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vankit.data.films import Film, FilmError, Frame, is_film, open_film, pyav
+from vankit.data.images import MAX_PIXELS
 from vankit.errors import UserError
 from vankit.files import check_file, replacing, writing
 from vankit.locks import check_free, held
@@ -27,16 +28,20 @@ _AHEAD = 2  # frames that wait before the network, and as many behind it
 
 
 def film_among(
-    inputs: str | PathLike[str] | Iterable[str | PathLike[str]], output: str | PathLike[str] | None
+    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
+    output: str | PathLike[str] | None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Path | None:
     """The film that is asked for; None where pictures are.
 
     Args:
         inputs: see `vankit.prediction.scenes.iter_scenes`; a film is the only one.
         output: its name ends as that of a film if it is to be one.
+        max_pixels: see `vankit.data.films.open_film`.
 
     Raises:
-        ValueError: a film and something else are asked for together, or `output` cannot be written as a film.
+        FileNotFoundError, ValueError: the film cannot be read, it and something else are asked for together, or
+            `output` cannot be written as a film.
         ImportError: PyAV is not installed.
     """
     given = inputs if isinstance(inputs, Sequence) and not isinstance(inputs, str) else [inputs]
@@ -56,8 +61,8 @@ def film_among(
     for path in (output, rows_beside(output)):
         check_file(path)
     check_free(output)
-    pyav()
-    return only
+    with open_film(only, max_pixels):  # before a network is opened for it
+        return only
 
 
 def rows_beside(film: str | PathLike[str]) -> Path:

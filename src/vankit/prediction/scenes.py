@@ -238,7 +238,7 @@ def iter_scenes(
         ValueError: an input lies in the output folder, the output cannot be written, someone else is writing it, or see
             `DensePredictor`.
     """
-    film = film_among(inputs, output)
+    film = film_among(inputs, output, options.get("max_pixels", MAX_PIXELS))
     if film is not None and output is not None:
         yield from predict_film(film, output, DensePredictor(checkpoint, **options))
         return
