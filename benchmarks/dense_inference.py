@@ -8,8 +8,8 @@ exported whole by `vankit export`; beside them torchvision's own maskrcnn_resnet
 its own, bound to the same cores. They take turns in a random order, and are timed only if they find what eager PyTorch
 finds, by the rule of `vankit export`; of bf16 and int8, and of other networks, the CSV says how much is the same. With
 --starts N, how long `vankit predict` takes for one picture instead, start and drawing included, and its memory. Run
-this on a machine that does nothing else. Results: benchmarks/results/dense_inference.csv and dense_start.csv, where rows of
-other CPUs are kept.
+this on a machine that does nothing else. Results: benchmarks/results/dense_inference.csv and dense_start.csv, where
+rows of other CPUs are kept.
 """
 
 import argparse

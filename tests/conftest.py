@@ -239,7 +239,7 @@ def dense_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str,
 
 @pytest.fixture(scope="session")
 def write_clip() -> Callable[..., Path]:
-    """Factory: a film of a red square, 20 pixels wide, that moves right by 5 pixels per frame over grey and green.
+    """Factory: a video of a red square, 20 pixels wide, that moves right by 5 pixels per frame over grey and green.
 
     The times of its frames are in milliseconds. `options` are those of FFmpeg's writer of the format.
     """
@@ -249,8 +249,8 @@ def write_clip() -> Callable[..., Path]:
         path: Path, times: Sequence[int] = range(0, 1000, 100), size: tuple[int, int] = (128, 96), codec: str = "h264",
         options: dict[str, str] | None = None, aspect: Fraction | None = None,
     ) -> Path:  # fmt: skip
-        with av.open(path, "w", container_options=options or {}) as film:
-            stream = film.add_stream(codec, rate=10, width=size[0], height=size[1], pix_fmt="yuv420p")
+        with av.open(path, "w", container_options=options or {}) as video:
+            stream = video.add_stream(codec, rate=10, width=size[0], height=size[1], pix_fmt="yuv420p")
             stream.codec_context.time_base = Fraction(1, 10 if codec == "mpeg4" else 1000)
             if aspect is not None:
                 stream.codec_context.sample_aspect_ratio = aspect
@@ -258,8 +258,8 @@ def write_clip() -> Callable[..., Path]:
                 frame = av.VideoFrame.from_ndarray(clip_frame(i, size))
                 frame.time_base = stream.codec_context.time_base
                 frame.pts = int(time * frame.time_base.denominator // 1000)
-                film.mux(stream.encode(frame))
-            film.mux(stream.encode())
+                video.mux(stream.encode(frame))
+            video.mux(stream.encode())
         return path
 
     return write

@@ -124,7 +124,7 @@ def test_predict_segments(
     assert json.loads((tmp_path / "found" / "predictions.json").read_text())
 
 
-def test_predict_draws_on_a_film(
+def test_predict_draws_on_a_video(
     run: Run, segmenter: Path, write_clip: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip = write_clip(tmp_path / "clip.mp4", range(0, 1000, 100), options={"movflags": "faststart"})
@@ -139,7 +139,8 @@ def test_predict_draws_on_a_film(
     assert 0 < len((tmp_path / "found.jsonl").read_text().splitlines()) < 10
     assert run(*words, "--output", tmp_path / "folder") == 1
     assert (
-        "clip.mp4 is a film: name the film to write as output (--output), such as found.mp4" in capsys.readouterr().err
+        "clip.mp4 is a video: name the video to write as output (--output), such as found.mp4"
+        in capsys.readouterr().err
     )
 
 

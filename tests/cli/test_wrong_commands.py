@@ -214,10 +214,13 @@ TYPED: dict[str, tuple[int, str]] = {
     "predict photo.png --tile 64 --overlap 1": (1, "--overlap is 1.0, expected 0 to 0.9"),
     "predict photo.png --overlap 0.5": (1, "--overlap is that of tiles: add --tile 640"),
     "predict photo.png --checkpoint TWO --output x.mp4": (1, "cannot write predictions to x.mp4: expected a name"),
-    "predict photo.png --checkpoint SCENES --output x.mp4": (1, "photo.png is not a film that can be read: expected"),
-    "predict photo.png x.png --checkpoint SCENES --output x.mp4": (1, "x.mp4 is a film, which is made from one film"),
+    "predict photo.png --checkpoint SCENES --output x.mp4": (1, "photo.png is not a video that can be read: expected"),
+    "predict photo.png x.png --checkpoint SCENES --output x.mp4": (1, "x.mp4 is a video, which is made from one video"),
     "predict nowhere.mp4 --checkpoint SCENES --output x.mp4": (1, "no file nowhere.mp4"),
-    "predict photo.png --checkpoint SCENES --output x.avi": (1, "cannot write a film to x.avi: expected a name ending"),
+    "predict photo.png --checkpoint SCENES --output x.avi": (
+        1,
+        "cannot write a video to x.avi: expected a name ending",
+    ),
     "predict photo.png --checkpoint SCENES --model van_b0": (1, "is a detector or segmenter with its own classes"),
     "predict photo.png --checkpoint SCENES --precision int8": (1, "segmenter has no int8: export it"),
     # validate

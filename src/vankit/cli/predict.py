@@ -9,7 +9,7 @@ from rich.console import Console
 
 from vankit.cli.messages import typed
 from vankit.cli.terminal import say, say_failure, stopped_by_sigterm
-from vankit.data.films import is_film
+from vankit.data.videos import is_video
 from vankit.deploy.opening import Network, open_network, says_dense
 from vankit.engines.base import EngineName, Precision
 from vankit.errors import UserError
@@ -48,8 +48,8 @@ def command(
 
     A detector or segmenter writes one picture per image, and predictions.json in COCO's results format, to --output.
 
-    Given one film and a film as --output, they write it with what was found drawn on, and a line of JSON for each frame
-    beside it; the sound is left out.
+    Given one video and a video as --output, they write it with what was found drawn on, and a line of JSON for each
+    frame beside it; the sound is left out.
 
     An image that cannot be read gets an error message, the others are processed, and the exit status is 1.
 
@@ -62,8 +62,8 @@ def command(
             the model's public weights.
         weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         output: .csv, .jsonl or .parquet file, written row by row; for a detector or segmenter a folder (default:
-            predictions), or for a film a .mp4, .mov or .mkv file; with --workers ray a folder or URL for Parquet files.
-            Labels are printed if it is not given.
+            predictions), or for a video a .mp4, .mov or .mkv file; with --workers ray a folder or URL for Parquet
+            files. Labels are printed if it is not given.
         resume: continue the --output of a run that was stopped: images that have a row in it, by name, are not read
             again, unless the row has an error.
         safe_csv: in a .csv, put ' before names that a spreadsheet would take for formulas.
@@ -207,7 +207,7 @@ def _predict_scenes(images: list[str], opened: Network, output: Path, options: d
 
     failed = 0
     with closing(iter_scenes(images, opened, output, **options)) as results:
-        if is_film(output):
+        if is_video(output):
             return _count_frames(results, output)
         for result in results:
             if isinstance(result, Failure):

@@ -97,11 +97,11 @@ def predict(
     """Label image files, or detect or segment what is in them, as the checkpoint was trained for.
 
     Args:
-        inputs: files, folders (searched through) and glob patterns; for a detector or segmenter also one film.
+        inputs: files, folders (searched through) and glob patterns; for a detector or segmenter also one video.
         model, checkpoint: see `Predictor`; of a detector or segmenter the checkpoint alone, see `DensePredictor`.
         output: file that the rows are also written to as they come: .csv, .jsonl or .parquet; of a detector or
-            segmenter a folder, see `vankit.prediction.scenes.iter_scenes`, or of a film a film, see
-            `vankit.prediction.films.predict_film`.
+            segmenter a folder, see `vankit.prediction.scenes.iter_scenes`, or of a video a video, see
+            `vankit.prediction.videos.predict_video`.
         resume: continue an output that a run left unfinished. By their names, as they are given, images that have a row
             are done and not read again; images may have been added, moved or deleted since. A row with an error is
             removed and its image read again. The options have to be the same; they are not compared. Not for detectors

@@ -25,10 +25,10 @@ from vankit.engines.processes import avoid_lost_threads
 from vankit.errors import UserError, reason_of
 from vankit.files import check_folder, replacing, writing
 from vankit.locks import check_free, held, making
-from vankit.prediction.films import film_among, predict_film
 from vankit.prediction.request import check_request
 from vankit.prediction.tables import is_table
 from vankit.prediction.tiles import find_in_tiles
+from vankit.prediction.videos import predict_video, video_among
 from vankit.tasks.dense import EVALUATORS
 from vankit.tasks.results import Arrays, Detections, Failure, PanopticMap, SemanticMap
 from vankit.tasks.segment import Test
@@ -224,8 +224,8 @@ def iter_scenes(
         output: folder for a picture per image (`NAME.png`, drawn on) and predictions.json in COCO's results format of
             the task, to which `file_name` is added; for panoptic also the PNGs that belong to it, in `panoptic/`.
             `image_id` is the number in a file name of COCO's kind (twelve digits), else the image's place in the list,
-            from 1. What the folder holds is not an input. Of a single film it is a film, see
-            `vankit.prediction.films.predict_film`.
+            from 1. What the folder holds is not an input. Of a single video it is a video, see
+            `vankit.prediction.videos.predict_video`.
         options: further arguments of `DensePredictor`.
 
     Yields:
@@ -238,9 +238,9 @@ def iter_scenes(
         ValueError: an input lies in the output folder, the output cannot be written, someone else is writing it, or see
             `DensePredictor`.
     """
-    film = film_among(inputs, output, options.get("max_pixels", MAX_PIXELS))
-    if film is not None and output is not None:
-        yield from predict_film(film, output, DensePredictor(checkpoint, **options))
+    video = video_among(inputs, output, options.get("max_pixels", MAX_PIXELS))
+    if video is not None and output is not None:
+        yield from predict_video(video, output, DensePredictor(checkpoint, **options))
         return
     if output is not None:
         if is_table(output):

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
-from vankit.data.films import is_film
+from vankit.data.videos import is_video
 from vankit.errors import UserError
 from vankit.files import check_file, check_folder, replacing, writing
 from vankit.locks import check_free, held
@@ -266,7 +266,7 @@ def check_table(path: str | PathLike[str], safe_csv: bool = False) -> None:
 def _refuse_name(path: str | PathLike[str]) -> NoReturn:
     raise UserError(
         f"cannot write predictions to {path}: expected a name ending in {', '.join(SUFFIXES)}, or for a detector or "
-        "segmenter a folder, or of a film one such as found.mp4"
+        "segmenter a folder, or of a video one such as found.mp4"
     )
 
 
@@ -274,11 +274,11 @@ def _refuse_name(path: str | PathLike[str]) -> NoReturn:
 def reserved(output: str | PathLike[str] | None, folder: bool = False) -> Iterator[None]:
     """Refuse, before a network is loaded, an output that cannot be written, or which someone else is writing.
 
-    A table is held for the block. A folder or a film is not: those who fill one hold it themselves, see
+    A table is held for the block. A folder or a video is not: those who fill one hold it themselves, see
     `vankit.locks.held`.
 
     Args:
-        output: a table, a folder or the URL of one, or a film; None for none.
+        output: a table, a folder or the URL of one, or a video; None for none.
         folder: that it is a folder, though its name ends as that of a file does.
 
     Raises:
@@ -290,7 +290,7 @@ def reserved(output: str | PathLike[str] | None, folder: bool = False) -> Iterat
         check_table(output)
         with held(output):
             yield
-    elif is_film(output) and not folder:
+    elif is_video(output) and not folder:
         check_file(output)
         check_free(output)
         yield

@@ -102,7 +102,7 @@ def class_colours(classes: Sequence[str], present: Iterable[int]) -> dict[int, C
 def object_colours(classes: Sequence[str], labels: Sequence[int], across: ArrayLike) -> list[Colour]:
     """The colour of each object of a picture: its class's, in a shade of its own.
 
-    Shades go by the order from left to right, so that neighbours differ, and objects of a film keep theirs as long as
+    Shades go by the order from left to right, so that neighbours differ, and objects of a video keep theirs as long as
     that order lasts; the leftmost one has the class's colour itself.
 
     Args:

@@ -1,4 +1,4 @@
-"""Films in, films out: frames are decoded, looked at, and drawn and encoded, at the same time."""
+"""Videos in, videos out: frames are decoded, looked at, and drawn and encoded, at the same time."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from vankit.data.films import Film, FilmError, Frame, is_film, open_film, pyav
 from vankit.data.images import MAX_PIXELS
+from vankit.data.videos import Frame, Video, VideoError, is_video, open_video, pyav
 from vankit.errors import UserError
 from vankit.files import check_file, replacing, writing
 from vankit.locks import check_free, held
@@ -27,65 +27,65 @@ _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # 
 _AHEAD = 2  # frames that wait before the network, and as many behind it
 
 
-def film_among(
+def video_among(
     inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
     output: str | PathLike[str] | None,
     max_pixels: int = MAX_PIXELS,
 ) -> Path | None:
-    """The film that is asked for; None where pictures are.
+    """The video that is asked for; None where pictures are.
 
     Args:
-        inputs: see `vankit.prediction.scenes.iter_scenes`; a film is the only one.
-        output: its name ends as that of a film if it is to be one.
-        max_pixels: see `vankit.data.films.open_film`.
+        inputs: see `vankit.prediction.scenes.iter_scenes`; a video is the only one.
+        output: its name ends as that of a video if it is to be one.
+        max_pixels: see `vankit.data.videos.open_video`.
 
     Raises:
-        FileNotFoundError, ValueError: the film cannot be read, it and something else are asked for together, or
-            `output` cannot be written as a film.
+        FileNotFoundError, ValueError: the video cannot be read, it and something else are asked for together, or
+            `output` cannot be written as a video.
         ImportError: PyAV is not installed.
     """
     given = inputs if isinstance(inputs, Sequence) and not isinstance(inputs, str) else [inputs]
     only = Path(given[0]) if len(given) == 1 and isinstance(given[0], str | PathLike) else None
-    if output is None or not is_film(output):
-        if only is not None and is_film(only) and only.is_file():
-            raise UserError(f"{only} is a film: name the film to write as output (--output), such as found.mp4")
+    if output is None or not is_video(output):
+        if only is not None and is_video(only) and only.is_file():
+            raise UserError(f"{only} is a video: name the video to write as output (--output), such as found.mp4")
         return None
     if only is None or only.is_dir():
         raise UserError(
-            f"{output} is a film, which is made from one film: pass that one alone, or name a folder as output"
+            f"{output} is a video, which is made from one video: pass that one alone, or name a folder as output"
         )
     if Path(output).suffix.lower() not in _FORMATS:
-        raise UserError(f"cannot write a film to {output}: expected a name ending in {', '.join(_FORMATS)}")
+        raise UserError(f"cannot write a video to {output}: expected a name ending in {', '.join(_FORMATS)}")
     if os.path.realpath(only) == os.path.realpath(output):
-        raise UserError(f"{output} is the film to read: choose another output")
+        raise UserError(f"{output} is the video to read: choose another output")
     for path in (output, rows_beside(output)):
         check_file(path)
     check_free(output)
-    with open_film(only, max_pixels):  # before a network is opened for it
+    with open_video(only, max_pixels):  # before a network is opened for it
         return only
 
 
-def rows_beside(film: str | PathLike[str]) -> Path:
-    """The file for what is found in each frame: the film's name with .jsonl."""
-    return Path(film).with_suffix(".jsonl")
+def rows_beside(video: str | PathLike[str]) -> Path:
+    """The file for what is found in each frame: the video's name with .jsonl."""
+    return Path(video).with_suffix(".jsonl")
 
 
-def predict_film(
+def predict_video(
     source: str | PathLike[str], output: str | PathLike[str], predictor: "DensePredictor"
 ) -> Generator["Result", None, None]:
-    """Detect or segment what is in the frames of a film, and write the film with it drawn on.
+    """Detect or segment what is in the frames of a video, and write the video with it drawn on.
 
     Frames keep their times, from the first one on, and become upright; sizes become even by doubling the last row or
-    column. Sound is left out, and so is the legend of a segmenter's pictures. The film is H.264 (BT.709, 8 bits).
+    column. Sound is left out, and so is the legend of a segmenter's pictures. The video is H.264 (BT.709, 8 bits).
     Beside it, `rows_beside` gets a line per frame: `frame`, from 1, `time` in seconds, and `objects`, rows of COCO's
     results format whose `image_id` is the frame; a panoptic segment is a row with a mask too.
 
     Both files are written under other names, which they get when all is done. A stop (the iterator is closed, Ctrl-C,
-    SIGTERM) or a break in the film ends them early, and whole; any other error leaves what was there before.
+    SIGTERM) or a break in the video ends them early, and whole; any other error leaves what was there before.
 
     Args:
-        source: see `vankit.data.films.open_film`.
-        output: see `film_among`.
+        source: see `vankit.data.videos.open_video`.
+        output: see `video_among`.
         predictor: its `max_pixels` is the largest frame that is decoded. Besides the one that is looked at, at most 4
             frames and their results are in memory.
 
@@ -93,28 +93,28 @@ def predict_film(
         What is in each frame, as it is found; `source` says when.
 
     Raises:
-        FileNotFoundError, ValueError: the film cannot be read, or not to its end (what comes before is written), or the
-            files cannot be written, someone else is writing them, or see `DensePredictor`.
+        FileNotFoundError, ValueError: the video cannot be read, or not to its end (what comes before is written), or
+            the files cannot be written, someone else is writing them, or see `DensePredictor`.
         ImportError: PyAV is not installed.
     """
     ended: BaseException | None = None
     with (
         held(output),
-        open_film(source, predictor.max_pixels) as film,
-        _writing(output, film) as written,
-        closing(_ahead(film.frames(), _AHEAD)) as frames,
+        open_video(source, predictor.max_pixels) as video,
+        _writing(output, video) as written,
+        closing(_ahead(video.frames(), _AHEAD)) as frames,
     ):
         try:
             for frame in frames:
                 result = predictor(frame.image)
                 written.put(frame, result, predictor.category_ids)
                 yield result
-        except (FilmError, GeneratorExit, KeyboardInterrupt, SystemExit) as stop:
+        except (VideoError, GeneratorExit, KeyboardInterrupt, SystemExit) as stop:
             if not written.count:
                 raise
             ended = stop
-    if isinstance(ended, FilmError):
-        raise FilmError(f"{ended}; {output} has the {written.count} frames before") from ended
+    if isinstance(ended, VideoError):
+        raise VideoError(f"{ended}; {output} has the {written.count} frames before") from ended
     if ended is not None:
         raise ended
 
@@ -132,18 +132,18 @@ def _ahead(items: Iterator[Frame], count: int) -> Generator[Frame, None, None]:
 
 
 class _Written:
-    """A film and its rows as they are written, in a thread of their own.
+    """A video and its rows as they are written, in a thread of their own.
 
     Args:
-        film, rows: where to write.
-        output: what the film will be called.
-        like: the film whose times are kept.
+        video, rows: where to write.
+        output: what the video will be called.
+        like: the video whose times are kept.
     """
 
-    def __init__(self, film: Path, rows: Path, output: Path, like: Film) -> None:
+    def __init__(self, video: Path, rows: Path, output: Path, like: Video) -> None:
         self.output, self.like, self.files = output, like, ExitStack()
         with writing(output):
-            file = self.files.enter_context(film.open("wb"))
+            file = self.files.enter_context(video.open("wb"))
             self.rows = self.files.enter_context(rows.open("w", encoding="utf-8"))
             self.container = pyav().open(file, "w", format=_FORMATS[output.suffix.lower()])
             self.files.enter_context(self.container)
@@ -195,12 +195,12 @@ class _Written:
 
 
 @contextmanager
-def _writing(output: str | PathLike[str], like: Film) -> Iterator[_Written]:
-    """A film and its rows, which take their places at the end of the block if nothing is raised."""
+def _writing(output: str | PathLike[str], like: Video) -> Iterator[_Written]:
+    """A video and its rows, which take their places at the end of the block if nothing is raised."""
     with (
-        replacing(output) as film,
+        replacing(output) as video,
         replacing(rows_beside(output)) as rows,
-        closing(_Written(film, rows, Path(output), like)) as written,
+        closing(_Written(video, rows, Path(output), like)) as written,
     ):
         yield written
         written.finish()

@@ -1,4 +1,4 @@
-"""Films in, films out: what is drawn and written of each frame, stops, breaks and refusals."""
+"""Videos in, videos out: what is drawn and written of each frame, stops, breaks and refusals."""
 
 import json
 import threading
@@ -14,10 +14,10 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 import vankit
-from vankit.data.films import FilmError, Frame, open_film
+from vankit.data.videos import Frame, VideoError, open_video
 from vankit.errors import UserError, WriteError
 from vankit.locks import held
-from vankit.prediction.films import film_among, predict_film, rows_beside
+from vankit.prediction.videos import predict_video, rows_beside, video_among
 from vankit.tasks.results import Detections, PanopticMap, SemanticMap
 
 WriteClip = Callable[..., Path]
@@ -58,12 +58,12 @@ class Finder:
 
 
 def run(source: Path, output: Path, finder: Finder) -> list[Any]:
-    return list(predict_film(source, output, finder))  # type: ignore[arg-type]
+    return list(predict_video(source, output, finder))  # type: ignore[arg-type]
 
 
 def frames_of(path: Path) -> list[Frame]:
-    with open_film(path, 2**20) as film:
-        return list(film.frames())
+    with open_video(path, 2**20) as video:
+        return list(video.frames())
 
 
 def rows_of(output: Path) -> list[Any]:
@@ -71,7 +71,7 @@ def rows_of(output: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", ["found.mp4", "found.mov", "found.mkv"])
-def test_a_film_is_drawn_on_and_told(name: str, write_clip: WriteClip, tmp_path: Path) -> None:
+def test_a_video_is_drawn_on_and_told(name: str, write_clip: WriteClip, tmp_path: Path) -> None:
     times = (0, 100, 150, 400, 900, 1000, 1005, 1500, 2500, 2600)
     source, output, finder = write_clip(tmp_path / "clip.mkv", times), tmp_path / name, Finder()
     results = run(source, output, finder)
@@ -93,7 +93,7 @@ def test_a_film_is_drawn_on_and_told(name: str, write_clip: WriteClip, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["segment", "panoptic"])
-def test_maps_keep_the_size_of_the_film(kind: str, write_clip: WriteClip, tmp_path: Path) -> None:
+def test_maps_keep_the_size_of_the_video(kind: str, write_clip: WriteClip, tmp_path: Path) -> None:
     """Their pictures have a legend, higher in some frames than in others."""
     output = tmp_path / "found.mp4"
     results = run(write_clip(tmp_path / "clip.mp4"), output, Finder(kind))
@@ -123,7 +123,7 @@ def test_a_stop_keeps_what_is_done(stop: BaseException | None, write_clip: Write
     source, output = write_clip(tmp_path / "clip.mp4"), tmp_path / "found.mp4"
     output.write_text("of before")
     if stop is None:  # nobody takes more
-        answers = predict_film(source, output, Finder())  # type: ignore[arg-type]
+        answers = predict_video(source, output, Finder())  # type: ignore[arg-type]
         for _ in range(3):
             next(answers)
         assert output.read_text() == "of before"
@@ -146,12 +146,14 @@ def test_a_stop_before_the_first_frame_and_a_bug_leave_what_was_there(write_clip
         assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "found.mp4"]
 
 
-def test_of_a_film_that_is_cut_off_the_beginning_is_kept(write_clip: WriteClip, tmp_path: Path) -> None:
+def test_of_a_video_that_is_cut_off_the_beginning_is_kept(write_clip: WriteClip, tmp_path: Path) -> None:
     source = write_clip(tmp_path / "clip.mp4", range(0, 2000, 100), options={"movflags": "faststart"})
     data = source.read_bytes()
     source.write_bytes(data[: len(data) * 8 // 10])
     output = tmp_path / "found.mp4"
-    with pytest.raises(FilmError, match=r"clip.mp4 is damaged or cut off: .*; .*found.mp4 has the (\d+) frames before"):
+    with pytest.raises(
+        VideoError, match=r"clip.mp4 is damaged or cut off: .*; .*found.mp4 has the (\d+) frames before"
+    ):
         run(source, output, Finder())
     assert 3 < len(frames_of(output)) == len(rows_of(output)) < 20
 
@@ -182,42 +184,42 @@ def test_frames_are_decoded_and_drawn_meanwhile_a_few_at_a_time(write_clip: Writ
         return Noting(found.source, found.classes, found.labels)
 
     predict.category_ids, predict.max_pixels = finder.category_ids, finder.max_pixels  # type: ignore[attr-defined]
-    for _ in predict_film(source, tmp_path / "found.mp4", predict):  # type: ignore[arg-type]
+    for _ in predict_video(source, tmp_path / "found.mp4", predict):  # type: ignore[arg-type]
         pass
     assert len(threads) == 1 and threading.get_ident() not in threads
     assert most <= 4  # those that wait to be written, and the one that is
 
 
-def test_a_film_has_one_writer(write_clip: WriteClip, tmp_path: Path) -> None:
+def test_a_video_has_one_writer(write_clip: WriteClip, tmp_path: Path) -> None:
     source, output = write_clip(tmp_path / "clip.mp4"), tmp_path / "found.mp4"
     with held(output):
         with pytest.raises(UserError, match="found.mp4 is being written by process"):
             run(source, output, Finder())
         with pytest.raises(UserError, match="found.mp4 is being written by process"):
-            film_among([source], output)
+            video_among([source], output)
 
 
 def test_what_goes_together(write_clip: WriteClip, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.mp4").mkdir()
-    assert film_among(clip, tmp_path / "found.MP4") == film_among([str(clip)], tmp_path / "found.mkv") == clip
+    assert video_among(clip, tmp_path / "found.MP4") == video_among([str(clip)], tmp_path / "found.mkv") == clip
     for pictures in (["photo.jpg"], [clip, "photo.jpg"], iter([clip]), [tmp_path], None, [5], "*.mp4", "missing.mp4"):
-        assert film_among(pictures, "found") is film_among(pictures, None) is None  # type: ignore[arg-type]
+        assert video_among(pictures, "found") is video_among(pictures, None) is None  # type: ignore[arg-type]
     for inputs, output, says in (
-        ([clip], None, r"clip.mp4 is a film: name the film to write as output \(--output\), such as found.mp4"),
-        ([clip], "found", r"clip.mp4 is a film: name the film to write"),
-        ([clip, clip], "found.mp4", "found.mp4 is a film, which is made from one film: pass that one alone"),
-        (tmp_path, "found.mp4", "found.mp4 is a film, which is made from one film"),
-        (clip, "found.webm", r"cannot write a film to found.webm: expected a name ending in .mp4, .m4v, .mov, .mkv"),
-        (clip, tmp_path / "folder" / ".." / "clip.mp4", "is the film to read: choose another output"),
+        ([clip], None, r"clip.mp4 is a video: name the video to write as output \(--output\), such as found.mp4"),
+        ([clip], "found", r"clip.mp4 is a video: name the video to write"),
+        ([clip, clip], "found.mp4", "found.mp4 is a video, which is made from one video: pass that one alone"),
+        (tmp_path, "found.mp4", "found.mp4 is a video, which is made from one video"),
+        (clip, "found.webm", r"cannot write a video to found.webm: expected a name ending in .mp4, .m4v, .mov, .mkv"),
+        (clip, tmp_path / "folder" / ".." / "clip.mp4", "is the video to read: choose another output"),
         (clip, tmp_path / "folder.mp4", "folder.mp4 is a folder"),
     ):
         with pytest.raises(UserError, match=says):
-            film_among(inputs, output)
+            video_among(inputs, output)
 
 
-def test_vankit_predict_takes_a_film(
+def test_vankit_predict_takes_a_video(
     dense_checkpoint: Callable[[str, str], Path], write_clip: WriteClip, tmp_path: Path
 ) -> None:
     source, output = write_clip(tmp_path / "clip.mp4", range(0, 300, 100)), tmp_path / "found.mp4"
@@ -227,9 +229,9 @@ def test_vankit_predict_takes_a_film(
     for frame, row, result in zip(frames_of(source), rows_of(output), found, strict=True):
         assert row["objects"] == predictor(frame.image).to_coco(row["frame"], predictor.category_ids) != []
         assert row["objects"] == result.to_coco(row["frame"], predictor.category_ids)
-    with pytest.raises(UserError, match="found.mp4 is a film, which is made from one film"):
+    with pytest.raises(UserError, match="found.mp4 is a video, which is made from one video"):
         vankit.predict([source, source], checkpoint=checkpoint, output=output, engine="torch")
-    with pytest.raises(UserError, match=r"clip.mp4 is a film: name the film to write"):
+    with pytest.raises(UserError, match=r"clip.mp4 is a video: name the video to write"):
         vankit.predict(source, checkpoint=checkpoint, output=tmp_path / "folder", engine="torch")
     with pytest.raises(UserError, match=r"cannot write predictions to .*found.mp4: expected a name ending in .csv"):
         vankit.predict(source, "van_b0.cifar10", output=output, engine="torch")

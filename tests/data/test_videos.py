@@ -1,4 +1,4 @@
-"""Film files, made up, damaged and disguised: the frames that come out of them, and what is said against them."""
+"""Video files, made up, damaged and disguised: the frames that come out of them, and what is said against them."""
 
 import struct
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vankit.data.films import FilmError, Frame, is_film, open_film
+from vankit.data.videos import Frame, VideoError, is_video, open_video
 from vankit.errors import MissingFileError, MissingPackageError, ReadError
 
 WriteClip = Callable[..., Path]
@@ -18,8 +18,8 @@ UNEVEN = (0, 100, 150, 400, 900, 1000, 1005, 1500, 2500, 2600)  # ms
 
 
 def frames_of(path: Path, max_pixels: int = 2**20) -> list[Frame]:
-    with open_film(path, max_pixels) as film:
-        return list(film.frames())
+    with open_video(path, max_pixels) as video:
+        return list(video.frames())
 
 
 def left_of_square(image: Image.Image) -> int:
@@ -42,7 +42,7 @@ def test_frames_come_in_order_with_their_times(
     name: str, codec: str, times: tuple[int, ...], write_clip: WriteClip, tmp_path: Path
 ) -> None:
     path = write_clip(tmp_path / name, times, codec=codec)
-    assert is_film(path)
+    assert is_video(path)
     frames = frames_of(path)
     assert [frame.time for frame in frames] == pytest.approx([(t - times[0]) / 1000 for t in times], abs=5e-4)
     assert [frame.image.size for frame in frames] == [(128, 96)] * 10
@@ -60,7 +60,7 @@ def test_frames_come_in_order_with_their_times(
         ((0, -1, 1, 0), Image.Transpose.ROTATE_90),
     ],
 )
-def test_a_film_that_is_stored_on_its_side_is_turned_upright(
+def test_a_video_that_is_stored_on_its_side_is_turned_upright(
     matrix: tuple[int, int, int, int], turn: Image.Transpose, write_clip: WriteClip, tmp_path: Path
 ) -> None:
     path = write_clip(tmp_path / "clip.mp4", range(0, 200, 100))
@@ -73,7 +73,7 @@ def test_a_film_that_is_stored_on_its_side_is_turned_upright(
     np.testing.assert_array_equal(np.asarray(frames_of(path)[1].image), np.asarray(plain.transpose(turn)))
 
 
-def test_a_film_of_gaps_is_whole(write_clip: WriteClip, tmp_path: Path) -> None:
+def test_a_video_of_gaps_is_whole(write_clip: WriteClip, tmp_path: Path) -> None:
     """In the header of an AVI a gap counts as frames."""
     for name, codec in (("clip.avi", "mpeg4"), ("clip.mkv", "h264"), ("clip.mp4", "h264")):
         frames = frames_of(write_clip(tmp_path / name, (0, 300, 2900, 3000), codec=codec))
@@ -94,7 +94,7 @@ def test_pixels_become_square(write_clip: WriteClip, tmp_path: Path) -> None:
         ("clip.avi", "mpeg4", {}),
     ],
 )
-def test_a_film_that_is_cut_off_says_so_after_what_there_is(
+def test_a_video_that_is_cut_off_says_so_after_what_there_is(
     name: str, codec: str, options: dict[str, str], write_clip: WriteClip, tmp_path: Path
 ) -> None:
     path = write_clip(tmp_path / name, range(0, 4000, 100), (160, 96), codec, options)
@@ -102,8 +102,8 @@ def test_a_film_that_is_cut_off_says_so_after_what_there_is(
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 7 // 10])
     frames: list[Frame] = []
-    with open_film(path, 2**20) as film, pytest.raises(FilmError, match=f"{name} is (damaged or )?cut off"):
-        frames.extend(film.frames())
+    with open_video(path, 2**20) as video, pytest.raises(VideoError, match=f"{name} is (damaged or )?cut off"):
+        frames.extend(video.frames())
     assert 3 < len(frames) < 40
     shown = frames[:28]  # then the square leaves the picture
     assert [left_of_square(frame.image) for frame in shown] == pytest.approx([5 * i for i in range(len(shown))], abs=1)
@@ -112,33 +112,33 @@ def test_a_film_that_is_cut_off_says_so_after_what_there_is(
 def test_frames_are_bounded(write_clip: WriteClip, tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", [0])
     assert len(frames_of(path, 128 * 96)) == 1
-    with pytest.raises(FilmError, match=r"has frames of 128 x 96 = 12,288 pixels, more than the 12,287 allowed"):
+    with pytest.raises(VideoError, match=r"has frames of 128 x 96 = 12,288 pixels, more than the 12,287 allowed"):
         frames_of(path, 128 * 96 - 1)
 
 
-def test_what_is_no_film_is_refused(write_clip: WriteClip, tmp_path: Path) -> None:
+def test_what_is_no_video_is_refused(write_clip: WriteClip, tmp_path: Path) -> None:
     """Lists of files above all: FFmpeg would open what they name, on the network too."""
     import av
 
     clip = write_clip(tmp_path / "clip.ts", [0])
     (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {clip}\n")
     (tmp_path / "stream.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST\n")
-    (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "empty.mp4").write_text("")
     Image.new("RGB", (64, 64)).save(tmp_path / "picture.mp4", "PNG")
     Image.new("RGB", (64, 64)).save(tmp_path / "moving.mp4", "GIF")
     for name in ("list", "stream", "text", "empty", "picture", "moving"):
-        with pytest.raises(FilmError, match=f"{name}.mp4 is not a film that can be read: expected MP4, MOV"):
+        with pytest.raises(VideoError, match=f"{name}.mp4 is not a video that can be read: expected MP4, MOV"):
             frames_of(tmp_path / f"{name}.mp4")
     with av.open(tmp_path / "song.mp4", "w") as song:
         stream = song.add_stream("aac", rate=8000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
         sound.sample_rate = 8000
         song.mux([*stream.encode(sound), *stream.encode()])
-    with pytest.raises(FilmError, match="song.mp4 has no pictures in it"):
+    with pytest.raises(VideoError, match="song.mp4 has no pictures in it"):
         frames_of(tmp_path / "song.mp4")
     with pytest.raises(MissingFileError, match="no file http://127.0.0.1:9/x.mp4"):
-        open_film("http://127.0.0.1:9/x.mp4", 1).__enter__()
+        open_video("http://127.0.0.1:9/x.mp4", 1).__enter__()
     with pytest.raises(ReadError, match="is a folder"):
         frames_of(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Film files in, upright RGB frames out: decoding that opens one file only, within bounds, and says if it is broken."""
+"""Video files in, upright RGB frames out: decoding that opens one file, within bounds, and says if it is broken."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +13,7 @@ from PIL import Image
 from vankit.errors import MissingPackageError, UserError
 from vankit.files import open_file
 
-FILM_SUFFIXES = frozenset(
+VIDEO_SUFFIXES = frozenset(
     f".{name}"
     for name in "3gp avi m2ts m4v mkv mov mp4 mpeg mpg mts ts webm".split()  # noqa: SIM905
 )
@@ -21,20 +21,20 @@ FILM_SUFFIXES = frozenset(
 _FORMATS = "mov,matroska,avi,mpegts,mpeg"
 _FORMAT_NAMES = "MP4, MOV, MKV, WebM, AVI or MPEG"
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
-_LATE = 1.0  # seconds by which a film may be shorter than its header says, where that counts no frames
+_LATE = 1.0  # seconds by which a video may be shorter than its header says, where that counts no frames
 
 
-class FilmError(UserError):
-    """A film that cannot be read, or not to its end; the message names it and the reason."""
+class VideoError(UserError):
+    """A video that cannot be read, or not to its end; the message names it and the reason."""
 
 
-def is_film(path: str | PathLike[str]) -> bool:
-    """Whether a file of this name is a film, by its suffix."""
-    return Path(path).suffix.lower() in FILM_SUFFIXES
+def is_video(path: str | PathLike[str]) -> bool:
+    """Whether a file of this name is a video, by its suffix."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
 
 def pyav() -> Any:
-    """The library that reads and writes films.
+    """The library that reads and writes videos.
 
     Raises:
         ImportError: it is not installed.
@@ -42,17 +42,17 @@ def pyav() -> Any:
     try:
         import av
     except ImportError:
-        raise MissingPackageError('films need PyAV: pip install "vankit[video]"') from None
+        raise MissingPackageError('videos need PyAV: pip install "vankit[video]"') from None
     return av
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A frame of a film.
+    """A frame of a video.
 
     Attributes:
         image: upright RGB.
-        ticks: its time from the first frame on, in the film's time base.
+        ticks: its time from the first frame on, in the video's time base.
         time: the same in seconds.
     """
 
@@ -61,8 +61,8 @@ class Frame:
     time: float
 
 
-class Film:
-    """A film that is open.
+class Video:
+    """A video that is open.
 
     Attributes:
         size: (width, height) of its frames as they are stored, with square pixels.
@@ -73,12 +73,12 @@ class Film:
         self.path, self.container = path, container
         self.stream = stream = container.streams.best("video")
         if stream is None or "attached_pic" in (stream.disposition.name or ""):  # the cover of a song
-            raise FilmError(f"{path} has no pictures in it: expected a film")
+            raise VideoError(f"{path} has no pictures in it: expected a video")
         self.time_base = stream.time_base
         self.rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         width = round(stream.width * (stream.sample_aspect_ratio or 1))
         if (pixels := width * stream.height) > max_pixels:
-            raise FilmError(
+            raise VideoError(
                 f"{path} has frames of {width} x {stream.height} = {pixels:,} pixels, more than the {max_pixels:,} "
                 f"allowed; if you trust the file, raise the limit with max_pixels={pixels} (--max-pixels {pixels})"
             )
@@ -89,7 +89,7 @@ class Film:
         """The frames in the order in which they are shown.
 
         Raises:
-            ValueError: the film is damaged, or ends too early.
+            ValueError: the video is damaged, or ends too early.
         """
         start = last = turn = None
         step = max(1, round(1 / (self.rate * self.time_base)))
@@ -98,7 +98,7 @@ class Film:
             if last is None:
                 start = last = ticks = ticks or 0
                 turn = _TURNS.get(round(decoded.rotation / 90) * 90 % 360)
-            else:  # a damaged film may say a time twice
+            else:  # a damaged video may say a time twice
                 last = ticks = max(last + 1, last + step if ticks is None else ticks)
             image = decoded.to_image(width=self.size[0], height=self.size[1])
             image = image if turn is None else image.transpose(turn)
@@ -106,7 +106,7 @@ class Film:
             image.filename = f"{self.path} at {time:.3f} s"  # what a result calls it
             yield Frame(image, ticks - start, time)
         if last is None:
-            raise FilmError(f"{self.path} has no frames")
+            raise VideoError(f"{self.path} has no frames")
 
     def _decoded(self) -> Iterator[Any]:
         packets, until = 0, 0.0
@@ -118,11 +118,11 @@ class Film:
                     packets += packet.size > 0
                     yield from packet.decode()
         except (pyav().FFmpegError, OSError) as error:
-            raise FilmError(f"{self.path} is damaged or cut off: {error.strerror or error}") from error
+            raise VideoError(f"{self.path} is damaged or cut off: {error.strerror or error}") from error
         self._check_end(packets, until)
 
     def _check_end(self, packets: int, until: float) -> None:
-        """FFmpeg takes the end of a file for that of the film, so compare it with what the header says."""
+        """FFmpeg takes the end of a file for that of the video, so compare it with what the header says."""
         kind, promised = self.container.format.name, 0.0  # seconds
         if "matroska" in kind:
             promised = (self.container.duration or 0) / 1e6
@@ -130,12 +130,12 @@ class Film:
             promised = float(self.stream.frames / self.rate)
         expected = len(self.stream.index_entries) if "mov" in kind else 0
         if packets < expected or until < promised - _LATE:
-            raise FilmError(f"{self.path} is cut off")
+            raise VideoError(f"{self.path} is cut off")
 
 
 @contextmanager
-def open_film(path: str | PathLike[str], max_pixels: int) -> Iterator[Film]:
-    """Open a film file for the length of a block: that file alone, whatever it refers to.
+def open_video(path: str | PathLike[str], max_pixels: int) -> Iterator[Video]:
+    """Open a video file for the length of a block: that file alone, whatever it refers to.
 
     Args:
         path: MP4, MOV, MKV, WebM, AVI or MPEG.
@@ -143,7 +143,7 @@ def open_film(path: str | PathLike[str], max_pixels: int) -> Iterator[Film]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not a film, or its frames are larger.
+        ValueError: it is not a video, or its frames are larger.
         ImportError: PyAV is not installed.
     """
     av = pyav()
@@ -151,8 +151,8 @@ def open_film(path: str | PathLike[str], max_pixels: int) -> Iterator[Film]:
         file = opened.enter_context(open_file(path))
         try:
             container = av.open(file, container_options={"format_whitelist": _FORMATS}, metadata_errors="ignore")
-            film = Film(Path(path), opened.enter_context(container), max_pixels)
+            video = Video(Path(path), opened.enter_context(container), max_pixels)
         except (av.FFmpegError, OSError) as error:
             reason = error.strerror or error
-            raise FilmError(f"{path} is not a film that can be read: expected {_FORMAT_NAMES} ({reason})") from error
-        yield film
+            raise VideoError(f"{path} is not a video that can be read: expected {_FORMAT_NAMES} ({reason})") from error
+        yield video
