@@ -150,6 +150,8 @@ def validate(
     seed: int = 0,
     split: str = "val",
     test: "Test" = "single",
+    tile: int | None = None,
+    overlap: float | None = None,
     skip_bad: bool = False,
     tolerant: bool = False,
     allow_outside: bool = False,
@@ -174,6 +176,7 @@ def validate(
         seed: of generated `shapes`; the one they were trained with.
         split: train, val, or the name of a folder such as test.
         test: for semantic segmentation, see `vankit.tasks.inference.segment_logits`.
+        tile, overlap: of detectors, see `vankit.DensePredictor`; the 100 best objects per image count.
         skip_bad, tolerant, allow_outside: what to do about images and annotations that cannot be used as they are, see
             `vankit.data.reading.Reading`; a classifier's images that cannot be read are left out in any case.
         max_pixels: of the largest image that is decoded.
@@ -196,8 +199,9 @@ def validate(
         raise UserError(f"workers is {workers}, expected 0 or more")
     HeldOut(seed=seed)  # which checks it
     check_request(
-        model, engine=engine, precision=precision, device=device, batch_size=batch_size, max_pixels=max_pixels
-    )
+        model, engine=engine, precision=precision, device=device, batch_size=batch_size, max_pixels=max_pixels,
+        tile=tile, overlap=overlap,
+    )  # fmt: skip
     reading = Reading(skip_bad, tolerant, allow_outside, max_pixels)
     opened = open_network(model, checkpoint, weights=weights, engine=engine, device=device)
     if picture is not None and (opened.dense or opened.description.multi_label):
@@ -209,12 +213,14 @@ def validate(
     if opened.dense:
         from vankit.prediction.scenes import DensePredictor
 
-        dense = DensePredictor(opened, test=test, engine=engine, precision=precision, device=device)
+        dense = DensePredictor(
+            opened, test=test, engine=engine, precision=precision, device=device, tile=tile, overlap=overlap
+        )
         figures, findings = _measure_scenes(data, dense, split, workers, seed, reading)
     else:
-        if test != "single" or allow_outside:
+        if test != "single" or allow_outside or tile is not None:
             raise UserError(
-                "`test` and `allow_outside` are only for detectors and segmenters: pass the `checkpoint` of one"
+                "`test`, `tile` and `allow_outside` are only for detectors and segmenters: pass the `checkpoint` of one"
             )
         predictor = Predictor(opened, engine=engine, precision=precision, batch_size=batch_size, device=device)
         reading = replace(reading, skip_bad=True)

@@ -125,14 +125,14 @@ def test_a_bug_is_seen_and_the_rest_goes_on(
     segmenter: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     predictor = vankit.DensePredictor(segmenter, engine="torch")
-    results, run = [KeyError("stage5"), torch.OutOfMemoryError("CUDA out of memory"), None], predictor.results
+    results, run = [KeyError("stage5"), torch.OutOfMemoryError("CUDA out of memory"), None], predictor._run
 
     def fail(images: Any) -> Any:
         if error := results.pop(0):
             raise error
         return run(images)
 
-    monkeypatch.setattr(predictor, "results", fail)
+    monkeypatch.setattr(predictor, "_run", fail)
     first, second, third = (found for found, _ in predictor.stream([photograph] * 3))
     assert isinstance(first, vankit.Failure) and isinstance(second, vankit.Failure)
     assert isinstance(third, vankit.SemanticMap)

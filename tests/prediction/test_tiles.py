@@ -1,5 +1,6 @@
 """Tiles: which there are, what of several views is one object, and that small objects are found."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -154,6 +155,7 @@ def test_detectors_alone_have_tiles(dense_checkpoint: Checkpoint) -> None:
         ({"tile": 16}, "tile is 16, expected a whole number of pixels, 32 or more"),
         ({"tile": 64.5}, "tile is 64.5, expected a whole number"),
         ({"tile": 64, "overlap": 1}, r"overlap is 1, expected 0 to 0\.9"),
+        ({"overlap": 0.5}, "overlap is that of tiles: pass `tile` too, such as 640"),
     ):
         with pytest.raises(UserError, match=says):
             vankit.DensePredictor(segmenter, engine="torch", **options)  # type: ignore[arg-type]
@@ -162,16 +164,21 @@ def test_detectors_alone_have_tiles(dense_checkpoint: Checkpoint) -> None:
 def test_the_predictor_looks_at_tiles(dense_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = vankit.DensePredictor(dense_checkpoint("retinanet", "detect"), engine="torch", score=0.0, tile=64)
     sizes: list[tuple[int, ...]] = []
-    results: Any = predictor.results
+    run: Any = predictor._run
 
     def note(picture: Any) -> Any:
         sizes.append(picture.shape[:2])
-        return results(picture)
+        return run(picture)
 
-    monkeypatch.setattr(predictor, "results", note)
-    found = predictor(Image.effect_noise((110, 60), 60).convert("RGB"))
+    monkeypatch.setattr(predictor, "_run", note)
+    picture = Image.effect_noise((110, 60), 60).convert("RGB")
+    found = predictor(picture)
     assert sizes == [(60, 110), (60, 64), (60, 64)]
-    assert isinstance(found, Detections) and len(found.boxes) and found.boxes[:, 2].max() > 64
+    assert isinstance(found, Detections) and len(found.boxes) > 100 and found.boxes[:, 2].max() > 64
+    results = predictor.results(np.asarray(picture))
+    assert results.keys() == {"boxes", "labels", "scores"}
+    for name, values in results.items():
+        np.testing.assert_array_equal(values, getattr(found, name)[:100])
 
 
 class Squares:
@@ -204,6 +211,24 @@ class Squares:
         return image, {"boxes": torch.tensor(boxes), "labels": torch.from_numpy(labels)}
 
 
+def as_coco(root: Path, image: NDArray[np.uint8], boxes: NDArray[np.float32], labels: NDArray[np.int64]) -> Path:
+    (root / "annotations").mkdir(parents=True)
+    (root / "val2017").mkdir()
+    Image.fromarray(image).save(root / "val2017" / "1.png")
+    corners = zip(boxes[:, :2].tolist(), (boxes[:, 2:] - boxes[:, :2]).tolist(), labels.tolist(), strict=True)
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "width": image.shape[1], "height": image.shape[0]}],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(Squares.classes)],
+        "annotations": [
+            {"id": i + 1, "image_id": 1, "category_id": label, "bbox": [*corner, *size], "area": size[0] * size[1],
+             "iscrowd": 0}
+            for i, (corner, size, label) in enumerate(corners)
+        ],
+    }  # fmt: skip
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    return root
+
+
 @pytest.mark.slow
 def test_small_objects_of_a_large_picture_are_found(tmp_path: Path) -> None:
     """A network trained at 128 pixels a side sees a square of 20 in a picture of 384 as one of 7."""
@@ -216,14 +241,18 @@ def test_small_objects_of_a_large_picture_are_found(tmp_path: Path) -> None:
     image, target = Squares.draw([3], 384, 30)
     boxes, labels = target["boxes"].numpy().astype(np.float32), target["labels"].numpy()
     truth = Detections("x", list(Squares.classes), boxes, labels, np.ones(30, np.float32))
+    root = as_coco(tmp_path / "data", image, boxes, labels)
     missed, ap = {}, {}
     for tile in (None, 128):
-        found = vankit.DensePredictor(run.last, engine="torch", tile=tile)(image)
+        predictor = vankit.DensePredictor(run.last, engine="torch", tile=tile)
+        found = predictor(image)
         assert isinstance(found, Detections)
         missed[tile] = match_objects(truth, np.zeros(30, bool), found)[0].sum()
         measure = DetectionMeasure(list(Squares.classes))
         crowd_and_area = {"iscrowd": np.zeros(30, bool), "area": box_areas(boxes)}
-        measure.add({**vars(truth), **crowd_and_area}, vars(found))
+        measure.add({**vars(truth), **crowd_and_area}, predictor.results(image))
         ap[tile] = measure.compute()["box AP50"]
+        report = vankit.validate(root, checkpoint=run.last, engine="torch", workers=0, tile=tile)
+        assert report.measures["box AP50"] == pytest.approx(ap[tile])
     assert missed[None] >= 29 and ap[None] < 0.05
     assert missed[128] <= 3 and ap[128] > 0.3  # after 20 steps

@@ -89,11 +89,7 @@ def command(
         raise UserError("--address names a Ray cluster: add --workers ray")
     options: dict[str, Any] = {"engine": engine, "precision": precision, "device": device, "max_pixels": max_pixels}
     here = options if workers == "local" else {**options, "device": "auto"}  # a cluster may have other devices
-    check_request(
-        model, batch_size=batch_size, top_k=top_k, score=score or 0.0, tile=tile, overlap=overlap or 0.0, **here
-    )  # fmt: skip
-    if overlap is not None and tile is None:
-        raise UserError("--overlap is that of tiles: add --tile 640")
+    check_request(model, batch_size=batch_size, top_k=top_k, score=score or 0.0, tile=tile, overlap=overlap, **here)
     if workers == "ray" and resume:
         raise UserError("--workers ray always continues what is in --output: leave out --resume")
     if resume and output is None:

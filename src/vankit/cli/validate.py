@@ -28,6 +28,8 @@ def command(
     seed: int = 0,
     split: str = "val",
     test: Literal["single", "multiscale", "slide"] = "single",
+    tile: int | None = None,
+    overlap: float | None = None,
     skip_bad: bool = False,
     tolerant: bool = False,
     allow_outside: bool = False,
@@ -57,6 +59,8 @@ def command(
         split: part of the data to measure: train, val, or the name of another folder such as test.
         test: how to segment: single, the whole image at once; multiscale, at several scales and mirrored; or slide, in
             sliding windows.
+        tile: side in pixels of the tiles in which a detector also looks at larger images, such as 640.
+        overlap: of neighbouring tiles, as a share of their side, 0 to 0.9. Default: 0.2.
         skip_bad: leave out images and annotations that cannot be used, with a warning; a classifier's images always
             are.
         tolerant: read JPEGs that lack their end, with grey for what is missing.
@@ -69,7 +73,8 @@ def command(
     figures = run(
         data, model, checkpoint, output, plot, workers=workers, seed=seed, batch_size=batch_size, device=device,
         engine=engine, precision=precision, split=split, test=test, skip_bad=skip_bad,
-        tolerant=tolerant, allow_outside=allow_outside, max_pixels=max_pixels, weights=weights, report=report,
+        tile=tile, overlap=overlap, tolerant=tolerant, allow_outside=allow_outside, max_pixels=max_pixels,
+        weights=weights, report=report,
     )  # fmt: skip
     if not isinstance(figures, ClassificationReport):
         _print_measures(data, figures)

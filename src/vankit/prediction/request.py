@@ -22,7 +22,7 @@ def check_request(
     max_pixels: int = 1,
     score: float = 0.0,
     tile: int | None = None,
-    overlap: float = 0.0,
+    overlap: float | None = None,
 ) -> None:
     """Refuse options that no network could be run with here.
 
@@ -46,8 +46,10 @@ def check_request(
         raise UserError(f"score is {score!r}, expected 0 to 1")
     if tile is not None and (not isinstance(tile, Integral) or tile < SMALLEST_TILE):
         raise UserError(f"tile is {tile!r}, expected a whole number of pixels, {SMALLEST_TILE} or more")
-    if not isinstance(overlap, Real) or not 0 <= overlap <= LARGEST_OVERLAP:
+    if overlap is not None and (not isinstance(overlap, Real) or not 0 <= overlap <= LARGEST_OVERLAP):
         raise UserError(f"overlap is {overlap!r}, expected 0 to {LARGEST_OVERLAP}")
+    if overlap is not None and tile is None:
+        raise UserError("overlap is that of tiles: pass `tile` too, such as 640")
     exported = is_exported(model) or getattr(model, "exported", None) is not None
     if device not in ("auto", "cpu") and not exported:
         from vankit.engines.choose import device_for  # PyTorch, which alone knows what there is

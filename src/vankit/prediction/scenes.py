@@ -35,6 +35,9 @@ from vankit.tasks.segment import Test
 
 logger = logging.getLogger(__name__)
 
+_OVERLAP = 0.2  # of tiles, as supervision's and SAHI's
+_MOST = 100  # objects of one picture that COCO's measures count
+
 Result = Detections | SemanticMap | PanopticMap
 
 
@@ -52,7 +55,7 @@ class DensePredictor:
         device: torch's name, or 'auto' for CUDA where there is one.
         max_pixels: of the largest image that is decoded.
         tile: side in pixels of the tiles in which a detector also looks at larger pictures, 32 or more; None for none.
-        overlap: of the tiles, 0 to 0.9, see `vankit.prediction.tiles.find_in_tiles`.
+        overlap: of the tiles, 0 to 0.9, see `vankit.prediction.tiles.find_in_tiles`; None for 0.2.
 
     Attributes:
         task: detect, segment or panoptic.
@@ -78,7 +81,7 @@ class DensePredictor:
         device: str = "auto",
         max_pixels: int = MAX_PIXELS,
         tile: int | None = None,
-        overlap: float = 0.2,
+        overlap: float | None = None,
     ) -> None:
         check_request(
             engine=engine, precision=precision, device=device, max_pixels=max_pixels, score=score, tile=tile,
@@ -116,7 +119,7 @@ class DensePredictor:
         self.classes, self.things = list(self.description.classes), list(self.description.things)
         self.category_ids = list(self.description.category_ids)
         self.score, self.test, self.max_pixels = score, test, max_pixels
-        self.tile, self.overlap = tile, overlap
+        self.tile, self.overlap = tile, _OVERLAP if overlap is None else overlap
 
     @property
     def network(self) -> Any:
@@ -132,11 +135,20 @@ class DensePredictor:
             picture: (H, W, 3), RGB.
 
         Returns:
-            What is in the picture, in its pixels, objects of every score; see `vankit.tasks.dense`.
+            What is in the picture, in its pixels, objects of every score; see `vankit.tasks.dense`. With tiles, the
+            100 best objects, which are as many as COCO's measures count.
 
         Raises:
             ValueError: the network's output is not finite.
         """
+        if self.tile is None:
+            return self._results(picture)
+        image = Image.fromarray(picture)
+        found = find_in_tiles(image, partial(self._scene, ""), self.tile, self.overlap, _MOST)
+        masks = {} if found.masks is None else {"masks": found.masks}
+        return {"boxes": found.boxes, "labels": found.labels, "scores": found.scores, **masks}
+
+    def _results(self, picture: NDArray[np.uint8]) -> Arrays:
         avoid_lost_threads()
         results: Arrays = self._run(picture)
         return results
@@ -158,9 +170,12 @@ class DensePredictor:
         return find(rgb) if self.tile is None else find_in_tiles(rgb, find, self.tile, self.overlap)
 
     def _seen(self, source: str, rgb: Image.Image) -> Result:
-        results = self.results(np.asarray(rgb))
-        scene: Result = EVALUATORS[self.task].scene(source, self.classes, self.things, results)
+        scene = self._scene(source, rgb)
         return scene.above(self.score) if isinstance(scene, Detections) else scene
+
+    def _scene(self, source: str, rgb: Image.Image) -> Any:
+        """What one look finds, objects of every score."""
+        return EVALUATORS[self.task].scene(source, self.classes, self.things, self._results(np.asarray(rgb)))
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[tuple[Result | Failure, Image.Image | None]]:
         """What is in each picture, with the picture; one that fails gives a `Failure` and None."""

@@ -15,7 +15,11 @@ _NEAR = 1 / 64  # of a tile: how close to its edge a box ends that is cut there
 
 
 def find_in_tiles(
-    picture: Image.Image, find: Callable[[Image.Image], Detections], tile: int = 640, overlap: float = 0.2
+    picture: Image.Image,
+    find: Callable[[Image.Image], Detections],
+    tile: int = 640,
+    overlap: float = 0.2,
+    most: int | None = None,
 ) -> Detections:
     """What a detector finds in a picture as a whole, and in overlapping tiles of it.
 
@@ -32,6 +36,7 @@ def find_in_tiles(
         find: the detector; its finds are in the pixels of what it is given.
         tile: side of the tiles in pixels, 32 or more. A picture that fits in one is looked at once.
         overlap: of neighbouring tiles, at least, as a share of their side, 0 to 0.9.
+        most: finds to keep, the best ones; None for all.
 
     Returns:
         The finds, best first. Masks take N x H x W bytes in the end; until then, only as many as there are pixels in
@@ -47,7 +52,7 @@ def find_in_tiles(
     for place in places:
         found = find(picture.crop(place))
         views.append(_View.of(found, place, _cut(found.boxes, place, picture.size, tile)))
-    return _merged(whole, views, picture.size)
+    return _merged(whole, views, picture.size, most)
 
 
 def places_of_tiles(size: tuple[int, int], tile: int, overlap: float) -> Iterator[tuple[int, int, int, int]]:
@@ -111,12 +116,12 @@ class _View:
         return cls(boxes, found.labels, found.scores, cut, masks)
 
 
-def _merged(whole: Detections, views: Sequence[_View], size: tuple[int, int]) -> Detections:
+def _merged(whole: Detections, views: Sequence[_View], size: tuple[int, int], most: int | None) -> Detections:
     boxes, labels, scores, cut = (
         np.concatenate([getattr(view, name) for view in views]) for name in ("boxes", "labels", "scores", "cut")
     )
     of_view = np.repeat(np.arange(len(views)), [len(view.boxes) for view in views])
-    kept = suppress(boxes, labels, scores, of_view, cut)
+    kept = suppress(boxes, labels, scores, of_view, cut)[:most]
     masks = None
     if whole.masks is not None:
         patches = [mask for view in views for mask in view.masks or ()]
