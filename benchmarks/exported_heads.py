@@ -50,15 +50,16 @@ def rows(checkpoint: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]
                 continue
             size = sum(file.stat().st_size for file in found.folder.glob("model.*")) / 1e6
             value = measured(args.data, model=found.folder, precision="auto" if "int8" in way else "float32")
-            yield {**network, "way": way, "megabytes": size, **agreement(found.facts), **value}
+            yield {**network, "way": way, "megabytes": size, **compared(found.facts), **value}
 
 
-def agreement(facts: dict[str, Any]) -> dict[str, Any]:
+def compared(facts: dict[str, Any]) -> dict[str, Any]:
+    """With PyTorch, in float32; of int8, what is left in float."""
+    if "int8" in facts:
+        return {"note": f"left in float: {', '.join(facts['int8']['left_out']) or 'nothing'}"}
     found = facts["agreement"]
     pixels = found["same_pixels"] / found["pixels"] if found["pixels"] else None
-    note = f"left in float: {facts['int8']}" if "int8" in facts else ""
-    kept = {name: found[name] for name in ("pictures", "objects", "same", "score_difference")}
-    return {**kept, "same_pixels": pixels, "note": note}
+    return {"same_pixels": pixels} | {name: found[name] for name in ("pictures", "objects", "same", "score_difference")}
 
 
 def measured(data: str, **network: Any) -> dict[str, Any]:
