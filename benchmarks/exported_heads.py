@@ -4,9 +4,9 @@
 
 Each network is exported in each way, which compares the model with PyTorch on PHOTOS (a folder or glob pattern; those
 of DATA's split val, say) and on generated scenes. Then AP, mIoU or PQ on DATA's split val is measured with PyTorch
-alone and with each folder, in float32. What int8 was tried on, and lost, is measured by the export itself. A row per
-network and way in benchmarks/results/exported_heads.csv, where rows of other networks are kept. The networks of
-docs/export.md were trained by benchmarks/overfit_scenes.py with --images 64.
+alone and with each folder, in float32, of one also in bf16. A row per network and way in
+benchmarks/results/exported_heads.csv, where rows of other networks are kept. The detectors of docs/export.md were
+trained by benchmarks/overfit_scenes.py.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from inference import rounded
+from inference import has_bf16, rounded
 
 import vankit
 from vankit.deploy.opening import open_network
@@ -51,6 +51,8 @@ def rows(checkpoint: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]
             size = sum(file.stat().st_size for file in found.folder.glob("model.*")) / 1e6
             value = measured(args.data, model=found.folder, precision="auto" if "int8" in way else "float32")
             yield {**network, "way": way, "megabytes": size, **compared(found.facts), **value}
+            if way == "openvino" and has_bf16():
+                yield {**network, "way": "openvino, bf16", **measured(args.data, model=found.folder, precision="bf16")}
 
 
 def compared(facts: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     python benchmarks/overfit_scenes.py COCO_FOLDER HEAD... [--images 64] [--output runs/overfit]
 
 COCO_FOLDER is the unpacked coco_panoptic_200. Appends a line per head to benchmarks/results/overfit_scenes.csv.
-With more photographs, the checkpoints serve benchmarks/exported_heads.py.
+The checkpoints serve benchmarks/exported_heads.py.
 """
 
 import argparse

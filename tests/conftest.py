@@ -64,21 +64,23 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def signal_stack() -> Iterator[None]:
-    """The stack on which signals are handled is still there, or the process would die, without a word, at the next."""
+    """The stack on which signals are handled is still there, or the process would die, without a word, at the next.
+
+    What a fixture of the module held is freed after that, so the fault may lie in the test before.
+    """
     yield
-    if sys.platform == "linux":
-        stack = _SignalStack()
-        _LIBC.sigaltstack(None, ctypes.byref(stack))
-        page = (stack.start or 0) // mmap.PAGESIZE * mmap.PAGESIZE
-        gone = page and _LIBC.msync(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), 1)
-        assert not gone, "the stack is gone: use `vankit.engines.openvino.openvino_core`, and no core beside it"
+    if sys.platform != "linux":
+        return
+    libc, stack = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(stack))
+    page = (stack.start or 0) // mmap.PAGESIZE * mmap.PAGESIZE
+    if page and libc.msync(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), 1):
+        libc.sigaltstack(ctypes.byref(_SignalStack(None, 2, 0)), None)  # none from now on
+        pytest.fail("the stack is gone: use `vankit.engines.openvino.openvino_core`, and no core beside it")
 
 
 class _SignalStack(ctypes.Structure):
     _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
-
-
-_LIBC = ctypes.CDLL(None)
 
 
 @pytest.fixture(scope="session")

@@ -176,7 +176,7 @@ def validate(
         seed: of generated `shapes`; the one they were trained with.
         split: train, val, or the name of a folder such as test.
         test: for semantic segmentation, see `vankit.tasks.inference.segment_logits`.
-        tile, overlap: of detectors, see `vankit.DensePredictor`; the 100 best objects per image count.
+        tile, overlap: of detectors, see `vankit.DensePredictor`.
         skip_bad, tolerant, allow_outside: what to do about images and annotations that cannot be used as they are, see
             `vankit.data.reading.Reading`; a classifier's images that cannot be read are left out in any case.
         max_pixels: of the largest image that is decoded.
@@ -218,9 +218,11 @@ def validate(
         )
         figures, findings = _measure_scenes(data, dense, split, workers, seed, reading)
     else:
-        if test != "single" or allow_outside or tile is not None:
+        if tile is not None:
+            raise UserError("`tile` is only for detectors: pass the `checkpoint` of one")
+        if test != "single" or allow_outside:
             raise UserError(
-                "`test`, `tile` and `allow_outside` are only for detectors and segmenters: pass the `checkpoint` of one"
+                "`test` and `allow_outside` are only for detectors and segmenters: pass the `checkpoint` of one"
             )
         predictor = Predictor(opened, engine=engine, precision=precision, batch_size=batch_size, device=device)
         reading = replace(reading, skip_bad=True)
@@ -230,7 +232,14 @@ def validate(
     if picture is not None:
         figures.plot(picture)
     if report is not None:
-        settings = {"split": split, "engine": engine, "precision": precision, "device": device, "test": test}
+        settings = {
+            "split": split,
+            "engine": engine,
+            "precision": precision,
+            "device": device,
+            "test": test,
+            "tile": tile,
+        }
         _write_report(report, data, figures, findings, opened, settings)
     return figures
 

@@ -85,11 +85,11 @@ Run = Callable[..., list[np.ndarray]]
 
 
 def on_openvino(module: nn.Module, names: Sequence[str], example: Tensor) -> Run:
-    import openvino
+    from vankit.engines.openvino import openvino_core
 
     model = whole_to_openvino(module, names, example)
     assert model.input("image").partial_shape.to_string() == "[1,3,?,?]"
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda image: [compiled(image.numpy())[name] for name in names]
 
 

@@ -161,8 +161,9 @@ def test_detectors_alone_have_tiles(dense_checkpoint: Checkpoint) -> None:
             vankit.DensePredictor(segmenter, engine="torch", **options)  # type: ignore[arg-type]
 
 
-def test_the_predictor_looks_at_tiles(dense_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = vankit.DensePredictor(dense_checkpoint("retinanet", "detect"), engine="torch", score=0.0, tile=64)
+@pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])
+def test_the_predictor_looks_at_tiles(head: str, dense_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = vankit.DensePredictor(dense_checkpoint(head, "detect"), engine="torch", score=0.0, tile=64)
     sizes: list[tuple[int, ...]] = []
     run: Any = predictor._run
 
@@ -174,11 +175,37 @@ def test_the_predictor_looks_at_tiles(dense_checkpoint: Checkpoint, monkeypatch:
     picture = Image.effect_noise((110, 60), 60).convert("RGB")
     found = predictor(picture)
     assert sizes == [(60, 110), (60, 64), (60, 64)]
-    assert isinstance(found, Detections) and len(found.boxes) > 100 and found.boxes[:, 2].max() > 64
-    results = predictor.results(np.asarray(picture))
-    assert results.keys() == {"boxes", "labels", "scores"}
+    assert isinstance(found, Detections) and len(found.boxes) and found.boxes[:, 2].max() > 64
+    predictor.score = float(np.median(found.scores))
+    results, best = predictor.results(np.asarray(picture)), predictor(picture)
+    sure = results["scores"] >= predictor.score
+    assert 0 < sure.sum() < len(sure)
     for name, values in results.items():
-        np.testing.assert_array_equal(values, getattr(found, name)[:100])
+        np.testing.assert_array_equal(values[sure], getattr(best, name))
+
+
+def test_what_is_less_sure_takes_no_part_of_what_is_surer() -> None:
+    boxes = np.array([[100, 10, 160, 50], [100, 10, 128, 50]], np.float32)
+    views, cut = np.arange(2), np.array([False, True])
+    for sure, score, kept in ((0.3, 0.06, [1, 0]), (0.3, 0.4, [0]), (0.0, 0.06, [0])):
+        scores = np.array([score, 0.9], np.float32)
+        assert suppress(boxes, np.zeros(2, np.int64), scores, views, cut, sure).tolist() == kept
+
+
+def test_validate_measures_with_the_same_tiles(dense_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class Stop(Exception):
+        pass
+
+    def predictor(*_: Any, **options: Any) -> Any:
+        asked.update(options)
+        raise Stop
+
+    monkeypatch.setattr("vankit.prediction.scenes.DensePredictor", predictor)
+    with pytest.raises(Stop):
+        vankit.validate("shapes", checkpoint=dense_checkpoint("retinanet", "detect"), tile=64, overlap=0.5)
+    assert (asked["tile"], asked["overlap"]) == (64, 0.5)
 
 
 class Squares:

@@ -27,7 +27,7 @@ from vankit.files import check_folder, replacing, writing
 from vankit.locks import check_free, held, making
 from vankit.prediction.request import check_request
 from vankit.prediction.tables import is_table
-from vankit.prediction.tiles import find_in_tiles
+from vankit.prediction.tiles import DEFAULT_OVERLAP, find_in_tiles
 from vankit.prediction.videos import predict_video, video_among
 from vankit.tasks.dense import EVALUATORS
 from vankit.tasks.results import Arrays, Detections, Failure, PanopticMap, SemanticMap
@@ -35,8 +35,7 @@ from vankit.tasks.segment import Test
 
 logger = logging.getLogger(__name__)
 
-_OVERLAP = 0.2  # of tiles, as supervision's and SAHI's
-_MOST = 100  # objects of one picture that COCO's measures count
+_MOST = 1000  # objects of every score: those of 12 megapixels have masks of 12 GB
 
 Result = Detections | SemanticMap | PanopticMap
 
@@ -119,7 +118,7 @@ class DensePredictor:
         self.classes, self.things = list(self.description.classes), list(self.description.things)
         self.category_ids = list(self.description.category_ids)
         self.score, self.test, self.max_pixels = score, test, max_pixels
-        self.tile, self.overlap = tile, _OVERLAP if overlap is None else overlap
+        self.tile, self.overlap = tile, DEFAULT_OVERLAP if overlap is None else overlap
 
     @property
     def network(self) -> Any:
@@ -136,7 +135,7 @@ class DensePredictor:
 
         Returns:
             What is in the picture, in its pixels, objects of every score; see `vankit.tasks.dense`. With tiles, the
-            100 best objects, which are as many as COCO's measures count.
+            1,000 best ones at most.
 
         Raises:
             ValueError: the network's output is not finite.
@@ -144,7 +143,7 @@ class DensePredictor:
         if self.tile is None:
             return self._results(picture)
         image = Image.fromarray(picture)
-        found = find_in_tiles(image, partial(self._scene, ""), self.tile, self.overlap, _MOST)
+        found = find_in_tiles(image, partial(self._scene, ""), self.tile, self.overlap, self.score, _MOST)
         masks = {} if found.masks is None else {"masks": found.masks}
         return {"boxes": found.boxes, "labels": found.labels, "scores": found.scores, **masks}
 

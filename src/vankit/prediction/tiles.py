@@ -10,7 +10,9 @@ from PIL import Image
 
 from vankit.tasks.results import Detections
 
-_OVERLAP = 0.5  # from which on two finds are one object; of supervision's InferenceSlicer and of SAHI
+DEFAULT_OVERLAP = 0.2  # of tiles, as of supervision's and SAHI's
+
+_SAME = 0.5  # IoU from which on two finds are one object; of supervision's InferenceSlicer and of SAHI
 _NEAR = 1 / 64  # of a tile: how close to its edge a box ends that is cut there
 
 
@@ -18,7 +20,8 @@ def find_in_tiles(
     picture: Image.Image,
     find: Callable[[Image.Image], Detections],
     tile: int = 640,
-    overlap: float = 0.2,
+    overlap: float = DEFAULT_OVERLAP,
+    sure: float = 0.0,
     most: int | None = None,
 ) -> Detections:
     """What a detector finds in a picture as a whole, and in overlapping tiles of it.
@@ -36,7 +39,8 @@ def find_in_tiles(
         find: the detector; its finds are in the pixels of what it is given.
         tile: side of the tiles in pixels, 32 or more. A picture that fits in one is looked at once.
         overlap: of neighbouring tiles, at least, as a share of their side, 0 to 0.9.
-        most: finds to keep, the best ones; None for all.
+        sure: score from which on a find takes the place of parts that score more.
+        most: finds to keep where there are tiles, the best ones; None for all.
 
     Returns:
         The finds, best first. Masks take N x H x W bytes in the end; until then, only as many as there are pixels in
@@ -52,7 +56,7 @@ def find_in_tiles(
     for place in places:
         found = find(picture.crop(place))
         views.append(_View.of(found, place, _cut(found.boxes, place, picture.size, tile)))
-    return _merged(whole, views, picture.size, most)
+    return _merged(whole, views, picture.size, sure, most)
 
 
 def places_of_tiles(size: tuple[int, int], tile: int, overlap: float) -> Iterator[tuple[int, int, int, int]]:
@@ -116,12 +120,14 @@ class _View:
         return cls(boxes, found.labels, found.scores, cut, masks)
 
 
-def _merged(whole: Detections, views: Sequence[_View], size: tuple[int, int], most: int | None) -> Detections:
+def _merged(
+    whole: Detections, views: Sequence[_View], size: tuple[int, int], sure: float, most: int | None
+) -> Detections:
     boxes, labels, scores, cut = (
         np.concatenate([getattr(view, name) for view in views]) for name in ("boxes", "labels", "scores", "cut")
     )
     of_view = np.repeat(np.arange(len(views)), [len(view.boxes) for view in views])
-    kept = suppress(boxes, labels, scores, of_view, cut)[:most]
+    kept = suppress(boxes, labels, scores, of_view, cut, sure)[:most]
     masks = None
     if whole.masks is not None:
         patches = [mask for view in views for mask in view.masks or ()]
@@ -137,6 +143,7 @@ def suppress(
     scores: NDArray[np.float32],
     views: NDArray[np.int64],
     cut: NDArray[np.bool_],
+    sure: float = 0.0,
 ) -> NDArray[np.int64]:
     """Non-maximum suppression among the finds of several views, class by class; see `find_in_tiles`.
 
@@ -145,6 +152,7 @@ def suppress(
         labels, scores: (N,).
         views: (N,) in which view each was found; those of one view do not suppress each other.
         cut: (N,) whether each is a part of an object. Parts come after whole ones, and the larger ones of them first.
+        sure: see `find_in_tiles`.
 
     Returns:
         Indices of those to keep, best first.
@@ -158,7 +166,8 @@ def suppress(
         corners = np.maximum(boxes[first, :2], boxes[waiting, :2]), np.minimum(boxes[first, 2:], boxes[waiting, 2:])
         shared = np.clip(corners[1] - corners[0], 0, None).prod(1)
         of = np.where(cut[waiting], areas[waiting], areas[first] + areas[waiting] - shared)
-        same = (shared > _OVERLAP * of) & (labels[waiting] == labels[first]) & (views[waiting] != views[first])
+        same = (shared > _SAME * of) & (labels[waiting] == labels[first]) & (views[waiting] != views[first])
+        same &= scores[first] >= np.minimum(scores[waiting], sure)
         waiting = waiting[~same]
     found = np.array(kept, np.int64)
     return found[np.argsort(-scores[found], kind="stable")]

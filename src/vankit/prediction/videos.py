@@ -61,7 +61,7 @@ def video_among(
     for path in (output, rows_beside(output)):
         check_file(path)
     check_free(output)
-    with open_video(only, max_pixels):  # before a network is opened for it
+    with open_video(only, max_pixels):  # before an engine is made for it
         return only
 
 
