@@ -99,9 +99,7 @@ def overfit(data: Path, head: str, args: argparse.Namespace) -> dict[str, object
         **{"weight_decay": 0.0, "batch_size": BATCH, "lr_batch": BATCH, **further},
     )
     start = time.perf_counter()
-    result = vankit.train(
-        data, args.model, config, args.output / head, task=task, head=head, checkpoint=args.checkpoint
-    )
+    result = vankit.train(data, args.model, config, args.output / head, task=task, head=head)
     seconds = time.perf_counter() - start
     measures = vankit.validate(data, checkpoint=result.last).measures
     return {
@@ -121,7 +119,6 @@ def main() -> None:
     parser.add_argument("--short-side", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=0, help="instead of the head's own")
     parser.add_argument("--lr", type=float, default=0.0, help="instead of the head's own")
-    parser.add_argument("--checkpoint", type=Path, help="to start from, such as that of a run before")
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/overfit"))

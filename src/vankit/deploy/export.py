@@ -104,7 +104,7 @@ def export(
         opset: of onnx, the version of its operators: one of `vankit.engines.convert.OPSETS`, or for detectors and
             segmenters `WHOLE_OPSETS`.
         max_drop: what int8 may lose of top-1, or of mAP of a multi-label network, AP, mIoU or PQ, 0 to 1.
-        max_pixels: of the largest picture for int8 that is decoded.
+        max_pixels: of the largest picture of `calibrate` or `check` that is decoded.
 
     Returns:
         The folder; `facts` has the figures of the checks, and of int8.
