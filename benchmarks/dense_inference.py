@@ -1,20 +1,21 @@
 """How soon is what is in a picture there? Detectors and segmenters over van_b0, from a picture's bytes to the answers.
 
-    python benchmarks/dense_inference.py [--only mask_rcnn-640 ...] [--seconds 60] [--calibrate COCO] [--starts 0]
+    python benchmarks/dense_inference.py [--only mask_rcnn-640 ...] [--seconds 60] [--starts 0]
 
 Each network, with random weights that find 100 objects, as eager PyTorch runs it in both memory layouts (and with
 --compile by torch.compile), as `vankit.DensePredictor` runs a checkpoint at first, with the VAN on OpenVINO, and
-exported whole by `vankit export`; beside them torchvision's own maskrcnn_resnet50_fpn. Each contender is a process of
-its own, bound to the same cores. They take turns in a random order, and are timed only if they find what eager PyTorch
-finds, by the rule of `vankit export`; of bf16 and int8, and of other networks, the CSV says how much is the same. With
---starts N, how long `vankit predict` takes for one picture instead, start and drawing included, and its memory. Run
-this on a machine that does nothing else. Results: benchmarks/results/dense_inference.csv and dense_start.csv, where
-rows of other CPUs are kept.
+exported whole by `vankit export`, also in bf16 and int8; beside them torchvision's own maskrcnn_resnet50_fpn. Each
+contender is a process of its own, bound to the same cores. They take turns in a random order, and are timed only if
+they find what eager PyTorch finds, by the rule of `vankit export`; of bf16 and int8, and of other networks, the CSV
+says how much is the same. With --starts N, how long `vankit predict` takes for one picture instead, start and drawing
+included, and its memory. Run this on a machine that does nothing else. Results: benchmarks/results/dense_inference.csv
+and dense_start.csv, where rows of other CPUs are kept.
 """
 
 import argparse
 import copy
 import csv
+import json
 import os
 import statistics
 import tempfile
@@ -28,13 +29,15 @@ import numpy as np
 from inference import VANKIT, apart, in_turns, machine, rounded, wait_until_quiet
 from PIL import Image
 
+from vankit.data.shapes import render_scene
 from vankit.deploy.agreement import Agreement
 from vankit.deploy.folder import read_exported
 from vankit.errors import UserError
 from vankit.study.timing import Contender, Timing, compare, finding, scenes
 
 RESULTS = Path(__file__).parent / "results"
-CLASSES = 80
+CLASSES = [f"class {i}" for i in range(80)]
+SCENES = 4
 TASKS = {"semantic_fpn": "segment", "upernet": "segment", "mask2former": "panoptic"}
 NETWORKS = (
     "retinanet-640", "faster_rcnn-640", "mask_rcnn-640", "cascade_mask_rcnn-640", "sparse_rcnn-640", "rt_detr-640",
@@ -54,9 +57,8 @@ def make_checkpoint(name: str, path: str) -> None:
 
     head, side = name.rsplit("-", 1)
     task = TASKS.get(head, "detect")
-    classes = [f"class {i}" for i in range(CLASSES)]
     description = Description(
-        task, head, "van_b0", classes, things=[i < 40 for i in range(CLASSES)] if task == "panoptic" else (),
+        task, head, "van_b0", CLASSES, things=[i < 40 for i in range(len(CLASSES))] if task == "panoptic" else (),
         short_sides=(int(side),), long_side=int(side) * 5 // 3, queries=100 if head == "mask2former" else 300,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -80,7 +82,7 @@ def spread(network: Any, description: Any) -> None:
         hooks.pop(module).remove()
         return (logits - bias) * factor + bias
 
-    scoring = CLASSES, CLASSES + 1, 9 * CLASSES  # the last is RetinaNet's, of nine anchors
+    scoring = len(CLASSES), len(CLASSES) + 1, 9 * len(CLASSES)  # the last is RetinaNet's, of nine anchors
     hooks = {
         module: module.register_forward_hook(scale)
         for name, module in network.named_modules()
@@ -141,7 +143,7 @@ def torchvision_resnet50(path: str) -> Find:
     _, description = opened(path)
     torch.manual_seed(0)
     sides = {"min_size": description.short_sides[-1], "max_size": description.long_side}
-    detector = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1, **sides)
+    detector = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(CLASSES) + 1, **sides)
     network = TorchvisionDetector(detector, background=True).eval()
     spread(network, description)
     return eager(network.to(memory_format=torch.channels_last), description)
@@ -154,11 +156,43 @@ def predictor(path: str) -> Find:
     return lambda pictures: boxed(find.results(pictures[0]))
 
 
-def export(checkpoint: str, out: str, calibrate: str | None = None) -> None:
+def export(checkpoint: str, out: str, labelled: str | None = None) -> None:
     import vankit
 
-    options: Any = {"int8": True, "calibrate": calibrate, "max_drop": 1.0} if calibrate else {}
+    options: Any = {"int8": True, "calibrate": labelled, "max_drop": 1.0} if labelled else {}
     vankit.export(checkpoint=checkpoint, out=out, **options)
+
+
+def label_scenes(root: Path, segment: bool, side: int) -> None:
+    """Write generated scenes as training data, to measure ranges of values on."""
+    found = [render_scene(i, size=(side, side * 4 // 3), objects=8) for i in range(SCENES)]
+    sizes = {"width": side * 4 // 3, "height": side}
+    for split in ("train", "val"):
+        images = root / "images" / split if segment else root / f"{split}2017"
+        labels = root / "annotations" / split if segment else root / "annotations"
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True, exist_ok=True)
+        for i, scene in enumerate(found):
+            Image.fromarray(scene.image).save(images / f"{i}.png")
+            if segment:
+                Image.fromarray((scene.masks * scene.labels[:, None, None]).sum(0).astype(np.uint8)).save(
+                    labels / f"{i}.png"
+                )
+        if segment:
+            (root / "classes.txt").write_text("\n".join(CLASSES))
+            continue
+        objects = [
+            {"image_id": i, "category_id": int(label), "iscrowd": 0, "area": float((x1 - x0) * (y1 - y0)),
+             "bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]}
+            for i, scene in enumerate(found)
+            for label, (x0, y0, x1, y1) in zip(scene.labels, scene.boxes.tolist(), strict=True)
+        ]  # fmt: skip
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.png", **sizes} for i in range(SCENES)],
+            "annotations": [{"id": i + 1, **each} for i, each in enumerate(objects)],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES)],
+        }
+        (labels / f"instances_{split}2017.json").write_text(json.dumps(content))
 
 
 def check(contender: Contender, found: Any, expected: Any) -> Timing:
@@ -191,8 +225,11 @@ def measure(name: str, folder_of: Path, args: argparse.Namespace) -> list[dict[s
     ]
     if args.compile:
         contenders.append(Contender(name, "torch.compile", partial(plain, checkpoint, compiled=True)))
-    if args.calibrate:
-        apart(export, checkpoint, int8, args.calibrate)
+    task = read_exported(whole).description.task
+    if task != "panoptic":  # whose labels are two files each
+        labelled = folder_of / "labelled"
+        label_scenes(labelled, task == "segment", int(name.rsplit("-", 1)[1]))
+        apart(export, checkpoint, int8, str(labelled))
         contenders.append(Contender(name, "exported, int8", partial(finding, read_exported(int8)), exact=False))
     if name.startswith("mask_rcnn"):
         contenders.append(
@@ -275,7 +312,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=NETWORKS, metavar="HEAD-SIDE", help="such as mask_rcnn-640")
     parser.add_argument("--seconds", type=float, default=60, help="of timing, for each network")
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes")
-    parser.add_argument("--calibrate", help="labelled pictures: also export in int8")
     parser.add_argument("--starts", type=int, default=0, metavar="N", help="start N times instead, such as 9")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--patience", type=float, default=300, help="seconds to wait for a quiet machine")

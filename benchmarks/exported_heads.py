@@ -30,7 +30,7 @@ COLUMNS = (
 WAYS: dict[str, dict[str, Any]] = {
     "openvino": {},
     "openvino, half": {"half": True},
-    "openvino, int8": {"int8": True, "max_drop": 1.0},
+    "openvino, int8": {"int8": True},
     "onnx": {"format": "onnx"},
 }
 MEASURES = "mask AP", "box AP", "mIoU", "PQ"  # the first that there is
