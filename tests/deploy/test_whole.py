@@ -210,6 +210,23 @@ def test_int8_is_measured_by_the_labels(exported: Factory, dense_checkpoint: Che
 
 
 @pytest.mark.slow
+def test_a_detector_in_8_bits(
+    dense_checkpoint: Checkpoint, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vankit.data.scenes._SHAPES_LENGTH", {"train": 2, "val": 2})
+    checkpoint = dense_checkpoint("faster_rcnn", "detect")
+    folder = vankit.export(checkpoint=checkpoint, out=tmp_path / "int8", int8=True, calibrate="shapes", max_drop=1.0)
+    results = vankit.DensePredictor(folder.folder).results(np.asarray(Image.open(photograph)))
+    assert len(results["boxes"]) and np.isfinite(results["boxes"]).all()
+    assert "Convolution" in {
+        target.get_node().get_type_name()
+        for op in openvino_core().read_model(folder.path).get_ordered_ops()
+        if op.get_type_name() == "FakeQuantize"
+        for target in op.output(0).get_target_inputs()
+    }
+
+
+@pytest.mark.slow
 def test_what_differs_is_not_kept(
     dense_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,10 +166,10 @@ def propose(rpn: Any, x: Tensor, pyramid: Sequence[Tensor], edge: Tensor) -> Ten
 
 def _propose(rpn: Any, features: Tensor, anchors: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes and scores of one level."""
-    logits, deltas = (maps[0][0] for maps in rpn.head([features]))  # (A, H, W) and (4 A, H, W)
-    logits, best = top(logits.permute(1, 2, 0).flatten(), rpn.pre_nms_top_n())
-    deltas = deltas.unflatten(0, (-1, 4)).permute(2, 3, 0, 1).flatten(0, 2)[best]
-    boxes = clip(rpn.box_coder.decode_single(deltas, anchors[best]), edge)
+    # OpenVINO 2026.4 cannot compile maps in 8 bits that lose their first dimension
+    logits, deltas = (maps[0].permute(0, 2, 3, 1) for maps in rpn.head([features]))  # (1, H, W, A) and (1, H, W, 4 A)
+    logits, best = top(logits.flatten(), rpn.pre_nms_top_n())
+    boxes = clip(rpn.box_coder.decode_single(deltas.reshape(-1, 4)[best], anchors[best]), edge)
     large = remove_small_boxes(boxes, rpn.min_size)
     boxes, scores = boxes[large], logits[large].sigmoid()
     keep = nms(boxes, scores, rpn.nms_thresh)
