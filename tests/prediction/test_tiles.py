@@ -161,7 +161,7 @@ def test_detectors_alone_have_tiles(dense_checkpoint: Checkpoint) -> None:
             vankit.DensePredictor(segmenter, engine="torch", **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])
+@pytest.mark.parametrize("head", ["retinanet", pytest.param("mask_rcnn", marks=pytest.mark.slow)])
 def test_the_predictor_looks_at_tiles(head: str, dense_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = vankit.DensePredictor(dense_checkpoint(head, "detect"), engine="torch", score=0.0, tile=64)
     sizes: list[tuple[int, ...]] = []
