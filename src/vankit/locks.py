@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
@@ -136,14 +137,22 @@ def _flock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "another process"
         raise UserError(
-            f"{path} is being written by {holder}: wait until that has ended, or choose another output"
+            f"{path} is being written by {_holder(descriptor)}: wait until that has ended, or choose another output"
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
         logger.warning("%s is on a disk without locks: do not write it twice at the same time", path)
+
+
+def _holder(descriptor: int) -> str:
+    """Who has locked a file: it writes its name only afterwards, perhaps over that of a process that was killed."""
+    for _ in range(20):
+        time.sleep(0.05)
+        if name := os.pread(descriptor, 1000, 0).decode(errors="replace").strip():
+            return name
+    return "another process"
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
