@@ -4,12 +4,12 @@
 
 Each network, with random weights that find 100 objects, as eager PyTorch runs it in both memory layouts (and with
 --compile by torch.compile), as `vankit.DensePredictor` runs a checkpoint at first, with the VAN on OpenVINO, and
-exported whole by `vankit export`, also in bf16 and int8; beside them torchvision's own maskrcnn_resnet50_fpn. Each
-contender is a process of its own, bound to the same cores. They take turns in a random order, and are timed only if
-they find what eager PyTorch finds, by the rule of `vankit export`; of bf16 and int8, and of other networks, the CSV
-says how much is the same. With --starts N, how long `vankit predict` takes for one picture instead, start and drawing
-included, and its memory. Run this on a machine that does nothing else. Results: benchmarks/results/dense_inference.csv
-and dense_start.csv, where rows of other CPUs are kept.
+exported whole by `vankit export`, also in bf16 and int8; beside them torchvision's own maskrcnn_resnet50_fpn, and
+D-FINE over HGNetV2. Each contender is a process of its own, bound to the same cores. They take turns in a random order,
+and are timed only if they find what eager PyTorch finds, by the rule of `vankit export`; of bf16 and int8, and of other
+networks, the CSV says how much is the same. With --starts N, how long `vankit predict` takes for one picture instead,
+start and drawing included, and its memory. Run this on a machine that does nothing else. Results:
+benchmarks/results/dense_inference.csv and dense_start.csv, where rows of other CPUs are kept.
 """
 
 import argparse
@@ -149,6 +149,28 @@ def torchvision_resnet50(path: str) -> Find:
     return eager(network.to(memory_format=torch.channels_last), description)
 
 
+def d_fine_hgnetv2(path: str) -> Find:
+    """D-FINE over the backbone of its authors' small version, of the same sizes, classes and queries as in a file."""
+    import timm
+    import torch
+
+    from vankit.heads.from_transformers import d_fine
+
+    _, description = opened(path)
+    torch.manual_seed(0)
+    features = timm.create_model("hgnetv2_b0", features_only=True, out_indices=(0, 1, 2, 3))
+    sides = {"short_sides": description.short_sides, "long_side": description.long_side}
+    network = d_fine(features, len(CLASSES), model="hgnetv2_b0", queries=description.queries, **sides).eval()
+    spread(network, description)
+    return eager(network, description)
+
+
+RIVALS: dict[str, tuple[str, Callable[[str], Find]]] = {
+    "mask_rcnn": ("torchvision's maskrcnn_resnet50_fpn", torchvision_resnet50),
+    "d_fine": ("D-FINE over hgnetv2_b0", d_fine_hgnetv2),
+}
+
+
 def predictor(path: str) -> Find:
     from vankit.prediction.scenes import DensePredictor
 
@@ -202,6 +224,8 @@ def check(contender: Contender, found: Any, expected: Any) -> Timing:
         return replace(row, note=found)
     result, objects = Agreement(), sum(len(each.get("labels", ())) for each in found)
     for one, other in zip(expected, found, strict=True):
+        if one.keys() != other.keys():
+            return replace(row, note=f"refused: it gives {', '.join(other) or 'nothing'} in place of {', '.join(one)}")
         result.add(one, other)
     row = replace(row, difference=float(objects), agreement=result.share)
     try:
@@ -235,12 +259,8 @@ def measure(name: str, folder_of: Path, args: argparse.Namespace) -> list[dict[s
             print(f"{name}: no int8: {error}", flush=True)
         else:
             contenders.append(Contender(name, "exported, int8", partial(finding, read_exported(int8)), exact=False))
-    if name.startswith("mask_rcnn"):
-        contenders.append(
-            Contender(
-                name, "torchvision's maskrcnn_resnet50_fpn", partial(torchvision_resnet50, checkpoint), exact=False
-            )
-        )
+    if rival := RIVALS.get(name.rsplit("-", 1)[0]):
+        contenders.append(Contender(name, rival[0], partial(rival[1], checkpoint), exact=False))
     network, description = opened(checkpoint)
     find, pictures = eager(network, description), scenes(description)
     expected = np.concatenate([find(picture[None]) for picture in pictures])

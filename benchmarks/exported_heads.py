@@ -1,12 +1,14 @@
-"""Does an exported detector or segmenter find what the trained network finds? On the scenes that it was trained for.
+"""Does an exported detector or segmenter find what the network finds in PyTorch?
 
-    python benchmarks/exported_heads.py DATA PHOTOS CHECKPOINT [CHECKPOINT ...]
+    python benchmarks/exported_heads.py PHOTOS CHECKPOINT ... --data DATA
+    python benchmarks/exported_heads.py PHOTOS mask_rcnn-320 ...
 
 Each network is exported in each way, which compares the model with PyTorch on PHOTOS (a folder or glob pattern; those
 of DATA's split val, say) and on generated scenes. Then AP, mIoU or PQ on DATA's split val is measured with PyTorch
-alone and with each folder, in float32, of one also in bf16. A row per network and way in
-benchmarks/results/exported_heads.csv, where rows of other networks are kept. The detectors of docs/export.md were
-trained by benchmarks/overfit_scenes.py.
+alone and with each folder, in float32, of one also in bf16. A name such as mask_rcnn-320 is a network for that side
+with the random weights of benchmarks/dense_inference.py, which give clear answers; of it nothing is measured. A row per
+network and way in benchmarks/results/exported_heads.csv, where rows of other networks are kept. The detectors of
+docs/export.md were trained by benchmarks/overfit_scenes.py.
 """
 
 import argparse
@@ -16,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from inference import has_bf16, rounded
+from dense_inference import NETWORKS, make_checkpoint
+from inference import apart, has_bf16, rounded
 
 import vankit
 from vankit.deploy.opening import open_network
@@ -36,11 +39,14 @@ WAYS: dict[str, dict[str, Any]] = {
 MEASURES = "mask AP", "box AP", "mIoU", "PQ"  # the first that there is
 
 
-def rows(checkpoint: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(name: str, checkpoint: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     description = open_network(checkpoint=checkpoint).description
-    network = {"head": description.head, "task": description.task, "data": Path(args.data).name}
-    yield {**network, "way": "PyTorch", **measured(args.data, checkpoint=checkpoint, engine="torch")}
+    network = {"head": description.head, "task": description.task, "data": Path(args.data).name if args.data else name}
+    if args.data:
+        yield {**network, "way": "PyTorch", **measured(args.data, checkpoint=checkpoint, engine="torch")}
     for way in args.ways:
+        if "int8" in way and not args.data:  # there is nothing to measure the ranges of values on
+            continue
         options = dict(WAYS[way], calibrate=args.data) if "int8" in WAYS[way] else WAYS[way]
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -49,8 +55,11 @@ def rows(checkpoint: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]
                 yield {**network, "way": way, "note": str(error)}
                 continue
             size = sum(file.stat().st_size for file in found.folder.glob("model.*")) / 1e6
-            value = measured(args.data, model=found.folder, precision="auto" if "int8" in way else "float32")
-            yield {**network, "way": way, "megabytes": size, **compared(found.facts), **value}
+            row = {**network, "way": way, "megabytes": size, **compared(found.facts)}
+            if not args.data:
+                yield row
+                continue
+            yield row | measured(args.data, model=found.folder, precision="auto" if "int8" in way else "float32")
             if way == "openvino" and has_bf16():
                 yield {**network, "way": "openvino, bf16", **measured(args.data, model=found.folder, precision="bf16")}
 
@@ -72,15 +81,21 @@ def measured(data: str, **network: Any) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data")
     parser.add_argument("photos")
-    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("networks", nargs="+", metavar="NETWORK", help="checkpoint, or a name such as mask_rcnn-320")
+    parser.add_argument("--data", help="labelled scenes, for checkpoints")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     args = parser.parse_args()
-    for checkpoint in args.checkpoints:
-        for row in rows(checkpoint, args):
-            print({name: rounded(value) for name, value in row.items()}, flush=True)
-            write(row)
+    heads = {name.rsplit("-", 1)[0] for name in NETWORKS}
+    for network in args.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = Path(network)
+            if network.rsplit("-", 1)[0] in heads:
+                checkpoint = Path(folder) / "random.safetensors"
+                apart(make_checkpoint, network, str(checkpoint))
+            for row in rows(network, checkpoint, args):
+                print({name: rounded(value) for name, value in row.items()}, flush=True)
+                write(row)
 
 
 def write(row: dict[str, Any]) -> None:

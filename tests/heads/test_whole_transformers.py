@@ -16,7 +16,7 @@ from vankit.heads.from_transformers import d_fine, deformable_detr, rt_detr, upe
 from vankit.heads.mask2former import Mask2Former, Masks, mask2former
 from vankit.heads.semantic_fpn import SemanticFPN
 from vankit.heads.whole import as_whole
-from vankit.heads.whole_transformers import AdaptiveAveragePool
+from vankit.heads.whole_transformers import AdaptiveAveragePool, merge_branches
 
 pytest.importorskip("transformers")
 
@@ -122,6 +122,26 @@ def test_as_whole_is_the_head(head: Any, images: list[Tensor]) -> None:
     assert not module.training
     for image in images[1:6]:
         check(dict(zip(names, module(image[None]), strict=True)), head([image])[0])
+
+
+@torch.no_grad()
+def test_two_branches_become_one() -> None:
+    from transformers import DFineConfig, RTDetrConfig
+    from transformers.models.d_fine.modeling_d_fine import DFineRepVggBlock
+    from transformers.models.rt_detr.modeling_rt_detr import RTDetrRepVggBlock
+
+    width = RTDetrConfig().encoder_hidden_dim
+    network = nn.Sequential(RTDetrRepVggBlock(RTDetrConfig()), DFineRepVggBlock(DFineConfig(), width, 24)).double()
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    x = torch.randn(2, width, 7, 5, dtype=torch.float64)
+    expected = network.eval()(x)
+    merge_branches(network)
+    assert [module.kernel_size for module in network.modules() if isinstance(module, nn.Conv2d)] == [(3, 3), (3, 3)]
+    torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.slow

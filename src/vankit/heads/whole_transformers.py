@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
 from vankit.heads.from_transformers import DETR, UPerNet, best_detections
@@ -23,6 +24,7 @@ class WholeDETR(nn.Module):
         super().__init__()
         self.network, self.padded = head.network, head.padded
         self.resize = Resize(head.transform)
+        merge_branches(self.network)
         _forget_losses(self)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,6 +115,21 @@ def _stacked(data: Any) -> Tensor:
 def _corners(size: Tensor) -> Tensor:
     """(2,) height, width → (4,) width, height, width, height, as boxes are scaled."""
     return size.flip(0).repeat(2)
+
+
+def merge_branches(network: nn.Module) -> None:
+    """Make one convolution of the two in each RepVGG block of RT-DETR and D-FINE (arXiv 2101.03697), which is exact."""
+    from transformers.models.d_fine.modeling_d_fine import DFineRepVggBlock
+    from transformers.models.rt_detr.modeling_rt_detr import RTDetrRepVggBlock
+
+    for parent in list(network.modules()):
+        for name, block in list(parent.named_children()):
+            if not isinstance(block, RTDetrRepVggBlock | DFineRepVggBlock):
+                continue
+            merged, point = (fuse_conv_bn_eval(each.conv, each.norm) for each in (block.conv1, block.conv2))
+            merged.weight.data += F.pad(point.weight.data, (1, 1, 1, 1))  # 1×1 in the middle of 3×3
+            merged.bias.data += point.bias.data
+            setattr(parent, name, nn.Sequential(merged, block.activation))
 
 
 def _forget_losses(form: Any) -> None:
