@@ -126,7 +126,8 @@ def merge_branches(network: nn.Module) -> None:
         for name, block in list(parent.named_children()):
             if not isinstance(block, RTDetrRepVggBlock | DFineRepVggBlock):
                 continue
-            merged, point = (fuse_conv_bn_eval(each.conv, each.norm) for each in (block.conv1, block.conv2))
+            merged: Any = fuse_conv_bn_eval(block.conv1.conv, block.conv1.norm)
+            point: Any = fuse_conv_bn_eval(block.conv2.conv, block.conv2.norm)
             merged.weight.data += F.pad(point.weight.data, (1, 1, 1, 1))  # 1×1 in the middle of 3×3
             merged.bias.data += point.bias.data
             setattr(parent, name, nn.Sequential(merged, block.activation))
