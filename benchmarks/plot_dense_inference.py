@@ -8,6 +8,7 @@ import csv
 import sys
 from pathlib import Path
 
+from dense_inference import NETWORKS
 from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results" / "dense_inference.csv"
@@ -24,8 +25,9 @@ def main(path: str, cpu: str = "") -> None:
         rows = [row for row in csv.DictReader(file) if row["times_as_fast"]]
     cpu = next(row["cpu"] for row in rows if cpu in row["cpu"])
     found = {(row["model"], row["contender"]): row for row in rows if row["cpu"] == cpu}
-    networks = list(dict.fromkeys(model for model, _ in found))
-    figure = Figure((9, 4.2), layout="constrained")
+    measured = {model for model, _ in found}
+    networks = [name for name in NETWORKS if name in measured]
+    figure = Figure((10, 4.4), layout="constrained")
     axes = figure.subplots()
     for place, (way, color) in enumerate(WAYS.items()):
         bars = [(i, found[name, way]) for i, name in enumerate(networks) if (name, way) in found]
@@ -38,8 +40,8 @@ def main(path: str, cpu: str = "") -> None:
         x = [i + 0.2 * (place - 1.5) for i, _ in bars]
         axes.bar(x, middle, 0.19, yerr=errors, color=color, label=way, error_kw={"elinewidth": 0.8})
     axes.axhline(1, color="black", linewidth=0.8)
-    labels = [name.replace("_", " ").replace("-", "\n") for name in networks]
-    axes.set_xticks(range(len(networks)), labels, fontsize=8)
+    labels = [name.replace("_", "\n").replace("-", "\n") for name in networks]
+    axes.set_xticks(range(len(networks)), labels, fontsize=7)
     axes.set_ylabel("times as fast as eager PyTorch")
     figure.legend(loc="outside upper center", ncols=len(WAYS), frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -164,6 +164,16 @@ def test_weights_in_16_bits(kind: Any, exported: Factory, dense_checkpoint: Chec
         assert [each.version for each in onnx.load(found.path).opset_import] == [20]
 
 
+def _resizing(folder: Exported) -> set[str]:
+    nodes = openvino_core().read_model(folder.path).get_ops()
+    return {node.get_attributes()["mode"] for node in nodes if node.get_type_name() == "Interpolate"}
+
+
+def test_another_size_costs_nothing(exported: Factory) -> None:
+    """OpenVINO's own resizing with antialiasing would take seconds for each."""
+    assert "bilinear_pillow" not in _resizing(exported())
+
+
 @pytest.mark.slow
 def test_int8_is_measured_by_the_labels(exported: Factory, dense_checkpoint: Checkpoint, tmp_path: Path) -> None:
     """They are what the checkpoint says, but for a quarter of each val picture."""
@@ -195,6 +205,7 @@ def test_int8_is_measured_by_the_labels(exported: Factory, dense_checkpoint: Che
     assert (report["float32"], report["score"]) == (pytest.approx(before), pytest.approx(after)) and before > 0.3
     left_out = [each["left_out"] for each in report["attempts"] if each["precision"] == "int8"]
     assert left_out == [[], ["depth-wise convolutions"]]
+    assert "bilinear_pillow" not in _resizing(folder)
     size, was = (path.with_name("model.bin").stat().st_size for path in (folder.path, exported().path))
     assert size < 0.35 * was
     model = openvino_core().read_model(folder.path)
