@@ -39,15 +39,15 @@ WAYS: dict[str, dict[str, Any]] = {
 MEASURES = "mask AP", "box AP", "mIoU", "PQ"  # the first that there is
 
 
-def rows(name: str, checkpoint: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(checkpoint: Path, name: str, data: str | None, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     description = open_network(checkpoint=checkpoint).description
-    network = {"head": description.head, "task": description.task, "data": Path(args.data).name if args.data else name}
-    if args.data:
-        yield {**network, "way": "PyTorch", **measured(args.data, checkpoint=checkpoint, engine="torch")}
+    network = {"head": description.head, "task": description.task, "data": Path(data).name if data else name}
+    if data:
+        yield {**network, "way": "PyTorch", **measured(data, checkpoint=checkpoint, engine="torch")}
     for way in args.ways:
-        if "int8" in way and not args.data:  # there is nothing to measure the ranges of values on
+        if "int8" in WAYS[way] and not data:  # there is nothing to measure the ranges of values on
             continue
-        options = dict(WAYS[way], calibrate=args.data) if "int8" in WAYS[way] else WAYS[way]
+        options = dict(WAYS[way], calibrate=data) if "int8" in WAYS[way] else WAYS[way]
         with tempfile.TemporaryDirectory() as folder:
             try:
                 found = vankit.export(checkpoint=checkpoint, out=f"{folder}/{way}", check=args.photos, **options)
@@ -56,12 +56,12 @@ def rows(name: str, checkpoint: Path, args: argparse.Namespace) -> Iterator[dict
                 continue
             size = sum(file.stat().st_size for file in found.folder.glob("model.*")) / 1e6
             row = {**network, "way": way, "megabytes": size, **compared(found.facts)}
-            if not args.data:
+            if not data:
                 yield row
                 continue
-            yield row | measured(args.data, model=found.folder, precision="auto" if "int8" in way else "float32")
+            yield row | measured(data, model=found.folder, precision="auto" if "int8" in way else "float32")
             if way == "openvino" and has_bf16():
-                yield {**network, "way": "openvino, bf16", **measured(args.data, model=found.folder, precision="bf16")}
+                yield {**network, "way": "openvino, bf16", **measured(data, model=found.folder, precision="bf16")}
 
 
 def compared(facts: dict[str, Any]) -> dict[str, Any]:
@@ -87,13 +87,16 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     args = parser.parse_args()
     heads = {name.rsplit("-", 1)[0] for name in NETWORKS}
+    random = {network for network in args.networks if network.rsplit("-", 1)[0] in heads}
+    if random != set(args.networks) and not args.data:
+        parser.error("a checkpoint is measured on --data")
     for network in args.networks:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(network)
-            if network.rsplit("-", 1)[0] in heads:
+            if network in random:
                 checkpoint = Path(folder) / "random.safetensors"
                 apart(make_checkpoint, network, str(checkpoint))
-            for row in rows(network, checkpoint, args):
+            for row in rows(checkpoint, network, None if network in random else args.data, args):
                 print({name: rounded(value) for name, value in row.items()}, flush=True)
                 write(row)
 

@@ -147,7 +147,7 @@ def _flock(descriptor: int, path: Path) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    """Who has locked a file: it writes its name only afterwards, perhaps over that of a process that was killed."""
+    """Who has locked a file: most likely, for it writes its name only then, perhaps over that of a killed process."""
     for _ in range(20):
         time.sleep(0.05)
         if name := os.pread(descriptor, 1000, 0).decode(errors="replace").strip():

@@ -115,7 +115,7 @@ def test_maps_for_roi_align_and_weights_in_16_bits() -> None:
 def test_the_engine_uses_it_in_float32_alone(precision: str, left: int) -> None:
     x = ov.parameter([1, 64, -1, -1], np.float32)
     model = openvino.Model([_convolution(x, _W1)], [x])
-    OpenVinoEngine(lambda: model, None, precision, whole=True).prepare()
+    OpenVinoEngine(lambda: model, None, precision, winograd=True).prepare()
     assert _types(model).count("Convolution") == left
 
 

@@ -142,7 +142,7 @@ def export(
         outputs = ["logits", *[CLASS_MAPS] * (format in _WITH_CLASS_MAPS and has_class_maps(network))]
         exported = Exported(folder, format, "float32", dynamic or opened.dense, description, outputs=outputs)
         if opened.dense:
-            exported, checked = write_whole(exported, network, photographs, max_pixels, half, opset, int8)
+            exported, checked = write_whole(exported, network, photographs, max_pixels, half, opset)
         else:
             _write_model(exported, network, half, opset)
             tolerance = HALF_TOLERANCE if half else TOLERANCE

@@ -167,7 +167,7 @@ class Exported:
             found = _ON_DEVICES[name](self.path, precision)
             self._check_ends(*found.ends())
             return found
-        return OpenVinoEngine(self._openvino_model, key, precision, self.path, class_maps, whole=self.dense)
+        return OpenVinoEngine(self._openvino_model, key, precision, self.path, class_maps, winograd=self.dense)
 
     def _verify(self) -> bytes:
         """What tells the model from others, once its files are found to be those that were exported."""

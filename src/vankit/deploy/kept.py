@@ -52,7 +52,7 @@ class Kept:
         self, engine: str = "auto", precision: str = "auto", device: str = "auto", cached: bool = True
     ) -> OpenVinoEngine:
         """OpenVINO in float32 on the CPU, whatever the options say: other ways were not compared."""
-        return OpenVinoEngine(lambda: kept_model(self.key, self._convert), self.key if cached else None, whole=True)
+        return OpenVinoEngine(lambda: kept_model(self.key, self._convert), self.key if cached else None, winograd=True)
 
     def _convert(self) -> Any:
         from vankit.deploy.whole import Whole

@@ -34,7 +34,6 @@ from vankit.deploy.folder import FILES, Exported
 from vankit.deploy.judge import Judge
 from vankit.engines import onnxruntime as onnxruntime_engine
 from vankit.engines import openvino as openvino_engine
-from vankit.engines.antialiasing import with_quick_antialiasing
 from vankit.engines.base import Array, Engine, cores
 from vankit.errors import MissingPackageError, UserError, check_output
 from vankit.models.description import Description
@@ -377,7 +376,6 @@ def _quantize_without(
 
             model = openvino_engine.openvino_core().read_model(exported.path)
             model = nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), ignored_scope=left_out)
-            with_quick_antialiasing(model)
             openvino.save_model(model, quantised.path, compress_to_fp16=False)
             return
         import onnx

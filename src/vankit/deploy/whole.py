@@ -19,7 +19,6 @@ from vankit.deploy.agreement import EXACT, HALF, Agreement, Tolerance
 from vankit.deploy.dense import DenseFolder, Stored
 from vankit.deploy.folder import OUTPUTS, Exported
 from vankit.deploy.model_api import describe
-from vankit.engines.antialiasing import with_quick_antialiasing
 from vankit.engines.convert import whole_to_onnx, whole_to_openvino
 from vankit.heads.whole import as_whole
 from vankit.models.description import Description
@@ -38,7 +37,6 @@ def write_whole(
     max_pixels: int,
     half: bool = False,
     opset: int | None = None,
-    int8: bool = False,
 ) -> tuple[Exported, dict[str, Any]]:
     """Write a network's model for pictures of any size, and compare it with PyTorch.
 
@@ -48,7 +46,6 @@ def write_whole(
         photographs: image files to compare on, besides generated scenes.
         max_pixels: of the largest of them that is decoded.
         half, opset: see `vankit.export`.
-        int8: it will be quantised, for which NNCF wants models without branches.
 
     Returns:
         The folder with its model, and the figures of the comparison.
@@ -66,8 +63,6 @@ def write_whole(
 
         model = whole.to_openvino()
         describe(model, exported)
-        if not int8:
-            with_quick_antialiasing(model)
         openvino.save_model(model, exported.path, compress_to_fp16=half)
     pictures = (np.asarray(to_image(path, max_pixels)) for path in photographs)
     found = agreement(exported, network, chain(scenes(), pictures), HALF if half else EXACT)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vankit.engines.antialiasing import with_quick_antialiasing
 from vankit.engines.base import CLASS_MAPS, UnsupportedNetworkError
 from vankit.errors import MissingPackageError
 from vankit.models.class_maps import folded, has_class_maps
@@ -129,6 +130,7 @@ def whole_to_openvino(module: nn.Module, names: Sequence[str], example: torch.Te
         model.input(0).set_names({"image"})
         for output, name in zip(model.outputs, names, strict=True):
             output.set_names({name})
+        with_quick_antialiasing(model)
         return model
 
 

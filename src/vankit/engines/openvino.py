@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vankit.engines.antialiasing import with_quick_antialiasing
 from vankit.engines.base import CLASS_MAPS, Array, Engine, cores
 from vankit.engines.cache import cached, cpu, is_kept, keep, recall, source_code
 from vankit.engines.processes import PerProcess
@@ -36,8 +35,7 @@ class OpenVinoEngine(Engine):
             bf16 where the CPU has it.
         source: file that the model comes from, if vankit did not make it just now: it may be damaged.
         class_maps: also compute the output of this name, where the model has it.
-        whole: a detector or segmenter for pictures of any size: resize by `vankit.engines.antialiasing` and, in
-            float32, compute large 3×3 convolutions by `vankit.engines.winograd`.
+        winograd: in float32, compute large 3×3 convolutions by `vankit.engines.winograd`.
 
     Raises:
         ImportError: openvino is missing.
@@ -53,11 +51,11 @@ class OpenVinoEngine(Engine):
         precision: str = "float32",
         source: Path | None = None,
         class_maps: bool = False,
-        whole: bool = False,
+        winograd: bool = False,
     ) -> None:
         self.precision, self.workers = precision, cores()
         self._model, self._key, self._source, self._class_maps = cache(model), key, source, class_maps
-        self._whole, self._winograd = whole, whole and precision == "float32"
+        self._winograd = winograd and precision == "float32"
         has_bf16 = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not has_bf16:
             raise UserError("this CPU has no bf16 instructions: leave out precision (--precision)")
@@ -106,8 +104,6 @@ class OpenVinoEngine(Engine):
 
         def compiled() -> Any:
             model = self._model() if self._class_maps else without_class_maps(self._model())
-            if self._whole:
-                with_quick_antialiasing(model)
             if self._winograd:
                 with_winograd(model)
             weakref.finalize(self, _THREADS.leave)
@@ -127,9 +123,7 @@ class OpenVinoEngine(Engine):
         import openvino
 
         parts = [openvino.get_version(), *cpu(), repr(sorted(config.items())), str(cores())]
-        parts += [CLASS_MAPS] * self._class_maps
-        for name, used in (("antialiasing", self._whole), ("winograd", self._winograd)):
-            parts += [source_code(f"engines/{name}.py").hex()] * used
+        parts += [CLASS_MAPS] * self._class_maps + [source_code("engines/winograd.py").hex()] * self._winograd
         return cached(self._key, tuple(parts), load, make)
 
 

@@ -48,7 +48,7 @@ def as_whole(network: nn.Module) -> Whole:
     """
     for kind, form in _FORMS.items():
         if isinstance(network, kind):
-            module, names = form(fold(network))
+            module, names = form(fold(network).eval())
             return module.eval(), names
     raise UserError(f"`network` is {type(network).__name__}: expected a network of vankit.heads")
 
