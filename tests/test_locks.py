@@ -44,23 +44,21 @@ def test_an_output_has_one_writer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left_behind", ["", "process 1 on some machine, since 2020\n"])
-def test_a_writer_that_has_not_yet_said_its_name(left_behind: str, tmp_path: Path) -> None:
+def test_a_writer_that_has_not_yet_said_its_name(
+    left_behind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It locks the file, which may be that of a killed process, empties it and then writes."""
     fcntl = pytest.importorskip("fcntl")
     with (tmp_path / ".rows.csv.lock").open("w+") as file:
         file.write(left_behind)
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
-
-        def go_on() -> None:
-            file.truncate(0)
-            time.sleep(0.2)
-            os.pwrite(file.fileno(), b"process 42 on here\n", 0)
-
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(go_on)
-            with pytest.raises(UserError, match="being written by process 42 on here: wait"):
-                check_free(tmp_path / "rows.csv")
+        steps = iter(
+            [lambda: file.truncate(0), lambda: 0, lambda: os.pwrite(file.fileno(), b"process 42 on here\n", 0)]
+        )
+        monkeypatch.setattr(time, "sleep", lambda _: next(steps)())
+        with pytest.raises(UserError, match="being written by process 42 on here: wait"):
+            check_free(tmp_path / "rows.csv")
 
 
 def test_a_held_folder_is_known_from_another_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,7 @@ _CHAINS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain", _CHAINS, ids="-".join)
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 @pytest.mark.parametrize("size", [(40, 60), (33, 50), (90, 120), (39, 61)])

@@ -357,7 +357,7 @@ def of_mmpretrain(tensors: Tensors) -> Tensors:
     }
 
 
-@pytest.mark.parametrize("wrapper", ["", "module."])
+@pytest.mark.parametrize("wrapper", ["", pytest.param("module.", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backbone", ["authors", "mmpretrain"])
 @pytest.mark.parametrize("head", MMSEG)
 def test_an_mmseg_file_is_a_segmenter_as_it_is(

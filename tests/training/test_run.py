@@ -289,7 +289,7 @@ def test_what_is_not_finite_is_not_written(where: str, data: Path, tmp_path: Pat
     assert files(tmp_path) == after_first
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_what_breaks_in_validation_loses_nothing(ema_decay: float, data: Path, tmp_path: Path) -> None:
     config = replace(TINY, ema_decay=ema_decay)
     shutil.copytree(data, tmp_path / "data")
@@ -577,7 +577,7 @@ def squares(root: Path, count: int) -> None:
             Image.new("RGB", (32, 32), (level + i, level, level)).save(root / name / f"{i}.png")
 
 
-@pytest.mark.parametrize("place", ["train", "."])
+@pytest.mark.parametrize("place", [pytest.param("train", marks=pytest.mark.slow), "."])
 def test_what_is_held_out_is_what_is_validated(place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "data"
     squares(root / place, 10)
