@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vankit.heads.backbone import AsTheyCome, input_transform
-from vankit.heads.resizing import Resize
+from vankit.heads.resizing import Resize, bilinear
 
 
 @pytest.mark.parametrize(("short", "long"), [(800, 1333), (512, 640)])
@@ -26,3 +29,10 @@ def test_pixels_are_those_of_torchvision(transform: torch.nn.Module, size: tuple
     pixels, found = Resize(transform)(image[None])
     assert torch.equal(pixels, expected.tensors)
     assert tuple(found.tolist()) == expected.image_sizes[0]
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_a_matrix_that_resizes(length: int, made: int) -> None:
+    x = torch.rand(length, 5, dtype=torch.float64)
+    expected = F.interpolate(x[None, None], (made, 5), mode="bilinear", antialias=True)[0, 0]
+    torch.testing.assert_close(bilinear(length, made).double() @ x, expected, atol=1e-6, rtol=0)

@@ -134,8 +134,9 @@ class Whole(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         x = image.permute(0, 3, 1, 2).float() / 255  # (1, 3, H, W)
         if self.task == "segment":
-            (logits,) = self.network(_resize(x, self._size(x)))
-            return (_resize(logits, x.shape[-2:]),)
+            # to a larger size antialiasing changes nothing
+            small = F.interpolate(x, self._size(x), mode="bilinear", antialias=True)  # type: ignore[arg-type]
+            return self.network(small, x.shape[-2:])
         results = dict(zip(self.found, self.network(x), strict=True))
         if self.task == "detect":
             extent = torch._shape_as_tensor(x)[2:].flip(0).repeat(2).float()  # W, H, W, H
@@ -164,8 +165,3 @@ class Whole(nn.Module):
 def _countable(values: Tensor) -> Tensor:
     """With uint8 for bool, which servers of models do not all know."""
     return values.to(torch.uint8) if values.dtype == torch.bool else values
-
-
-def _resize(maps: Tensor, size: Any) -> Tensor:
-    """Bilinear; to a larger size antialiasing changes nothing."""
-    return F.interpolate(maps, tuple(size), mode="bilinear", antialias=True)

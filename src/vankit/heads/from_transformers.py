@@ -218,6 +218,10 @@ class UPerNet(nn.Module):
         super().__init__()
         self.network = network
 
+    def logits(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) → logits (B, C, ⌈H/4⌉, ⌈W/4⌉)."""
+        return self.network.decode_head(self.network.backbone(x).feature_maps)
+
     def forward(
         self, images: Sequence[Tensor], targets: Targets | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:

@@ -74,3 +74,16 @@ def _steps(last: int) -> Tensor:
     distance between the two, in 2⁻⁵³."""
     floors = [2.0 ** (n.bit_length() - 1) for n in range(1, last + 1)]
     return torch.tensor([1.0, *(f / 2 if f == n else f for n, f in enumerate(floors, 1))])
+
+
+def bilinear(given: Any, made: Any) -> Tensor:
+    """F.interpolate(mode="bilinear", antialias=True) along one side as a matrix, (made, given) float32.
+
+    Args:
+        given, made: lengths of the side, whole numbers or what they are in a trace.
+    """
+    given, made = torch.as_tensor(given), torch.as_tensor(made)
+    # in whole numbers: place j lies n / (2 made) places from the middle of new place i
+    n = (2 * torch.arange(given) + 1) * made - (2 * torch.arange(made)[:, None] + 1) * given
+    weights = (1 - n.abs() / (2 * torch.maximum(given, made))).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)

@@ -4,6 +4,7 @@ They are traced as they are, but for what would stay as the example had it: size
 forgets where they are from (`SizesStayVariable`), and pooling to a fixed size, which ONNX has for known sizes only.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
+from vankit.heads.backbone import normalise
 from vankit.heads.from_transformers import DETR, UPerNet, best_detections
 from vankit.heads.mask2former import Mask2Former, Masks
-from vankit.heads.resizing import Resize
+from vankit.heads.resizing import Resize, bilinear
+from vankit.heads.semantic_fpn import SemanticFPN
 
 
 class WholeDETR(nn.Module):
@@ -49,19 +52,31 @@ class WholeMask2Former(nn.Module):
         self.resize = Resize(head.transform)
         _forget_losses(self)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        x, size = self.resize(image)
+    def forward(self, image: Tensor, size: Sequence[Any] | None = None) -> tuple[Tensor, ...]:
+        """Logits of another `size`, height and width, are those of the image's, resized."""
+        x, resized = self.resize(image)
+        if self.head.output == "semantic":
+            # hides that the batch is 1, else OpenVINO 2026.4 fuses masked attention and fails in bf16; in other output
+            # the resizing hides it
+            x = x[: (0 * image[0, 0, 0, 0] + 1).long()]
         with SizesStayVariable():
             outputs = self.head.network(x)
-        masks = Masks(outputs.masks_queries_logits[0], x.shape[-2:], (size[0], size[1]), image.shape[-2:])
+        masks = Masks(outputs.masks_queries_logits[0], x.shape[-2:], (resized[0], resized[1]), image.shape[-2:])
         found = self.head.answer(outputs.class_queries_logits[0], masks)
-        return (found["logits"][None],) if self.head.output == "semantic" else tuple(found.values())
+        if self.head.output != "semantic":
+            return tuple(found.values())
+        logits = found["logits"][None]
+        return (logits if size is None else F.interpolate(logits, tuple(size), mode="bilinear", antialias=True),)
 
 
 class WholeSegmenter(nn.Module):
-    """(1, 3, H, W), 0 to 1 → logits (1, C, H, W), of `UPerNet` and `SemanticFPN`."""
+    """(1, 3, H, W), 0 to 1 → logits (1, C, H, W), of `UPerNet` and `SemanticFPN`.
 
-    def __init__(self, head: nn.Module) -> None:
+    These give a quarter of the image's size, and what is resized twice in a row can be resized once, by the product of
+    both matrices.
+    """
+
+    def __init__(self, head: SemanticFPN | UPerNet) -> None:
         super().__init__()
         self.head = head
         if isinstance(head, UPerNet):
@@ -69,8 +84,12 @@ class WholeSegmenter(nn.Module):
             for block in head.network.decode_head.psp_modules.blocks:  # each holds its layers twice
                 block.layers[0] = block._modules["0"] = AdaptiveAveragePool(block.layers[0].output_size)
 
-    def forward(self, image: Tensor) -> tuple[Tensor]:
-        return (self.head([image[0]])[0]["logits"][None],)
+    def forward(self, image: Tensor, size: Sequence[Any] | None = None) -> tuple[Tensor]:
+        """Logits of another `size`, height and width, are those of the image's, resized."""
+        logits = self.head.logits(normalise(image))
+        sides = zip(logits.shape[2:], image.shape[2:], size or image.shape[2:], strict=True)
+        rows, columns = (bilinear(own, made) @ bilinear(given, own) for given, own, made in sides)
+        return (rows @ (logits @ columns.T),)
 
 
 class AdaptiveAveragePool(nn.Module):
