@@ -31,8 +31,8 @@ def test_pixels_are_those_of_torchvision(transform: torch.nn.Module, size: tuple
     assert tuple(found.tolist()) == expected.image_sizes[0]
 
 
-@given(st.integers(1, 300), st.integers(1, 300))
-def test_a_matrix_that_resizes(length: int, made: int) -> None:
+@given(st.integers(1, 300), st.integers(1, 300), st.booleans())
+def test_a_matrix_that_resizes(length: int, made: int, antialias: bool) -> None:
     x = torch.rand(length, 5, dtype=torch.float64)
-    expected = F.interpolate(x[None, None], (made, 5), mode="bilinear", antialias=True)[0, 0]
-    torch.testing.assert_close(bilinear(length, made).double() @ x, expected, atol=1e-6, rtol=0)
+    expected = F.interpolate(x[None, None], (made, 5), mode="bilinear", antialias=antialias)[0, 0]
+    torch.testing.assert_close(bilinear(length, made, antialias).double() @ x, expected, atol=1e-6, rtol=0)

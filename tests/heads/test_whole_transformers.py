@@ -17,7 +17,7 @@ from vankit.heads.from_transformers import d_fine, deformable_detr, rt_detr, upe
 from vankit.heads.mask2former import Mask2Former, Masks, mask2former
 from vankit.heads.semantic_fpn import SemanticFPN
 from vankit.heads.whole import as_whole
-from vankit.heads.whole_transformers import AdaptiveAveragePool, merge_branches
+from vankit.heads.whole_transformers import AdaptiveAveragePool, LevelsConvolution, merge_branches
 
 pytest.importorskip("transformers")
 
@@ -53,11 +53,21 @@ def universal(output: Any) -> Any:
     return head
 
 
+def trained(network: nn.Module) -> Any:
+    """With norms that change what they get."""
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    return network
+
+
 HEADS: dict[str, Callable[[], Any]] = {
     "rt_detr": lambda: detector(rt_detr),
     "d_fine": lambda: detector(d_fine),
     "deformable_detr": lambda: detector(deformable_detr),
-    "upernet": lambda: upernet(van_features("van_b0"), CLASSES),
+    "upernet": lambda: trained(upernet(van_features("van_b0"), CLASSES)),
     "semantic_fpn": lambda: SemanticFPN(van_features("van_b0"), CLASSES),
     "semantic": lambda: universal("semantic"),
     "instance": lambda: universal("instance"),
@@ -85,12 +95,12 @@ def head(request: pytest.FixtureRequest) -> Any:
 Run = Callable[..., list[np.ndarray]]
 
 
-def on_openvino(module: nn.Module, names: Sequence[str], example: Tensor, precision: str = "f32") -> Run:
+def on_openvino(module: nn.Module, names: Sequence[str], example: Tensor) -> Run:
     from vankit.engines.openvino import openvino_core
 
     model = whole_to_openvino(module, names, example)
     assert model.input("image").partial_shape.to_string() == "[1,3,?,?]"
-    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda image: [compiled(image.numpy())[name] for name in names]
 
 
@@ -135,6 +145,17 @@ def test_logits_of_another_size(head: Any, images: list[Tensor]) -> None:
         check(dict(zip(names, module(image[None], size), strict=True)), {"logits": expected})
 
 
+@pytest.mark.parametrize("sizes", [((12, 17), (6, 9), (3, 4), (1, 1)), ((1, 1), (6, 6), (2, 2)), ((2, 3),)])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_levels_are_resized_and_concatenated(sizes: Sequence[tuple[int, int]], bias: bool) -> None:
+    channels = range(3, 3 + len(sizes))
+    conv = nn.Conv2d(sum(channels), 7, 3, padding=1, bias=bias)
+    maps = [torch.randn(1, n, *size) for n, size in zip(channels, sizes, strict=True)]
+    expected = conv(torch.cat([F.interpolate(x, sizes[0], mode="bilinear") for x in maps], 1))
+    torch.testing.assert_close(LevelsConvolution(conv, channels)(maps), expected, atol=1e-5, rtol=0)
+
+
 @torch.no_grad()
 def test_two_branches_become_one() -> None:
     from transformers import DFineConfig, RTDetrConfig
@@ -143,11 +164,7 @@ def test_two_branches_become_one() -> None:
 
     width = RTDetrConfig().encoder_hidden_dim
     network = nn.Sequential(RTDetrRepVggBlock(RTDetrConfig()), DFineRepVggBlock(DFineConfig(), width, 24)).double()
-    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
-        nn.init.normal_(norm.weight)
-        nn.init.normal_(norm.bias)
-        nn.init.normal_(norm.running_mean)
-        nn.init.uniform_(norm.running_var, 0.5, 2)
+    trained(network)
     x = torch.randn(2, width, 7, 5, dtype=torch.float64)
     expected = network.eval()(x)
     merge_branches(network)
@@ -164,6 +181,7 @@ def test_two_branches_become_one() -> None:
         ("d_fine", on_onnxruntime),
         ("deformable_detr", on_onnxruntime),
         ("upernet", on_onnxruntime),
+        ("upernet", on_openvino),
         ("semantic_fpn", on_openvino),
         ("semantic", on_openvino),
     ],
@@ -184,12 +202,17 @@ def test_converted_once_it_is_the_head_at_every_size(
 @pytest.mark.parametrize("head", ["semantic"], indirect=True)
 @torch.no_grad()
 def test_masked_attention_in_bf16(head: Any, images: list[Tensor]) -> None:
-    """Which OpenVINO refuses at the first image where it knows the batch, on CPUs that have bf16."""
+    """Which OpenVINO refuses at the first image where it knows the batch; and Winograd's algorithm has to know it."""
+    from vankit.engines.openvino import openvino_core
+    from vankit.engines.winograd import with_winograd
+
     module, names = as_whole(head)
-    run = on_openvino(module, names, torch.rand(1, 3, *EXAMPLE), "bf16")
+    model = whole_to_openvino(module, names, torch.rand(1, 3, *EXAMPLE))
+    run = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
     for image in images:
         expected = head([image])[0]["logits"]
-        assert np.mean(run(image[None])[0][0].argmax(0) == expected.argmax(0).numpy()) > 0.9
+        assert np.mean(run(image[None].numpy())[0][0].argmax(0) == expected.argmax(0).numpy()) > 0.9
+    assert with_winograd(model) > 0
 
 
 def test_other_networks_have_no_such_form() -> None:

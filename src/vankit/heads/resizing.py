@@ -1,4 +1,4 @@
-"""torchvision's preparation of an image, as part of a network that is traced once for images of every size."""
+"""Resizing in networks that are traced once for images of every size: torchvision's preparation, and maps."""
 
 from fractions import Fraction
 from functools import lru_cache
@@ -76,14 +76,17 @@ def _steps(last: int) -> Tensor:
     return torch.tensor([1.0, *(f / 2 if f == n else f for n, f in enumerate(floors, 1))])
 
 
-def bilinear(given: Any, made: Any) -> Tensor:
-    """F.interpolate(mode="bilinear", antialias=True) along one side as a matrix, (made, given) float32.
+def bilinear(given: Any, made: Any, antialias: bool = False) -> Tensor:
+    """F.interpolate(mode="bilinear") along one side as a matrix, (made, given) float32.
 
     Args:
-        given, made: lengths of the side, whole numbers or what they are in a trace.
+        given, made: length before and after, int or what it is in a trace; their product must be below 2³⁰, since
+            OpenVINO computes int64 as int32 on CPUs.
+        antialias: see F.interpolate; it matters only where the side becomes shorter.
     """
     given, made = torch.as_tensor(given), torch.as_tensor(made)
     # in whole numbers: place j lies n / (2 made) places from the middle of new place i
     n = (2 * torch.arange(given) + 1) * made - (2 * torch.arange(made)[:, None] + 1) * given
-    weights = (1 - n.abs() / (2 * torch.maximum(given, made))).clamp(min=0)
+    reach = torch.maximum(given, made) if antialias else made
+    weights = (1 - n.abs() / (2 * reach)).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)

@@ -40,7 +40,8 @@ def as_whole(network: nn.Module) -> Whole:
           from 0; `scores` (N,) float32, best first; with masks also `masks`: of Mask2Former (N, H, W) bool, of the
           others (N, 28, 28) float32, the probability of each object within its box, which
           `vankit.tasks.masks.paste_masks` turns into pixels.
-        - Semantic: `logits` (1, C, H, W); the module takes as a second argument another height and width for them.
+        - Semantic: `logits` (1, C, H, W); as a second argument the module takes another
+          height and width for them.
         - Panoptic: `segments` (H, W) int64, 0 for none, i + 1 for segment i; `labels` (S,), `scores` (S,).
 
     Raises:

@@ -58,7 +58,7 @@ class WholeMask2Former(nn.Module):
         if self.head.output == "semantic":
             # hides that the batch is 1, else OpenVINO 2026.4 fuses masked attention and fails in bf16; in other output
             # the resizing hides it
-            x = x[: (0 * image[0, 0, 0, 0] + 1).long()]
+            x = x[: torch._shape_as_tensor(image)[2].clamp(max=1)]
         with SizesStayVariable():
             outputs = self.head.network(x)
         masks = Masks(outputs.masks_queries_logits[0], x.shape[-2:], (resized[0], resized[1]), image.shape[-2:])
@@ -81,15 +81,83 @@ class WholeSegmenter(nn.Module):
         self.head = head
         if isinstance(head, UPerNet):
             _forget_losses(self)
-            for block in head.network.decode_head.psp_modules.blocks:  # each holds its layers twice
-                block.layers[0] = block._modules["0"] = AdaptiveAveragePool(block.layers[0].output_size)
+            head.network.decode_head = UPerHead(head.network.decode_head)
 
     def forward(self, image: Tensor, size: Sequence[Any] | None = None) -> tuple[Tensor]:
         """Logits of another `size`, height and width, are those of the image's, resized."""
         logits = self.head.logits(normalise(image))
-        sides = zip(logits.shape[2:], image.shape[2:], size or image.shape[2:], strict=True)
-        rows, columns = (bilinear(own, made) @ bilinear(given, own) for given, own, made in sides)
+        sides = zip(logits.shape[2:], image.shape[2:], image.shape[2:] if size is None else size, strict=True)
+        rows, columns = (bilinear(own, made, antialias=True) @ bilinear(given, own) for given, own, made in sides)
         return (rows @ (logits @ columns.T),)
+
+
+class UPerHead(nn.Module):
+    """transformers' UperNetHead; its convolutions of several levels take each as it comes, see `LevelsConvolution`."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.lateral_convs, self.fpn_convs, self.classifier = head.lateral_convs, head.fpn_convs, head.classifier
+        self.pools = nn.ModuleList(
+            nn.Sequential(AdaptiveAveragePool(block.layers[0].output_size), *block.layers[1:])
+            for block in head.psp_modules.blocks
+        )
+        pooled = [head.in_channels[-1], *[head.channels] * len(self.pools)]
+        self.bottleneck = _of_levels(head.bottleneck, pooled)
+        self.fpn_bottleneck = _of_levels(head.fpn_bottleneck, [head.channels] * len(head.in_channels))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """VAN's four maps (1, C, H, W) → logits (1, classes, H, W) of the first one's size."""
+        *fine, last = maps
+        above = F.relu(self.bottleneck([last, *(pool(last) for pool in self.pools)]))
+        levels = [above]
+        for x, lateral, conv in list(zip(fine, self.lateral_convs, self.fpn_convs, strict=True))[::-1]:
+            above = lateral(x) + F.interpolate(above, x.shape[2:], mode="bilinear")
+            levels.insert(0, conv(above))
+        return self.classifier(F.relu(self.fpn_bottleneck(levels)))
+
+
+class LevelsConvolution(nn.Module):
+    """A 3×3 convolution of maps that are brought bilinearly to the first one's size and concatenated.
+
+    It is computed without resizing them, since 1×1 convolutions and resizing commute: each of the nine taps is a 1×1
+    convolution of the map as it comes, and what they give is resized and summed one place apart, as products with
+    matrices. It makes UPerNet at 512 pixels 1.7 times as fast in bf16, and 1.3 times in float32, where Winograd's
+    algorithm would help the resized maps too.
+
+    Args:
+        conv: with padding 1.
+        channels: of each map.
+    """
+
+    def __init__(self, conv: nn.Conv2d, channels: Sequence[int]) -> None:
+        super().__init__()
+        first, *others = conv.weight.detach().split(list(channels), 1)
+        self.weight, self.bias = nn.Parameter(first.clone()), conv.bias
+        # output channels and taps (9 O, C, 1, 1)
+        self.taps = nn.ParameterList(w.permute(0, 2, 3, 1).reshape(-1, w.shape[1], 1, 1) for w in others)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """(1, C, H, W), C and size each their own → (1, O, H, W) of the first one's size."""
+        first, *others = maps
+        y = F.conv2d(first, self.weight, self.bias, padding=1)
+        for x, weight in zip(others, self.taps, strict=True):
+            height, width = x.shape[2:]
+            taps = F.conv2d(x, weight).reshape(len(self.weight), 3, 3, height, width).transpose(2, 3)
+            rows, columns = (_beside(*sides) for sides in zip((height, width), y.shape[2:], strict=True))
+            y = y + rows @ (taps.reshape(len(self.weight), 3 * height, 3 * width) @ columns.T)
+        return y
+
+
+def _of_levels(module: Any, channels: Sequence[int]) -> LevelsConvolution:
+    """Of a UperNetConvModule, without its ReLU."""
+    conv: Any = fuse_conv_bn_eval(module.conv, module.batch_norm)
+    return LevelsConvolution(conv, channels)
+
+
+def _beside(given: Any, made: Any) -> Tensor:
+    """`bilinear` for the place before, the place itself and the one after, (made, 3 · given); 0 beyond the ends."""
+    weights = bilinear(given, made)
+    return torch.cat([F.pad(weights, (0, 0, 1, 0))[:-1], weights, F.pad(weights, (0, 0, 0, 1))[1:]], 1)
 
 
 class AdaptiveAveragePool(nn.Module):
