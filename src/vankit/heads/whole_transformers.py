@@ -53,7 +53,7 @@ class WholeMask2Former(nn.Module):
         _forget_losses(self)
 
     def forward(self, image: Tensor, size: Sequence[Any] | None = None) -> tuple[Tensor, ...]:
-        """Logits of another `size`, height and width, are those of the image's, resized."""
+        """With `size`, height and width, logits of the image's size are brought to that one."""
         x, resized = self.resize(image)
         if self.head.output == "semantic":
             # hides that the batch is 1, else OpenVINO 2026.4 fuses masked attention and fails in bf16; in other output
@@ -72,8 +72,8 @@ class WholeMask2Former(nn.Module):
 class WholeSegmenter(nn.Module):
     """(1, 3, H, W), 0 to 1 → logits (1, C, H, W), of `UPerNet` and `SemanticFPN`.
 
-    These give a quarter of the image's size, and what is resized twice in a row can be resized once, by the product of
-    both matrices.
+    The heads' own logits have a quarter of the image's size. From there they are brought to the image's and then to
+    `size` in one step, by the product of the matrices of both.
     """
 
     def __init__(self, head: SemanticFPN | UPerNet) -> None:
@@ -84,7 +84,7 @@ class WholeSegmenter(nn.Module):
             head.network.decode_head = UPerHead(head.network.decode_head)
 
     def forward(self, image: Tensor, size: Sequence[Any] | None = None) -> tuple[Tensor]:
-        """Logits of another `size`, height and width, are those of the image's, resized."""
+        """With `size`, height and width, the logits of the image's size are brought to that one."""
         logits = self.head.logits(normalise(image))
         sides = zip(logits.shape[2:], image.shape[2:], image.shape[2:] if size is None else size, strict=True)
         rows, columns = (bilinear(own, made, antialias=True) @ bilinear(given, own) for given, own, made in sides)
