@@ -279,6 +279,11 @@ TYPED: dict[str, tuple[int, str]] = {
         1,
         "is a semantic_fpn, and pt2 is for classifiers: use format openvino",
     ),
+    "export --checkpoint SCENES --size 64 64": (1, "--size is for format executorch or litert, not openvino"),
+    "export --checkpoint SCENES --format litert --size 64 50": (
+        1,
+        "--size is (64, 50): expected height and width, mul",
+    ),
     "export --checkpoint SCENES --dynamic": (
         1,
         "is a semantic_fpn, whose model takes every size anyway: leave out --dynamic",

@@ -1,9 +1,12 @@
 """What an exported model gives, as results, against a hand computation."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from vankit.deploy.dense import results_of
+from vankit.deploy.dense import DenseFolder, results_of
 
 
 def test_boxes_come_back_as_pixels() -> None:
@@ -43,3 +46,22 @@ def test_segments() -> None:
     segments = np.array([[[0, 1], [2, 2]]], np.int32)
     results = results_of("panoptic", [segments, np.array([[4, 7]]), np.array([[0.5, 0.9]], np.float32)], (2, 2))
     assert results["segments"].tolist() == [[0, 1], [2, 2]] and results["labels"].tolist() == [4, 7]
+
+
+def test_a_model_of_one_size_gets_pictures_of_it() -> None:
+    """Columns of the picture become classes of the model's four columns, and these of all columns again."""
+
+    class Columns:
+        def outputs(self, x: Any) -> list[Any]:
+            assert x.shape == (1, 2, 4, 3) and x.dtype == np.uint8
+            return [x.transpose(0, 3, 1, 2).astype(np.float32)]
+
+    stored: Any = SimpleNamespace(
+        description=SimpleNamespace(task="segment"), outputs=("logits",), size=(2, 4), engine=lambda *_: Columns()
+    )
+    picture = np.zeros((6, 8, 3), np.uint8)
+    for column, best in enumerate([0, 0, 2, 2, 1, 1, 0, 0]):
+        picture[:, column, best] = 200
+    semantic = DenseFolder(stored)(picture)["semantic"]
+    assert semantic.dtype == np.int64
+    np.testing.assert_array_equal(semantic, np.tile([0, 0, 2, 2, 1, 1, 0, 0], (6, 1)))

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+from on_devices import ON_DEVICES
 from PIL import Image
 from torch import nn
 
@@ -19,7 +21,8 @@ import vankit
 from vankit.data.shapes import render_scene
 from vankit.deploy import whole
 from vankit.deploy.agreement import HALF, Agreement
-from vankit.deploy.folder import FILES, Exported, read_exported
+from vankit.deploy.folder import FILES, Exported, Format, read_exported
+from vankit.deploy.opening import open_network
 from vankit.engines.openvino import openvino_core
 from vankit.errors import UserError
 
@@ -164,6 +167,33 @@ def test_weights_in_16_bits(kind: Any, exported: Factory, dense_checkpoint: Chec
         assert [each.version for each in onnx.load(found.path).opset_import] == [20]
 
 
+@pytest.mark.parametrize("kind", ON_DEVICES)
+@pytest.mark.parametrize("head", ["semantic_fpn", "upernet"])
+def test_a_segmenter_for_phones_and_boards(
+    kind: Format, head: str, dense_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one size, to which other pictures are brought; the short side of the checkpoint is another."""
+    checkpoint, size = dense_checkpoint(head, "segment"), (96, 160)
+    found = vankit.export(checkpoint=checkpoint, out=tmp_path / "out", format=kind, size=size)
+    assert (found.size, found.dynamic, found.facts["agreement"]["pictures"]) == (size, False, 5)
+    assert f"--format {kind} --size 96 160 --output" in found.facts["command"]
+    ours, picture = vankit.DensePredictor(found.folder), np.asarray(scene(size))
+    network = open_network(checkpoint=checkpoint).module
+    with torch.no_grad():
+        logits = network([torch.from_numpy(picture.copy()).permute(2, 0, 1) / 255])[0]["logits"]
+    semantic = ours.results(picture)["semantic"]
+    assert np.mean(semantic == logits.argmax(0).numpy()) > 0.999
+    small = ours.results(np.asarray(scene((90, 41)).resize((160, 96), Image.Resampling.BILINEAR)))["semantic"]
+    expected = Image.fromarray(small.astype(np.uint8)).resize((41, 90), Image.Resampling.NEAREST)
+    assert np.array_equal(ours.results(np.asarray(scene((90, 41))))["semantic"], np.asarray(expected))
+    monkeypatch.chdir(tmp_path)
+    scene((90, 130)).save("photo.jpg")
+    names: dict[str, Any] = {}
+    exec((found.folder / "README.md").read_text().split("```python\n")[1].split("```")[0], names)
+    shown = Image.open("photo.jpg").convert("RGB").resize((160, 96), Image.Resampling.BILINEAR)
+    assert np.array_equal(names["classes"], ours.results(np.asarray(shown))["semantic"])
+
+
 def _resizing(folder: Exported) -> set[str]:
     nodes = openvino_core().read_model(folder.path).get_ops()
     return {node.get_attributes()["mode"] for node in nodes if node.get_type_name() == "Interpolate"}
@@ -256,7 +286,14 @@ def test_what_differs_is_not_kept(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"format": "pt2"}, "is a semantic_fpn, and pt2 is for classifiers"),
+        ({"format": "pt2"}, "is a semantic_fpn, and pt2 is for classifiers: use format openvino or onnx$"),
+        ({"size": (64, 64)}, "^`size` is for format executorch or litert, not openvino: leave it out$"),
+        (
+            {"format": "litert", "size": 64},
+            "^size is 64: expected height and width, multiples of 32 up to 4096 pixels$",
+        ),
+        ({"format": "litert", "size": (64, 50)}, r"^size is \(64, 50\): expected height and width, multiples of 32 up"),
+        ({"format": "litert", "size": (64,)}, r"^size is \(64,\): expected height and width, multiples of 32 up"),
         ({"dynamic": True}, "takes every size anyway"),
         ({"format": "onnx", "opset": 21}, "^opset is 21, and .* is a semantic_fpn: expected 18 to 20$"),
         ({"format": "onnx", "int8": True, "calibrate": "shapes"}, "for which `int8` needs format openvino"),
@@ -268,6 +305,13 @@ def test_options_that_do_not_fit(
 ) -> None:
     with pytest.raises(UserError, match=says):
         vankit.export(checkpoint=dense_checkpoint("semantic_fpn", "segment"), out=tmp_path / "out", **options)
+
+
+def test_detectors_are_not_for_phones(dense_checkpoint: Checkpoint) -> None:
+    with pytest.raises(UserError, match="is a mask_rcnn, and litert is for classifiers, semantic_fpn and upernet: use"):
+        vankit.export(checkpoint=dense_checkpoint("mask_rcnn", "detect"), format="litert")
+    with pytest.raises(UserError, match="van_b0.cifar10 is a classifier, and `size` is for segmenters: leave it out"):
+        vankit.export("van_b0.cifar10", format="litert", size=(64, 64))
 
 
 def test_a_folder_looks_once(exported: Factory) -> None:
@@ -285,6 +329,11 @@ def test_a_folder_is_no_classifier(exported: Factory) -> None:
     [
         ("preprocessing.json", '{"layout": "NCHW"}', "preprocessing.json"),
         ("export.json", '"outputs": ["boxes"]', "task is segment, and outputs are"),
+        (
+            "export.json",
+            '"size": [64, 64]',
+            r"^.*export.json: size is \[64, 64\] and dynamic True for segment in format o",
+        ),
         ("model.bin", "", "model.bin is damaged or was changed"),
     ],
 )
@@ -292,8 +341,10 @@ def test_a_changed_folder(name: str, content: str, says: str, exported: Factory,
     for path in exported().folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     if name == "export.json":
-        content = (tmp_path / name).read_text().replace('"outputs": [\n    "logits"\n  ]', content)
-        assert "boxes" in content
+        written = (tmp_path / name).read_text()
+        old = '"outputs": [\n    "logits"\n  ]'
+        assert old in written
+        content = written.replace(old, content if "outputs" in content else f"{old}, {content}")
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=says):
         vankit.DensePredictor(tmp_path)

@@ -24,6 +24,7 @@ def command(
     dynamic: bool = False,
     half: bool = False,
     opset: int | None = None,
+    size: tuple[int, int] | None = None,
     max_pixels: int = 67_108_864,
 ) -> None:
     """Write a network to a folder, to be run by vankit predict --model FOLDER or by the format's own library.
@@ -36,8 +37,8 @@ def command(
         checkpoint: weights in any public format, or a folder with them. Default: the model's public weights.
         weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         output: folder to write. Default: MODEL-FORMAT.
-        format: openvino (model.xml and model.bin), onnx (model.onnx) or, for classifiers, pt2 (model.pt2, for
-            torch.export), executorch (model.pte) or litert (model.tflite).
+        format: openvino (model.xml and model.bin) or onnx (model.onnx); of classifiers, semantic_fpn and upernet also
+            executorch (model.pte) or litert (model.tflite), and of classifiers pt2 (model.pt2, for torch.export).
         int8: quantise to 8 bits; needs --calibrate. For openvino and, of classifiers, onnx.
         calibrate: images to quantise with: labelled data as for vankit validate, or for a classifier a folder or glob
             pattern of photographs.
@@ -46,10 +47,12 @@ def command(
         max_drop: largest loss that quantisation may cause, 0 to 1: of top-1 accuracy, a multi-label classifier's mAP,
             a detector's AP (of masks, if it has them), a segmenter's mIoU or PQ. Default: 0.01.
         dynamic: let a classifier accept any batch size and image size; 2 to 12 % slower. For openvino, onnx and pt2;
-            detectors and segmenters always accept any image size.
+            detectors and segmenters accept any image size in openvino and onnx.
         half: store weights in 16 bits, which halves the file; it still computes in float32. For openvino and onnx.
         opset: of onnx, the version of its operators, 18 to 25, or 20 for detectors and segmenters. Default:
             torch.onnx's, or 18.
+        size: height and width of the pictures of a segmenter in executorch or litert, which take one size; best in the
+            proportion that they have, and multiples of 32. Default: a square of the network's short side.
         max_pixels: an image of --calibrate or --check with more pixels than this is not decoded.
     """
     if max_drop is not None and not int8:
@@ -69,6 +72,7 @@ def command(
         dynamic=dynamic,
         half=half,
         opset=opset,
+        size=size,
         weights=weights,
         max_pixels=max_pixels,
     )

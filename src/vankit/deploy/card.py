@@ -8,7 +8,7 @@ from vankit.engines.base import CLASS_MAPS
 TITLES = {
     "openvino": "OpenVINO", "onnx": "ONNX", "pt2": "torch.export", "executorch": "ExecuTorch", "litert": "LiteRT",
 }  # fmt: skip
-_WITH_TORCH = ("pt2", "executorch")
+WITH_TORCH = ("pt2", "executorch")
 _SCORES = (
     "Their softmax are the scores.",
     "The sigmoid of each is its score; a picture has every class whose score\n  reaches the class's threshold in "
@@ -42,7 +42,7 @@ def model_card(exported: Exported, folder: str) -> str:
     shape, outputs = f"(1, 3, {height}, {width})", len(exported.description.classes)
     if exported.dynamic:
         shape = f"(batch, 3, height, width) from 33 pixels up, such as {shape}"
-    images, logits = ("", "") if exported.format in _WITH_TORCH else (" `images`", " `logits`")
+    images, logits = ("", "") if exported.format in WITH_TORCH else (" `images`", " `logits`")
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return f"""# {facts["name"]} for {TITLES[exported.format]}{", int8" * (exported.precision == "int8")}
 
@@ -56,7 +56,7 @@ The network is folded: its norms, layer scales and inner shortcuts are in its co
 
 ## Run it
 
-From the folder that holds this one, {"with" if exported.format in _WITH_TORCH else "without"} PyTorch:
+From the folder that holds this one, {"with" if exported.format in WITH_TORCH else "without"} PyTorch:
 
 ```bash
 vankit predict photo.jpg --model {folder}

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vankit.engines.base import Engine
 from vankit.engines.processes import PerProcess
@@ -21,6 +22,8 @@ class Stored(Protocol):
     def description(self) -> Description: ...
     @property
     def outputs(self) -> Sequence[str]: ...
+    @property
+    def size(self) -> Sequence[int]: ...
     def engine(self, engine: str, precision: str, device: str, cached: bool) -> Engine: ...
 
 
@@ -54,7 +57,18 @@ class DenseFolder:
         return self._exported.engine(*self._options)
 
     def __call__(self, picture: NDArray[np.uint8]) -> Arrays:
-        return find(self._engine.get(self._open), self._exported.description.task, picture)
+        engine, task = self._engine.get(self._open), self._exported.description.task
+        if not self._exported.size:
+            return find(engine, task, picture)
+        semantic = find(engine, task, resized(picture, self._exported.size))["semantic"].astype(np.int32)
+        size = picture.shape[1], picture.shape[0]
+        return {"semantic": np.array(Image.fromarray(semantic).resize(size, Image.Resampling.NEAREST), np.int64)}
+
+
+def resized(picture: NDArray[np.uint8], size: Sequence[int]) -> NDArray[np.uint8]:
+    """(H, W, 3) → (*size, 3), for a model that takes one size."""
+    height, width = size
+    return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))  # PyTorch may write
 
 
 def find(engine: Engine, task: str, picture: NDArray[np.uint8]) -> Arrays:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vankit.deploy.card import IMPORTS, TITLES, int8_section
+from vankit.deploy.card import IMPORTS, TITLES, WITH_TORCH, int8_section
 from vankit.deploy.folder import Exported
 
 _OUTPUTS = {
@@ -43,6 +43,10 @@ def dense_card(exported: Exported, folder: str) -> str:
     facts, head = exported.facts, exported.description.head
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     outputs = "\n".join(f"- {_meaning(name, head)}" for name in exported.outputs)
+    height, width = exported.size or ("height", "width")
+    parts = "backbone and head" if exported.size else "resizing, backbone, head, and the choice of the best objects"
+    picture = "a picture, resized bilinearly to that" if exported.size else "a picture of any size, as it is"
+    needed = "with" if exported.format in WITH_TORCH else "without"
     return f"""# {facts["name"]} ({head}) for {TITLES[exported.format]}{", int8" * (exported.precision == "int8")}
 
 Made on {facts["date"]} with {versions} by
@@ -51,12 +55,12 @@ Made on {facts["date"]} with {versions} by
 {facts["command"]}
 ```
 
-The whole network is in the model: resizing, backbone, head, and the choice of the best objects. The norms, layer scales
+The whole network is in the model: {parts}. The norms, layer scales
 and inner shortcuts of the backbone are in its convolutions.
 
 ## Run it
 
-From the folder that holds this one, without PyTorch:
+From the folder that holds this one, {needed} PyTorch:
 
 ```bash
 vankit predict photo.jpg --model {folder}
@@ -69,7 +73,7 @@ Without vankit:
 
 ## Input and output
 
-- `image`: uint8 (1, height, width, 3), red, green, blue: a picture of any size, as it is.
+- `image`: uint8 (1, {height}, {width}, 3), red, green, blue: {picture}.
 {outputs}
 
 ## Checks
@@ -107,11 +111,17 @@ found = model(np.asarray(image)[None])""",
         "onnx": f"""session = onnxruntime.InferenceSession("{folder}/model.onnx", providers=["CPUExecutionProvider"])
 outputs = [{names}]
 found = dict(zip(outputs, session.run(outputs, {{"image": np.asarray(image)[None]}}), strict=True))""",
+        "executorch": f"""program = Runtime.get().load_program("{folder}/model.pte")
+(logits,) = program.load_method("forward").execute([torch.from_numpy(np.array(image)[None])])
+found = {{"logits": logits.numpy()}}""",
+        "litert": f"""model = Interpreter("{folder}/model.tflite").get_signature_runner()
+found = model(image=np.asarray(image)[None])""",
     }
+    resized = f".resize({exported.size[::-1]}, Image.Resampling.BILINEAR)" if exported.size else ""
     return f"""import numpy as np
 {IMPORTS[exported.format]}
 
-image = Image.open("photo.jpg").convert("RGB")
+image = Image.open("photo.jpg").convert("RGB"){resized}
 {run[exported.format]}
 with open("{folder}/labels.txt", encoding="utf-8") as file:
     names = file.read().splitlines()

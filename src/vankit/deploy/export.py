@@ -20,7 +20,7 @@ from vankit.data.walk import find_images
 from vankit.deploy.card import model_card
 from vankit.deploy.dense_card import dense_card
 from vankit.deploy.dense_judge import open_labelled
-from vankit.deploy.folder import DESCRIPTION, FILES, Exported, Format, read_exported
+from vankit.deploy.folder import DESCRIPTION, FILES, LARGEST_SIDE, ON_DEVICES, Exported, Format, read_exported
 from vankit.deploy.model_api import describe
 from vankit.deploy.opening import Network, open_network
 from vankit.deploy.quantize import Trial, open_pictures, quantize
@@ -58,11 +58,14 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
     "litert": ("vankit", "torch", "litert-torch", "ai-edge-litert"),
 }
 _WITH_CLASS_MAPS = ("openvino", "onnx")
+_ON_DEVICES_TOO = ("semantic_fpn", "upernet")  # heads
+_STEP = 32  # pixels of a side; at others LiteRT resizes feature maps in its own way
 _FORMATS_WITH: dict[str, tuple[Format, ...]] = {
     "int8": ("openvino", "onnx"),
     "half": ("openvino", "onnx"),
     "opset": ("onnx",),
     "dynamic": ("openvino", "onnx", "pt2"),
+    "size": ("executorch", "litert"),
 }
 
 
@@ -78,6 +81,7 @@ def export(
     dynamic: bool = False,
     half: bool = False,
     opset: int | None = None,
+    size: Sequence[int] | None = None,
     pretrained: bool = True,
     classes: Sequence[str] | None = None,
     max_drop: float = 0.01,
@@ -87,7 +91,8 @@ def export(
     """Write a network as a folder that runs without PyTorch: model, labels.txt, preprocessing.json, README.md.
 
     The network is folded (see `vankit.fold`) and the model compared with eager PyTorch before it is kept. The model of
-    a detector or segmenter takes pictures of every size, as they are.
+    a detector or segmenter takes pictures of every size, as they are; that of a segmenter for litert or executorch
+    takes one size, to which vankit resizes them.
 
     Args:
         model, checkpoint, pretrained, classes, weights: see `vankit.Predictor`.
@@ -99,10 +104,12 @@ def export(
         check: a folder or glob pattern of photographs on which a detector's or segmenter's model is compared with
             PyTorch, besides generated scenes.
         dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of the network's size;
-            for openvino, onnx and pt2. A detector's or segmenter's model always accepts every size.
+            for openvino, onnx and pt2. A detector's or segmenter's model accepts every size in openvino and onnx.
         half: store weights in 16 bits, which halves the file; it still computes in float32. For openvino and onnx.
         opset: of onnx, the version of its operators: one of `vankit.engines.convert.OPSETS`, or for detectors and
             segmenters `WHOLE_OPSETS`.
+        size: height and width of the pictures for litert or executorch, of a segmenter (semantic_fpn or upernet); best
+            in the proportion that they have, and multiples of 32. A square of the network's short side if left out.
         max_drop: what int8 may lose of top-1, or of mAP of a multi-label network, AP, mIoU or PQ, 0 to 1.
         max_pixels: of the largest picture of `calibrate` or `check` that is decoded.
 
@@ -117,7 +124,7 @@ def export(
         UnsupportedNetworkError: the format cannot express the network.
         ImportError: a package is missing.
     """
-    _check_format(format, int8=int8, half=half, opset=opset is not None, dynamic=dynamic)
+    _check_format(format, int8=int8, half=half, opset=opset is not None, dynamic=dynamic, size=size is not None)
     _check_options(int8, calibrate, max_drop, half, opset)
     check_named(out=out, calibrate=calibrate, check=check)
     if out is not None:
@@ -128,7 +135,8 @@ def export(
         raise UserError(f"{opened.source} is exported already: export takes a model's name or a checkpoint")
     if opened.dense:
         _check_dense(opened, format, int8, dynamic, opset)
-    elif check is not None:
+    one = _one_size(opened, format, size)
+    if check is not None and not opened.dense:
         raise UserError(f"`check` is for detectors and segmenters, and {opened.source} is a classifier: leave it out")
     photographs = [] if check is None else list(find_images(check))
     name = Path(checkpoint).stem if checkpoint is not None else description.model or opened.source
@@ -140,7 +148,8 @@ def export(
     network = copy.deepcopy(opened.module).float().cpu()
     with held(target), _folder_for(target) as folder:
         outputs = ["logits", *[CLASS_MAPS] * (format in _WITH_CLASS_MAPS and has_class_maps(network))]
-        exported = Exported(folder, format, "float32", dynamic or opened.dense, description, outputs=outputs)
+        every = dynamic or (opened.dense and not one)
+        exported = Exported(folder, format, "float32", every, description, outputs=outputs, size=one)
         if opened.dense:
             exported, checked = write_whole(exported, network, photographs, max_pixels, half, opset)
         else:
@@ -155,6 +164,7 @@ def export(
                 weights=weights,
                 format=format,
                 opset=opset,
+                size=size,
                 calibrate=calibrate,
                 check=check,
                 output=out,
@@ -200,14 +210,30 @@ def _check_options(int8: bool, calibrate: object, max_drop: float, half: bool, o
 
 def _check_dense(opened: Network, format: str, int8: bool, dynamic: bool, opset: int | None) -> None:
     what = f"{opened.source} is a {opened.description.head}"
-    if format not in ("openvino", "onnx"):
-        raise UserError(f"{what}, and {format} is for classifiers: use format openvino or onnx")
+    others = _ON_DEVICES_TOO if format in ON_DEVICES else ()
+    if format not in ("openvino", "onnx") and opened.description.head not in others:
+        fit = "classifiers, semantic_fpn and upernet" if format in ON_DEVICES else "classifiers"
+        raise UserError(f"{what}, and {format} is for {fit}: use format openvino or onnx")
     if dynamic:
         raise UserError(f"{what}, whose model takes every size anyway: leave out `dynamic`")
     if int8 and format != "openvino":
         raise UserError(f"{what}, for which `int8` needs format openvino: leave out `format`")
     if opset not in (None, *WHOLE_OPSETS):
         raise UserError(f"opset is {opset}, and {what}: expected {WHOLE_OPSETS[0]} to {WHOLE_OPSETS[-1]}")
+
+
+def _one_size(opened: Network, format: str, size: Sequence[int] | None) -> tuple[int, ...]:
+    """Height and width of the pictures for a segmenter's model that takes one size; empty for other models."""
+    if not opened.dense or format not in ON_DEVICES:
+        if size is not None:
+            raise UserError(f"{opened.source} is a classifier, and `size` is for segmenters: leave it out")
+        return ()
+    side = -(-opened.description.short_sides[-1] // _STEP) * _STEP
+    sides = (side, side) if size is None else size
+    whole = isinstance(sides, Sequence) and len(sides) == 2 and all(isinstance(side, int) for side in sides)
+    if not whole or not all(side % _STEP == 0 and 0 < side <= LARGEST_SIDE for side in sides):
+        raise UserError(f"size is {sides}: expected height and width, multiples of {_STEP} up to {LARGEST_SIDE} pixels")
+    return tuple(sides)
 
 
 def _open_trial(opened: Network, data: str | PathLike[str], max_pixels: int) -> Trial:
@@ -235,7 +261,8 @@ def _command(model: object, **options: object) -> str:
     words: list[str] = []
     for name, value in options.items():
         if value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+            several = value if isinstance(value, tuple | list) else [value]
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else map(str, several))]
     return shlex.join(["vankit", "export", *([] if model is None else [str(model)]), *words])
 
 

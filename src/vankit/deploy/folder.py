@@ -34,14 +34,13 @@ FILES: dict[str, tuple[str, ...]] = {
 _ENGINES = {
     "openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch", "executorch": "executorch", "litert": "litert",
 }  # fmt: skip
-_ON_DEVICES: dict[str, type[ExecuTorchEngine | LiteRtEngine]] = {
-    "executorch": ExecuTorchEngine, "litert": LiteRtEngine,
-}  # fmt: skip
 DESCRIPTION = ("export.json", "preprocessing.json", "labels.txt")
 _BESIDE = DESCRIPTION[1:]
 
-# preprocessing.json of detectors and segmenters, whose models take pictures as they are
-PICTURES = {"layout": "NHWC", "channels": "RGB", "type": "uint8", "sizes": "any", "resized": "by the model"}
+# of the pictures for a model that takes one size, in pixels
+LARGEST_SIDE = 4096
+# formats whose models take one size
+ON_DEVICES: dict[str, type[ExecuTorchEngine | LiteRtEngine]] = {"executorch": ExecuTorchEngine, "litert": LiteRtEngine}
 # names and shapes of what models give; None is any length, and -1 the number of classes
 OUTPUTS: dict[str, dict[str, tuple[int | None, ...]]] = {
     "classify": {"logits": (1, -1), CLASS_MAPS: (1, -1, None, None)},
@@ -60,11 +59,12 @@ class Exported:
         format: openvino, onnx, pt2, executorch or litert.
         precision: in which it computes, float32 or int8.
         dynamic: whether it takes every size (a classifier also every batch), or batches of 1 of the preprocessing's
-            size.
+            size, or of `size`.
         description: of the network.
         facts: how it was made and checked.
         checksums: SHA-256 in hexadecimal of the other files by name; empty until the folder is read.
         outputs: names of what the model gives, some of `OUTPUTS`.
+        size: height and width of the pictures that a segmenter takes which is not dynamic, else empty.
     """
 
     folder: Path
@@ -75,6 +75,7 @@ class Exported:
     facts: dict[str, Any] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
     outputs: Sequence[str] = ("logits",)
+    size: Sequence[int] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"folder": self.folder.absolute()}  # another process may run in another folder
@@ -107,12 +108,13 @@ class Exported:
             )
         description, preprocessing, labels = (self.folder / name for name in DESCRIPTION)
         write_text(labels, "".join(f"{name}\n" for name in self.description.classes))
-        write_text(preprocessing, to_json(PICTURES if self.dense else asdict(self.preprocessing)) + "\n")
+        write_text(preprocessing, to_json(_pictures(self.size) if self.dense else asdict(self.preprocessing)) + "\n")
         facts = {
             "format": self.format,
             "precision": self.precision,
             "dynamic": self.dynamic,
             "outputs": list(self.outputs),
+            **({"size": list(self.size)} if self.size else {}),
             "sha256": {name: sha256_of(self.folder / name) for name in (*FILES[self.format], *_BESIDE)},
             **self.facts,
             **self.description.to_metadata(),
@@ -163,8 +165,8 @@ class Exported:
             return self._torch_engine(precision)
         if name == "onnxruntime":
             return OnnxRuntimeEngine(self._onnx_model, key, precision, self.path, class_maps)
-        if name in _ON_DEVICES:
-            found = _ON_DEVICES[name](self.path, precision)
+        if name in ON_DEVICES:
+            found = ON_DEVICES[name](self.path, precision, "uint8" if self.dense else "float32")
             self._check_ends(*found.ends())
             return found
         return OpenVinoEngine(self._openvino_model, key, precision, self.path, class_maps, winograd=self.dense)
@@ -219,7 +221,7 @@ class Exported:
 
     def _expected_ends(self) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
         """Shapes of the model's inputs and outputs; None is any length."""
-        taken = (1, None, None, 3) if self.dense else (1, *self.preprocessing.input_size)
+        taken = (1, *(self.size or (None, None)), 3) if self.dense else (1, *self.preprocessing.input_size)
         return [taken], list(self.shapes().values())
 
     def shapes(self) -> dict[str, Sequence[int | None]]:
@@ -260,6 +262,7 @@ class _Record:
     classes: Count
     sha256: Mapping[str, Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]]
     outputs: Annotated[Sequence[str], Meta(max_length=10)] = ("logits",)
+    size: Annotated[Sequence[Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]], Meta(max_length=2)] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -345,30 +348,43 @@ def _described(folder: Path, description: Path, settings: Path, labels: Path) ->
         network = Description.from_metadata(content | {"classes": classes}, Description())
         _check_outputs(network.task, own)
     with reading(settings):
-        network = replace(network, preprocessing=_preprocessing(network.task, read_json(settings)))
+        network = replace(network, preprocessing=_preprocessing(network.task, own.size, read_json(settings)))
     known = {*_Record.__dataclass_fields__, *Description.__dataclass_fields__}
     facts = {name: value for name, value in content.items() if name not in known}
     _check_beside(folder, own.sha256)
     return Exported(
-        folder, own.format, own.precision, own.dynamic, network, facts, dict(own.sha256), tuple(own.outputs)
-    )
+        folder, own.format, own.precision, own.dynamic, network, facts, dict(own.sha256), tuple(own.outputs),
+        tuple(own.size),
+    )  # fmt: skip
 
 
 def _check_outputs(task: str, own: _Record) -> None:
-    known = OUTPUTS[task]
+    one = task == "segment" and own.format in ON_DEVICES
+    if len(own.size) != 2 * one or (one and own.dynamic):
+        raise UserError(
+            f"size is {list(own.size)} and dynamic {own.dynamic} for {task} in format {own.format}: expected "
+            f"{'height and width, and false' if one else 'no size'}"
+        )
+    known, classifies = OUTPUTS[task], task == "classify"
     needed = known.keys() - {"masks", CLASS_MAPS}
-    if not needed <= set(own.outputs) <= set(known) or (task != "classify" and own.format == "pt2"):
+    if not needed <= set(own.outputs) <= set(known) or not (classifies or one or own.format in ("openvino", "onnx")):
         raise UserError(
             f"task is {task}, and outputs are {list(own.outputs)} of format {own.format}: expected {list(known)}"
         )
 
 
-def _preprocessing(task: str, content: Any) -> Preprocessing | None:
+def _preprocessing(task: str, size: Sequence[int], content: Any) -> Preprocessing | None:
     if task == "classify":
         return made(Preprocessing, content)
-    if content != PICTURES:
-        raise UserError(f"it is {reprlib.repr(content)}: expected {PICTURES}, as {task} takes pictures")
+    if content != _pictures(size):
+        raise UserError(f"it is {reprlib.repr(content)}: expected {_pictures(size)}, as {task} takes pictures")
     return None
+
+
+def _pictures(size: Sequence[int]) -> dict[str, object]:
+    """preprocessing.json of detectors and segmenters: how their models take pictures, of any size or of one."""
+    sizes = (list(size), "bilinear, before the model") if size else ("any", "by the model")
+    return {"layout": "NHWC", "channels": "RGB", "type": "uint8", "sizes": sizes[0], "resized": sizes[1]}
 
 
 def _check_beside(folder: Path, checksums: Mapping[str, str]) -> None:

@@ -48,6 +48,11 @@ class Kept:
         """Of the network."""
         return self.opened.description
 
+    @property
+    def size(self) -> Sequence[int]:
+        """Empty: it takes every size."""
+        return ()
+
     def engine(
         self, engine: str = "auto", precision: str = "auto", device: str = "auto", cached: bool = True
     ) -> OpenVinoEngine:

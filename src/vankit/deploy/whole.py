@@ -1,7 +1,7 @@
 """A whole detector or segmenter as one module, from a picture's bytes to what is in it, and its model as a file."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from vankit.data.images import to_image
 from vankit.data.shapes import render_scene
 from vankit.deploy.agreement import EXACT, HALF, Agreement, Tolerance
-from vankit.deploy.dense import DenseFolder, Stored
+from vankit.deploy.dense import DenseFolder, Stored, resized
 from vankit.deploy.folder import OUTPUTS, Exported
 from vankit.deploy.model_api import describe
-from vankit.engines.convert import whole_to_onnx, whole_to_openvino
+from vankit.engines.convert import whole_to_executorch, whole_to_litert, whole_to_onnx, whole_to_openvino
 from vankit.heads.whole import as_whole
 from vankit.models.description import Description
 from vankit.tasks.inference import arrays, infer
@@ -38,10 +38,10 @@ def write_whole(
     half: bool = False,
     opset: int | None = None,
 ) -> tuple[Exported, dict[str, Any]]:
-    """Write a network's model for pictures of any size, and compare it with PyTorch.
+    """Write a network's model for pictures of any size, or of one, and compare it with PyTorch.
 
     Args:
-        exported: the folder; format openvino or onnx.
+        exported: the folder; of format openvino or onnx, or, with a size, of a format of `ON_DEVICES`.
         network: of `vankit.heads`, in eval mode.
         photographs: image files to compare on, besides generated scenes.
         max_pixels: of the largest of them that is decoded.
@@ -54,9 +54,15 @@ def write_whole(
         UnsupportedNetworkError: the format cannot express the network.
         ValueError: the model finds something else, or a photograph cannot be read.
     """
-    whole = Whole(network, exported.description)
+    whole = Whole(network, exported.description, exported.size)
     exported = replace(exported, outputs=whole.names)
-    if exported.format == "onnx":
+    own = (np.asarray(to_image(path, max_pixels)) for path in photographs)
+    pictures: Iterator[NDArray[np.uint8]] = chain(scenes(), own)
+    if exported.size:
+        pictures = (resized(picture, exported.size) for picture in pictures)
+        write = whole_to_executorch if exported.format == "executorch" else whole_to_litert
+        exported.path.write_bytes(write(whole, torch.zeros(1, *exported.size, 3, dtype=torch.uint8)))
+    elif exported.format == "onnx":
         exported.path.write_bytes(whole_to_onnx(whole, exported.shapes(), _example(), opset, half))
     else:
         import openvino
@@ -64,8 +70,7 @@ def write_whole(
         model = whole.to_openvino()
         describe(model, exported)
         openvino.save_model(model, exported.path, compress_to_fp16=half)
-    pictures = (np.asarray(to_image(path, max_pixels)) for path in photographs)
-    found = agreement(exported, network, chain(scenes(), pictures), HALF if half else EXACT)
+    found = agreement(exported, network, pictures, HALF if half else EXACT)
     found.check()
     if found.is_empty:
         logger.warning(
@@ -94,8 +99,9 @@ def agreement(
     for picture in pictures:
         x = torch.from_numpy(picture.copy()).permute(2, 0, 1) / 255
         with torch.inference_mode():
-            expected = arrays(infer(network, [x], exported.description)[0])
-        result.add(expected, folder(picture))
+            # pictures of the one size are not resized
+            (expected,) = network([x]) if exported.size else infer(network, [x], exported.description)
+        result.add(arrays(expected), folder(picture))
     return result
 
 
@@ -122,17 +128,20 @@ class Whole(nn.Module):
     Args:
         network: of `vankit.heads`, in eval mode.
         description: of it.
+        size: height and width of all pictures of a segmenter, which are then not resized; empty for any.
     """
 
-    def __init__(self, network: nn.Module, description: Description) -> None:
+    def __init__(self, network: nn.Module, description: Description, size: Sequence[int] = ()) -> None:
         super().__init__()
         self.network, found = as_whole(network)
         self.names = tuple(name for name in OUTPUTS[description.task] if name in found)
-        self.found, self.task = found, description.task
+        self.found, self.task, self.fixed = found, description.task, bool(size)
         self.short_side, self.long_side = description.short_sides[-1], description.long_side
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         x = image.permute(0, 3, 1, 2).float() / 255  # (1, 3, H, W)
+        if self.fixed:
+            return self.network(x)
         if self.task == "segment":
             # to a larger size antialiasing changes nothing
             small = F.interpolate(x, self._size(x), mode="bilinear", antialias=True)  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -234,14 +234,28 @@ def to_executorch(network: nn.Module, input_size: Sequence[int]) -> bytes:
         ImportError: executorch is missing.
         UnsupportedNetworkError: the network cannot be exported.
     """
+    return _executorch(lambda: to_program(network, input_size))
+
+
+def whole_to_executorch(module: nn.Module, example: torch.Tensor) -> bytes:
+    """As `to_executorch`, of a segmenter for pictures of one size, see `vankit.deploy.whole.Whole`.
+
+    Args:
+        module: in eval mode, a picture (1, H, W, 3) → logits, which alone are in a tuple.
+        example: a picture of that size.
+    """
+    return _executorch(lambda: torch.export.export(module, (example,)))
+
+
+def _executorch(program_of: Callable[[], torch.export.ExportedProgram]) -> bytes:
     try:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
         from executorch.exir.passes.constant_prop_pass import constant_prop_pass
     except ImportError:
         raise MissingPackageError("ExecuTorch needs its package: pip install 'vankit[executorch]'") from None
-    program = to_program(network, input_size)
     with _exporting("ExecuTorch"):
+        program = program_of()
         for tensor in program.state_dict.values():
             tensor.requires_grad_(False)  # what is computed from it could not be copied
         program = constant_prop_pass(program)  # XNNPACK does not take a slice of a kernel for weights
@@ -259,6 +273,11 @@ class _Named(nn.Module):
         return {"logits": self.network(images)}
 
 
+class _NamedSegmenter(_Named):
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.network(image)[0]}
+
+
 def to_litert(network: nn.Module, input_size: Sequence[int]) -> bytes:
     """Fold a network and convert it to the bytes of a LiteRT file; input `images` (1, C, H, W), output `logits`.
 
@@ -266,14 +285,22 @@ def to_litert(network: nn.Module, input_size: Sequence[int]) -> bytes:
         ImportError: litert-torch is missing.
         UnsupportedNetworkError: the network cannot be exported.
     """
+    return _litert(_Named(fold(network).float().cpu()), {"images": torch.zeros(1, *input_size)})
+
+
+def whole_to_litert(module: nn.Module, example: torch.Tensor) -> bytes:
+    """As `whole_to_executorch`, as the bytes of a LiteRT file; input `image`, output `logits`."""
+    return _litert(_NamedSegmenter(module), {"image": example})
+
+
+def _litert(named: nn.Module, inputs: dict[str, torch.Tensor]) -> bytes:
     try:
         import litert_torch.progress
     except ImportError:
         raise MissingPackageError("LiteRT needs its converter: pip install 'vankit[litert]'") from None
     litert_torch.progress.console.quiet = True
-    named = _Named(fold(network).float().cpu()).eval()
     with _exporting("LiteRT"):
-        return litert_torch.convert(named, sample_kwargs={"images": torch.zeros(1, *input_size)}).model_content()
+        return litert_torch.convert(named.eval(), sample_kwargs=inputs).model_content()
 
 
 @contextmanager
@@ -283,5 +310,7 @@ def _exporting(to: str) -> Iterator[None]:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except UnsupportedNetworkError:
+        raise
     except Exception as error:
         raise UnsupportedNetworkError(f"{to} cannot take the network: {error}") from error

@@ -10,15 +10,16 @@ from vankit.engines.base import Array, Engine, cores
 from vankit.errors import MissingPackageError, UserError
 from vankit.files import reading
 
-_FLOAT = 6  # https://github.com/pytorch/pytorch/blob/main/torch/headeronly/core/ScalarType.h
+_TYPES = {"uint8": 0, "float32": 6}  # https://github.com/pytorch/pytorch/blob/main/torch/headeronly/core/ScalarType.h
 
 
 class ExecuTorchEngine(Engine):
     """ExecuTorch on the CPU, with XNNPACK's threads on all cores.
 
     Args:
-        path: a model.pte for static (1, C, H, W).
+        path: a model.pte for static (1, C, H, W), or (1, H, W, 3) of a segmenter.
         precision: float32.
+        takes: type of the input's numbers, float32 or uint8.
 
     Raises:
         ImportError: executorch is missing.
@@ -27,7 +28,7 @@ class ExecuTorchEngine(Engine):
 
     name = "executorch"
 
-    def __init__(self, path: Path, precision: str = "float32") -> None:
+    def __init__(self, path: Path, precision: str = "float32", takes: str = "float32") -> None:
         try:
             from executorch.runtime import Runtime
         except ImportError:
@@ -36,7 +37,7 @@ class ExecuTorchEngine(Engine):
             raise UserError(
                 f"precision is {precision}, but ExecuTorch runs what vankit exports in float32: leave it out"
             )
-        self.precision, self.workers = precision, cores()
+        self.precision, self.workers, self._takes = precision, cores(), _TYPES[takes]
         with reading(path, Exception):
             self._program = Runtime.get().load_program(path.read_bytes())
             self._method = self._program.load_method("forward")
@@ -49,11 +50,14 @@ class ExecuTorchEngine(Engine):
             [told.input_tensor_meta(i) for i in range(told.num_inputs())],
             [told.output_tensor_meta(i) for i in range(told.num_outputs())],
         )
-        inputs, outputs = ([list(e.sizes()) if e.dtype() == _FLOAT else [] for e in each] for each in ends)
+        inputs, outputs = (
+            [list(end.sizes()) if end.dtype() == kind else [] for end in each]
+            for each, kind in zip(ends, (self._takes, _TYPES["float32"]), strict=True)
+        )
         return inputs, outputs
 
     def ends(self) -> tuple[list[list[int]], list[list[int]]]:
-        """Shapes of the inputs and of the outputs; a tensor that is not of float32 has none."""
+        """Shapes of the inputs and of the outputs; a tensor of another type has none."""
         return self._ends
 
     def __call__(self, x: Array) -> Array:

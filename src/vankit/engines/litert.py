@@ -17,8 +17,9 @@ class LiteRtEngine(Engine):
     """LiteRT on the CPU; its package does not need PyTorch.
 
     Args:
-        path: a model.tflite for static (1, C, H, W).
+        path: a model.tflite for static (1, C, H, W), or (1, H, W, 3) of a segmenter.
         precision: float32.
+        takes: type of the input's numbers, float32 or uint8.
 
     Raises:
         ImportError: ai-edge-litert is missing.
@@ -27,23 +28,26 @@ class LiteRtEngine(Engine):
 
     name = "litert"
 
-    def __init__(self, path: Path, precision: str = "float32") -> None:
+    def __init__(self, path: Path, precision: str = "float32", takes: str = "float32") -> None:
         try:
             import ai_edge_litert.interpreter as runtime
         except ImportError:
             raise MissingPackageError(f"{path} needs LiteRT: pip install ai-edge-litert") from None
         if precision != "float32":
             raise UserError(f"precision is {precision}, but LiteRT runs what vankit exports in float32: leave it out")
-        self.precision, self.workers = precision, cores()
+        self.precision, self.workers, self._takes = precision, cores(), takes
         self._runtime, self._content = runtime, path.read_bytes()
         self._lock, self._latency = threading.Lock(), cache(lambda: self._interpreter(self.workers))
         with reading(path, Exception):
             self._latency()
 
     def ends(self) -> tuple[list[list[int]], list[list[int]]]:
-        """Shapes of the inputs and of the outputs; a number that is not a float32 has none."""
+        """Shapes of the inputs and of the outputs; a tensor of another type has none."""
         details = self._latency().get_input_details(), self._latency().get_output_details()
-        inputs, outputs = ([e["shape"].tolist() if e["dtype"] is np.float32 else [] for e in ends] for ends in details)
+        inputs, outputs = (
+            [end["shape"].tolist() if end["dtype"] == np.dtype(kind) else [] for end in each]
+            for each, kind in zip(details, (self._takes, "float32"), strict=True)
+        )
         return inputs, outputs
 
     def __call__(self, x: Array) -> Array:

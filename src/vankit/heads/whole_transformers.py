@@ -86,8 +86,10 @@ class WholeSegmenter(nn.Module):
     def forward(self, image: Tensor, size: Sequence[Any] | None = None) -> tuple[Tensor]:
         """With `size`, height and width, the logits of the image's size are brought to that one."""
         logits = self.head.logits(normalise(image))
-        sides = zip(logits.shape[2:], image.shape[2:], image.shape[2:] if size is None else size, strict=True)
-        rows, columns = (bilinear(own, made, antialias=True) @ bilinear(given, own) for given, own, made in sides)
+        rows, columns = (bilinear(*sides) for sides in zip(logits.shape[2:], image.shape[2:], strict=True))
+        if size is not None:
+            again = (bilinear(*sides, antialias=True) for sides in zip(image.shape[2:], size, strict=True))
+            rows, columns = (second @ first for first, second in zip((rows, columns), again, strict=True))
         return (rows @ (logits @ columns.T),)
 
 

@@ -157,7 +157,8 @@ def _bench_folder(folder: str, seconds: float) -> list[Timing]:
     else:
         ways = list(dict.fromkeys([(engine.name, engine.precision), *(way for way in _ENGINES if way[0] in names)]))
     make = partial(finding, exported) if exported.dense else exported.engine
-    size = f", {images.shape[2]} × {images.shape[1]} px" if exported.dense else ""
+    height, width = exported.size or images.shape[1:3]
+    size = f", {width} × {height} px" if exported.dense else ""
     contenders = [
         Contender(folder, f"{name} {precision}{size}", partial(make, name, precision), precision == "float32")
         for name, precision in ways
