@@ -51,8 +51,8 @@ def command(
         half: store weights in 16 bits, which halves the file; it still computes in float32. For openvino and onnx.
         opset: of onnx, the version of its operators, 18 to 25, or 20 for detectors and segmenters. Default:
             torch.onnx's, or 18.
-        size: height and width of the pictures of a segmenter in executorch or litert, which take one size; best in the
-            proportion that they have, and multiples of 32. Default: a square of the network's short side.
+        size: height and width of the pictures, multiples of 32, for a segmenter in executorch or litert, which takes
+            one size. Best with the proportions of your pictures. Default: a square of the network's short side.
         max_pixels: an image of --calibrate or --check with more pixels than this is not decoded.
     """
     if max_drop is not None and not int8:

@@ -108,8 +108,8 @@ def export(
         half: store weights in 16 bits, which halves the file; it still computes in float32. For openvino and onnx.
         opset: of onnx, the version of its operators: one of `vankit.engines.convert.OPSETS`, or for detectors and
             segmenters `WHOLE_OPSETS`.
-        size: height and width of the pictures for litert or executorch, of a segmenter (semantic_fpn or upernet); best
-            in the proportion that they have, and multiples of 32. A square of the network's short side if left out.
+        size: height and width of the pictures, multiples of 32, for a segmenter (semantic_fpn or upernet) in litert or
+            executorch; best with the proportions of your pictures. A square of the network's short side if left out.
         max_drop: what int8 may lose of top-1, or of mAP of a multi-label network, AP, mIoU or PQ, 0 to 1.
         max_pixels: of the largest picture of `calibrate` or `check` that is decoded.
 
