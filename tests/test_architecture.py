@@ -14,14 +14,14 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS = (
     {"cli", "timm"},
-    {"explanation", "inspection", "study", "validation"},
+    {"explanation", "inspection", "serving", "study", "validation"},
     {"prediction"},
     {"deploy", "training"},
     {"reports"},
     {"engines", "heads"},
     {"models"},
     {"data", "ops", "tasks"},
-    {"locks", "pages"},
+    {"locks", "pages", "web"},
     {"files", "schema"},
     {"errors"},
 )

@@ -24,6 +24,7 @@ from .prediction.labels import Prediction as Prediction
 from .prediction.labels import Predictor as Predictor
 from .prediction.labels import inference_model as inference_model
 from .prediction.scenes import DensePredictor as DensePredictor
+from .serving import serve as serve
 from .study.complexity import complexity as complexity
 from .study.timing import bench as bench
 from .tasks.multilabel import MultiLabelReport as MultiLabelReport

@@ -23,7 +23,8 @@ app = App(
     default_parameter=PARAMETERS,
 )
 for _name in (
-    "bench", "convert", "demo", "explain", "export", "inspect", "models", "predict", "study", "train", "validate"
+    "bench", "convert", "demo", "explain", "export", "inspect", "models", "predict", "serve", "study", "train",
+    "validate",
 ):  # fmt: skip
     app.command(import_module(f"vankit.cli.{_name}").command, name=_name)
 reflow_commands(app)

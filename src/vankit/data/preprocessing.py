@@ -89,6 +89,15 @@ class Preprocessing:
         ratio = min(height / target_height, width / target_width)
         return round(width / ratio), round(height / ratio)
 
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """(x, y, width, height) of what a network sees of a picture of this size, in the picture's pixels; it reaches
+        beyond the picture where the crop is padded."""
+        resized = self.resized(width, height)
+        _, crop_height, crop_width = self.input_size
+        across, down = width / resized[0], height / resized[1]  # of a resized pixel
+        left, top = _offset(resized[0], crop_width), _offset(resized[1], crop_height)
+        return left * across, top * down, crop_width * across, crop_height * down
+
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Prepare one picture.
 

@@ -1,6 +1,5 @@
 """A classifier, detector or segmenter to be explained: what it is called, and how a user names its classes."""
 
-import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vankit.errors import UserError
-from vankit.prediction.labels import Predictor
+from vankit.prediction.labels import Predictor, class_number
 
 
 class Evidence(NamedTuple):
@@ -90,27 +89,8 @@ class Subject:
         return np.asarray((x.transpose(1, 2, 0) * self.std + self.mean).clip(0, 1), np.float32)
 
     def class_number(self, target: str | int) -> int:
-        """The index of a class, by its name, one of several names that commas separate, or its index.
-
-        Raises:
-            ValueError: there is no such class, or there are several.
-        """
-        wanted = str(target).strip().casefold()
-        names = [name.casefold() for name in self.classes]
-        exact = [i for i, name in enumerate(names) if name == wanted]
-        found = exact or [i for i, name in enumerate(names) if wanted in [part.strip() for part in name.split(",")]]
-        if not found and wanted.isdecimal() and int(wanted) < len(names):
-            found = [int(wanted)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            several = ", ".join(f"{i} {self.classes[i]}" for i in found)
-            raise UserError(f"target {target!r} stands for {several}: pass the number")
-        near = difflib.get_close_matches(wanted, names, 3, 0.5) or names[:5]
-        raise UserError(
-            f"{self.name} knows no class {target!r} (--target): expected one of its {len(names)} classes, such as "
-            f"{', '.join(self.classes[names.index(name)] for name in near)}, or 0 to {len(names) - 1}"
-        )
+        """The index of a class, see `vankit.prediction.labels.class_number`."""
+        return class_number(target, self.classes, self.name)
 
 
 class ClassMaps(Subject):

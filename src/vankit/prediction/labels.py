@@ -1,5 +1,6 @@
 """Prediction: images in, labels out. PyTorch is loaded with a network of its own, not for an exported folder."""
 
+import difflib
 import logging
 import threading
 from collections import deque
@@ -304,21 +305,29 @@ class Predictor:
         for name, x, error in prepared:
             yield Prediction(name, error=error) if x is None else self._prediction(name, next(logits))
 
-    def _prediction(self, name: str, logits: NDArray[np.float32]) -> Prediction:
-        """
+    def labels(self, logits: NDArray[np.float32], top_k: int | None = None) -> tuple[Label, ...]:
+        """The labels of an image, best first; of a multi-label network those that reach their thresholds.
+
         Args:
             logits: (num_classes,).
+            top_k: how many at most; None takes the predictor's.
+
+        Raises:
+            ValueError: a logit is not finite.
         """
-        try:
-            check_output(logits)
-        except UserError as error:  # the other pictures go on
-            return Prediction(name, error=str(error))
+        check_output(logits)
         scores = self.scores(logits[None])[0]
         best = np.argsort(-scores, kind="stable")
         if self.description.multi_label:
             best = best[scores[best] >= np.array(self.description.thresholds)[best]]
-        best = best[: self.top_k]
-        return Prediction(name, tuple(Label(self.classes[i], int(i), float(scores[i])) for i in best))
+        best = best[: top_k or self.top_k]
+        return tuple(Label(self.classes[i], int(i), float(scores[i])) for i in best)
+
+    def _prediction(self, name: str, logits: NDArray[np.float32]) -> Prediction:
+        try:
+            return Prediction(name, self.labels(logits))
+        except UserError as error:  # the other pictures go on
+            return Prediction(name, error=str(error))
 
     def _prepare(self, image: ImageLike) -> tuple[str, NDArray[np.float32] | None, str | None]:
         """Name, network input, error."""
@@ -327,6 +336,35 @@ class Predictor:
             return name, self.preprocess(image), None
         except Exception as error:  # the other pictures go on
             return name, None, reason_of(error, name)
+
+
+def class_number(target: str | int, classes: Sequence[str], network: str) -> int:
+    """The index of a class, by its name, one of several names that commas separate, or its index.
+
+    Args:
+        target: what a user calls it.
+        classes: names by index.
+        network: whose classes they are, for messages.
+
+    Raises:
+        ValueError: there is no such class, or there are several.
+    """
+    wanted = str(target).strip().casefold()
+    names = [name.casefold() for name in classes]
+    exact = [i for i, name in enumerate(names) if name == wanted]
+    found = exact or [i for i, name in enumerate(names) if wanted in [part.strip() for part in name.split(",")]]
+    if not found and wanted.isdecimal() and int(wanted) < len(names):
+        found = [int(wanted)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{i} {classes[i]}" for i in found)
+        raise UserError(f"target {target!r} stands for {several}: pass the number")
+    near = difflib.get_close_matches(wanted, names, 3, 0.5) or names[:5]
+    raise UserError(
+        f"{network} knows no class {target!r} (--target): expected one of its {len(names)} classes, such as "
+        f"{', '.join(classes[names.index(name)] for name in near)}, or 0 to {len(names) - 1}"
+    )
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[Any]:

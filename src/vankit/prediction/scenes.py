@@ -162,9 +162,10 @@ class DensePredictor:
         Raises:
             FileNotFoundError, ValueError: the image cannot be used, or the network's output is not finite.
         """
-        return self._found(source_name(image), to_image(image, self.max_pixels))
+        return self.find(source_name(image), to_image(image, self.max_pixels))
 
-    def _found(self, source: str, rgb: Image.Image) -> Result:
+    def find(self, source: str, rgb: Image.Image) -> Result:
+        """What is in a picture that is decoded, see `vankit.data.images.to_image`; `source` is its name."""
         find: Callable[[Image.Image], Any] = partial(self._seen, source)
         return find(rgb) if self.tile is None else find_in_tiles(rgb, find, self.tile, self.overlap)
 
@@ -182,7 +183,7 @@ class DensePredictor:
             source = source_name(image)
             try:
                 rgb = to_image(image, self.max_pixels)
-                found = self._found(source, rgb)
+                found = self.find(source, rgb)
             except Exception as error:  # the other pictures go on
                 yield Failure(source, reason_of(error, source)), None
                 continue

@@ -1,0 +1,95 @@
+"""A network as an HTTP service: for browsers, for programs, and for clients of the Open Inference Protocol."""
+
+import logging
+import sys
+from collections.abc import Callable, Collection, Iterable
+
+from vankit.data.images import MAX_PIXELS
+from vankit.errors import MissingPackageError, UserError
+
+
+def serve(
+    models: str | Iterable[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    workers: int | None = None,
+    queue: int = 64,
+    max_body: int = 20_000_000,
+    timeout: float = 30.0,
+    grace: float = 10.0,
+    allow_origins: Collection[str] = (),
+    engine: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    max_pixels: int = MAX_PIXELS,
+    ready: Callable[[str, list[str]], None] | None = None,
+) -> None:
+    """Serve networks over HTTP until SIGTERM or Ctrl-C: see docs/serving.md. Exported folders are run without PyTorch.
+
+    Args:
+        models: each a model's name, a checkpoint or an exported folder, or NAME=MODEL with the name that clients use.
+        host: address to listen at; 0.0.0.0 is for all who can reach this machine.
+        port: 0 takes a free one.
+        token: that clients have to send as `Authorization: Bearer TOKEN`; None is no token. The page itself, its
+            manual and /v2/health need none.
+        workers: pictures that are worked on at the same time; None is one per core.
+        queue: pictures that may wait beyond these; more are refused with 429.
+        max_body: bytes of a request, beyond which it is refused with 413.
+        timeout: seconds in which a request has to arrive (else 408) and to be answered (else 503).
+        grace: seconds to finish at the end what was begun.
+        allow_origins: addresses of other pages, such as https://example.org, whose scripts may ask; * is any.
+        engine, precision, device: of all networks, see `vankit.Predictor`.
+        max_pixels: of the largest picture that is decoded, and of all that are at the same time.
+        ready: is called with the address and the names of the networks once clients are answered.
+
+    Raises:
+        FileNotFoundError, ValueError, vankit.DownloadError: a network cannot be opened, an option is out of range, or
+            the address is taken.
+        ImportError: the packages of the extra serve are missing.
+    """
+    _check(workers=workers, queue=queue, max_body=max_body, timeout=timeout, grace=grace, token=token, port=port)
+    try:
+        from vankit.serving import server
+        from vankit.serving.app import Limits, application
+        from vankit.serving.models import named_sources
+    except ImportError as error:
+        raise MissingPackageError(f'serving needs {error.name}: pip install "vankit[serve]"') from None
+    names = list(named_sources([models] if isinstance(models, str) else (models := list(models))))
+    found = server.listen(host, port)  # before networks are opened, which may take long
+    where = server.address(found)
+    app = application(
+        [models] if isinstance(models, str) else models, token=token, workers=workers,
+        limits=Limits(queue, max_body, timeout), allow_origins=allow_origins, engine=engine, precision=precision,
+        device=device, max_pixels=max_pixels,
+    )  # fmt: skip
+    _log_access()
+    server.run(app, found, timeout, grace, lambda: None if ready is None else ready(where, names))
+
+
+def _check(**options: float | str | None) -> None:
+    """
+    Raises:
+        ValueError: an option is out of range.
+    """
+    lowest = {"workers": 1, "queue": 0, "max_body": 1, "port": 0, "timeout": 0.1, "grace": 0}
+    for name, low in lowest.items():
+        value = options[name]
+        if value is not None and (not isinstance(value, int | float) or not low <= value < float("inf")):
+            raise UserError(f"{name} is {value!r}, expected {low} or more")
+    if not isinstance(options["port"], int) or options["port"] > 65535:
+        raise UserError(f"port is {options['port']!r}, expected 0 to 65535")
+    token = options["token"]
+    if token is not None and (not isinstance(token, str) or not token.isascii() or not token.isprintable()
+                              or " " in token or not token):  # fmt: skip
+        raise UserError("token has other characters than a header can hold: expected ASCII without spaces")
+
+
+def _log_access() -> None:
+    """A line of JSON per request, to the error stream."""
+    log = logging.getLogger("vankit.access")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler(sys.stderr))
+        log.propagate = False
+    log.setLevel(logging.INFO)
