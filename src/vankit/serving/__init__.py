@@ -1,6 +1,7 @@
 """A network as an HTTP service: for browsers, for programs, and for clients of the Open Inference Protocol."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable
 
@@ -56,16 +57,16 @@ def serve(
         from vankit.serving.models import named_sources
     except ImportError as error:
         raise MissingPackageError(f'serving needs {error.name}: pip install "vankit[serve]"') from None
-    names = list(named_sources([models] if isinstance(models, str) else (models := list(models))))
-    found = server.listen(host, port)  # before networks are opened, which may take long
-    where = server.address(found)
-    app = application(
-        [models] if isinstance(models, str) else models, token=token, workers=workers,
-        limits=Limits(queue, max_body, timeout), allow_origins=allow_origins, engine=engine, precision=precision,
-        device=device, max_pixels=max_pixels,
-    )  # fmt: skip
-    _log_access()
-    server.run(app, found, timeout, grace, lambda: None if ready is None else ready(where, names))
+    given = [models] if isinstance(models, str) else list(models)
+    names = list(named_sources(given))
+    with server.listen(host, port) as found:  # before networks are opened, which may take long
+        where = server.address(found)
+        app = application(
+            given, token=token, workers=workers, limits=Limits(queue, max_body, timeout), allow_origins=allow_origins,
+            engine=engine, precision=precision, device=device, max_pixels=max_pixels,
+        )  # fmt: skip
+        _log_access()
+        server.run(app, found, timeout, grace, lambda: None if ready is None else ready(where, names))
 
 
 def _check(**options: float | str | None) -> None:
@@ -81,8 +82,7 @@ def _check(**options: float | str | None) -> None:
     if not isinstance(options["port"], int) or options["port"] > 65535:
         raise UserError(f"port is {options['port']!r}, expected 0 to 65535")
     token = options["token"]
-    if token is not None and (not isinstance(token, str) or not token.isascii() or not token.isprintable()
-                              or " " in token or not token):  # fmt: skip
+    if token is not None and not re.fullmatch("[!-~]+", str(token)):
         raise UserError("token has other characters than a header can hold: expected ASCII without spaces")
 
 

@@ -132,7 +132,8 @@ def _of_json(tensor: _Input) -> Any:
         files = [_of_base64(value, tensor.name) for value in tensor.data]
         return _counted(files, len(files), tensor)
     try:
-        values = np.array(tensor.data, _type(tensor))
+        with np.errstate(over="ignore"):  # infinity is refused later on
+            values = np.array(tensor.data, _type(tensor))
     except (ValueError, TypeError, OverflowError) as error:
         raise BadRequestError(f"{tensor.name} is not of type {tensor.datatype}: {str(error)[:100]}") from None
     return _counted(values, values.size, tensor)
