@@ -9,9 +9,10 @@ import inspect
 import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # scripts by test_timm.py
 INT8 = ("vankit export van_b0.cifar10 --int8", "vankit export --checkpoint runs/detect/best.safetensors --int8")
 ELSEWHERE = ("pip install", "torchrun", "python -m vankit.timm", *INT8, "vankit bench")
+EVERYBODY = "--host 0.0.0.0"  # whom tests do not serve
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -52,7 +54,7 @@ def commands(line: str) -> list[list[str]]:
         words = shlex.split(part, comments=True)
         if words[0] in ("python", "torchrun"):
             words = words[words.index("-m") + 1 :]
-        if words[0] == "vankit.timm":
+        if words[0] in ("vankit.timm", "curl", "openssl"):
             continue
         if words[0] == "vankit":
             found.append(words[1:])
@@ -199,13 +201,60 @@ def write_streets(root: Path) -> None:
     (root / "classes.txt").write_text("\n".join(scenes.classes))
 
 
-def run_line(line: str) -> None:
-    if line.startswith(ELSEWHERE):
+class Services:
+    """What a page serves, one at a time, at another port than the page's, which may be taken."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = str(free.getsockname()[1])
+
+    def start(self, words: list[str]) -> None:
+        self.end()
+        command = [sys.executable, "-m", "vankit", *words, "--port", self.port]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline().startswith("serving ")
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.communicate(timeout=30)
+            assert self.process.returncode == 0
+            self.process = None
+
+
+@pytest.fixture
+def services() -> Iterator[Services]:
+    found = Services()
+    yield found
+    found.end()
+
+
+def ask(line: str) -> None:
+    """Of curl, which says with its status whether the answer was a good one."""
+    run = subprocess.run(f"{line} --fail-with-body --silent", shell=True, capture_output=True, text=True)
+    assert run.returncode == 0, f"{line}: {run.stdout}{run.stderr}"
+    assert json.loads(run.stdout)
+
+
+def run_line(line: str, services: Services) -> None:
+    if line.startswith(ELSEWHERE) or EVERYBODY in line:
+        return
+    if line.startswith("curl"):
+        ask(line)
+        return
+    if line.startswith("openssl"):
+        subprocess.run(line, shell=True, check=True)
         return
     words = shlex.split(line, comments=True)
     if "bf16" in words and "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return
     assert words[0] == "vankit", line
+    if words[1] == "serve":
+        services.start(words[1:])
+        return
     if "runs/coco/exported" in words and words[1] != "export":
         run_without_torch(words[1:])
         return
@@ -225,14 +274,15 @@ def run_without_torch(words: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_page(page: Path, folder: Path, small_shapes: None) -> None:
+def test_page(page: Path, folder: Path, small_shapes: None, services: Services) -> None:
     scope: dict[str, object] = {"__name__": "__main__"}
     for language, text in blocks(page):
+        text = text.replace("127.0.0.1:8000", f"127.0.0.1:{services.port}")
         if language == "python":
             exec(compile(text, f"{page.name} (python)", "exec"), scope)
         else:
             for line in bash_lines(text):
-                run_line(line)
+                run_line(line, services)
 
 
 def test_no_place_is_left_to_fill_in() -> None:

@@ -11,7 +11,7 @@ NAMES = """
 VAN Checkpoint ClassificationReport DenseConfig DensePredictor DenseReport Detections DownloadError Explanation
 Failure ImageError Inspection Label LargeKernelAttention MultiLabelReport PanopticMap Prediction Predictor SemanticMap
 TrainConfig UserError bench complexity convert demo explain export fold inference_model inspect large_kernel_attention
-load_checkpoint predict read_checkpoint recipe save_checkpoint train validate
+load_checkpoint predict read_checkpoint recipe save_checkpoint serve train validate
 """
 
 

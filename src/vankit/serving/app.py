@@ -20,7 +20,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from vankit import web
 from vankit.data.images import MAX_PIXELS
 from vankit.engines.base import cores
 from vankit.errors import UserError, out_of_memory
@@ -33,6 +32,7 @@ from vankit.serving.metrics import CONTENT_TYPE, Metrics
 from vankit.serving.models import LOWEST_SCORE, Ask, Models, Served, Settings, named_sources
 from vankit.serving.pool import FullError, Job, Pool
 from vankit.serving.query import Query
+from vankit.web import ASSETS, asset
 
 _MOST_TARGETS = 20
 
@@ -80,10 +80,10 @@ class Service:
 
     async def page_file(self, request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
-        if name not in web.ASSETS and name != "backend.js":
+        if name not in ASSETS and name != "backend.js":
             raise HTTPException(HTTPStatus.NOT_FOUND)
         found = "server.js" if name == "backend.js" else name
-        return Response(web.asset(found), media_type=web.ASSETS[found], headers={"cache-control": "no-cache"})
+        return Response(asset(found), media_type=ASSETS[found], headers={"cache-control": "no-cache"})
 
     # pictures
 
@@ -360,4 +360,4 @@ def application(
         lifespan=lifespan,
     )  # fmt: skip
     names = frozenset(service.models.sources)
-    return Guard(routes, token, service.metrics, names, _OPEN | {f"/{name}" for name in web.ASSETS})
+    return Guard(routes, token, service.metrics, names, _OPEN | {f"/{name}" for name in ASSETS})

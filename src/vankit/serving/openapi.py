@@ -1,6 +1,6 @@
 """What the service can be asked for, as an OpenAPI document and as a page made of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.metadata import version
 from typing import Any
@@ -254,7 +254,7 @@ def document(largest: int) -> Json:
 
 
 def page(found: Json) -> str:
-    """The document as a page of HTML, in the style of the service's own.
+    """The document as a page of HTML.
 
     Args:
         found: see `document`.
@@ -262,33 +262,36 @@ def page(found: Json) -> str:
     paths = "\n".join(
         _section(path, method, about) for path, methods in found["paths"].items() for method, about in methods.items()
     )
-    info = found["info"]
+    info, refusals = found["info"], _table(list(_REFUSALS.items()))
     return f"""<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(info["title"])}: what it can be asked for</title><link rel="stylesheet" href="./style.css"></head>
-<body class="manual"><main>
+<title>{escape(info["title"])}: what it can be asked for</title>
+<link rel="icon" type="image/svg+xml" href="./icon.svg"><link rel="stylesheet" href="./manual.css"></head>
+<body>
 <h1>What {escape(info["title"])} {escape(info["version"])} can be asked for</h1>
-<p>{_marked(info["description"])} The same for programs: <a href="./openapi.json">openapi.json</a>.</p>
+<p>{_marked(info["description"])} The same for programs: <a href="./openapi.json">openapi.json</a>; the page for
+photographs: <a href="./">here</a>.</p>
 {paths}
-</main></body></html>
+<section><h2>What is refused</h2>
+{refusals}</section>
+</body></html>
 """
 
 
 def _section(path: str, method: str, about: Json) -> str:
-    rows = [
-        (parameter["name"], parameter["in"], parameter.get("description", ""))
-        for parameter in about.get("parameters", ())
-    ]
-    body = about.get("requestBody", {})
-    types = ", ".join(body.get("content", {}))
-    rows += [("body", types, body.get("description", ""))] if body else []
-    rows += [(code, "answer", answer["description"]) for code, answer in about["responses"].items()]
-    cells = "".join(f"<tr>{''.join(f'<td>{_marked(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    rows = [(each["name"], f"in the {each['in']}", each.get("description", "")) for each in about.get("parameters", ())]
+    if body := about.get("requestBody"):
+        rows.append(("body", ", ".join(body["content"]), body.get("description", "")))
     text = f"<p>{_marked(about['description'])}</p>" if "description" in about else ""
     return f"""<section><h2><code>{method.upper()} {escape(path)}</code></h2>
 <p>{_marked(about["summary"])}.</p>{text}
-<table>{cells}</table></section>"""
+{_table(rows)}</section>"""
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    cells = (f"<tr>{''.join(f'<td>{_marked(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table>{''.join(cells)}</table>" if rows else ""
 
 
 def _marked(text: str) -> str:

@@ -11,7 +11,7 @@ from vankit.prediction.request import check_request
 from vankit.serving import _check
 
 _REFUSED = (
-    ("/metrics", "a replica counts for itself alone: see Ray's own metrics, whose names begin with serve_"),
+    ("/metrics", "a replica counts for itself alone: see Ray's own metrics, whose names begin with ray_serve_"),
     ("/v2/repository/models/[^/]+/load", "it would reach one replica of several: deploy the application again"),
 )
 
@@ -54,8 +54,8 @@ def application(
         A `ray.serve.Application` with one deployment, which is called vankit.
 
     Raises:
-        ValueError: an option is out of range. Networks that cannot be opened are found by the replicas, of which
-            `ray.serve.run` tells.
+        ValueError: an option is out of range. What is wrong with the networks is found by the replicas: then
+            `ray.serve.run` fails, and `ray.serve.status()` has the reason.
         ImportError: the packages of the extra ray-serve are missing.
     """
     _check(workers=workers, queue=queue, max_body=max_body, timeout=timeout, grace=grace, token=token, port=0)
@@ -137,5 +137,17 @@ class Replica:
 
 
 def build(arguments: Mapping[str, Any]) -> Any:
-    """`application` for Ray Serve's configuration files: `import_path: vankit.serving.ray:build`, with its `args`."""
+    """`application` for a configuration file of Ray Serve: `import_path: vankit.serving.ray:build`, and `args`.
+
+    Args:
+        arguments: of `application`, but for the token.
+
+    Raises:
+        ValueError, ImportError: see there.
+    """
+    if "token" in arguments:
+        raise UserError(
+            "Ray logs the args of a configuration file, so a token cannot be one of them: call "
+            "vankit.serving.ray.application in a module of your own"
+        )
     return application(**arguments)
