@@ -45,8 +45,8 @@ def test_options_arrive_and_the_outcome_is_told(
     assert run("export", "van_b1", "--output", tmp_path / "exported", *words) == 0
     assert asked == {
         "model": "van_b1", "checkpoint": None, "format": "onnx", "int8": True, "calibrate": "flowers",
-        "check": None, "max_drop": 0.02, "dynamic": True, "half": True, "opset": 19, "size": None, "weights": None,
-        "max_pixels": 9,
+        "check": None, "max_drop": 0.02, "dynamic": True, "half": True, "opset": 19, "size": None, "runtime": None,
+        "weights": None, "max_pixels": 9,
     }  # fmt: skip
     assert capsys.readouterr().out.splitlines() == [
         "int8 onnx, in float32 logits within 3e-05 of PyTorch's",

@@ -489,7 +489,7 @@ def test_other_peoples_files_are_left_alone(network: nn.Module, exports: Factory
             "`int8` is for format openvino or onnx, not litert",
         ),
         ({"format": "executorch", "dynamic": True}, "`dynamic` is for format openvino or onnx or pt2, not executorch"),
-        ({"format": "litert", "half": True}, "`half` is for format openvino or onnx, not litert: leave it out"),
+        ({"format": "litert", "half": True}, "`half` is for format openvino or onnx or web, not litert: leave it out"),
         ({"opset": 18}, "`opset` is for format onnx, not openvino"),
         ({"format": "onnx", "opset": 17}, "opset is 17: expected 18 to 25"),
         ({"int8": True, "calibrate": "photos", "half": True}, "`int8` stores weights in 8 bits: leave out `half`"),

@@ -135,10 +135,11 @@ def test_addresses() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"workers": 0}, "workers is 0, expected 1 or more"),
-        ({"queue": -1}, "queue is -1, expected 0 or more"),
-        ({"max_body": 0}, "max_body is 0, expected 1 or more"),
-        ({"timeout": 0}, "timeout is 0, expected 0.1 or more"),
+        ({"workers": 0}, "workers is 0, expected a whole number, 1 or more"),
+        ({"workers": 1.5}, "workers is 1.5, expected a whole number"),
+        ({"queue": -1}, "queue is -1, expected a whole number, 0 or more"),
+        ({"max_body": 0}, "max_body is 0, expected a whole number, 1 or more"),
+        ({"timeout": 0}, "timeout is 0, expected 0.1 seconds or more"),
         ({"timeout": float("nan")}, "timeout is nan"),
         ({"grace": -1}, "grace is -1"),
         ({"port": 70000}, "port is 70000, expected 0 to 65535"),

@@ -16,7 +16,7 @@ def command(
     checkpoint: Path | None = None,
     weights: Weights | None = None,
     output: Path | None = None,
-    format: Literal["openvino", "onnx", "pt2", "executorch", "litert"] = "openvino",
+    format: Literal["openvino", "onnx", "pt2", "executorch", "litert", "web"] = "openvino",
     int8: bool = False,
     calibrate: str | None = None,
     check: str | None = None,
@@ -25,6 +25,7 @@ def command(
     half: bool = False,
     opset: int | None = None,
     size: tuple[int, int] | None = None,
+    runtime: Path | None = None,
     max_pixels: int = 67_108_864,
 ) -> None:
     """Write a network to a folder, to be run by vankit predict --model FOLDER or by the format's own library.
@@ -38,7 +39,8 @@ def command(
         weights: of a checkpoint: raw, or ema for their moving average. Default: the average where there are both.
         output: folder to write. Default: MODEL-FORMAT.
         format: openvino (model.xml and model.bin) or onnx (model.onnx); of classifiers, semantic_fpn and upernet also
-            executorch (model.pte) or litert (model.tflite), and of classifiers pt2 (model.pt2, for torch.export).
+            executorch (model.pte) or litert (model.tflite), and of classifiers pt2 (model.pt2, for torch.export) or
+            web (a page for any static host, on which the network runs in the visitor's browser).
         int8: quantise to 8 bits; needs --calibrate. For openvino and, of classifiers, onnx.
         calibrate: images to quantise with: labelled data as for vankit validate, or for a classifier a folder or glob
             pattern of photographs.
@@ -48,11 +50,13 @@ def command(
             a detector's AP (of masks, if it has them), a segmenter's mIoU or PQ. Default: 0.01.
         dynamic: let a classifier accept any batch size and image size; 2 to 12 % slower. For openvino, onnx and pt2;
             detectors and segmenters accept any image size in openvino and onnx.
-        half: store weights in 16 bits, which halves the file; it still computes in float32. For openvino and onnx.
+        half: store weights in 16 bits, which halves the file; it still computes in float32. For openvino, onnx and web.
         opset: of onnx, the version of its operators, 18 to 25, or 20 for detectors and segmenters. Default:
             torch.onnx's, or 18.
         size: height and width of the pictures, multiples of 32, for a segmenter in executorch or litert, which takes
             one size. Best with the proportions of your pictures. Default: a square of the network's short side.
+        runtime: of web, a folder with npm's onnxruntime-web, which is copied into the page. Default: the page loads it
+            from cdn.jsdelivr.net.
         max_pixels: an image of --calibrate or --check with more pixels than this is not decoded.
     """
     if max_drop is not None and not int8:
@@ -73,6 +77,7 @@ def command(
         half=half,
         opset=opset,
         size=size,
+        runtime=runtime,
         weights=weights,
         max_pixels=max_pixels,
     )
@@ -86,4 +91,5 @@ def command(
         figures = f"int8 {measure} {report['score']:.2%}, float32 {measure} {report['float32']:.2%}"
         say(f"{figures}; not quantised: {left_out}")
     folder = os.path.relpath(found.folder)
-    say(f"next: vankit predict photo.jpg --model {folder}")
+    server = f"python -m http.server --bind 127.0.0.1 8000 --directory {folder}, and open http://127.0.0.1:8000"
+    say(f"next: {server if format == 'web' else f'vankit predict photo.jpg --model {folder}'}")

@@ -22,8 +22,9 @@ from vankit.deploy.dense_card import dense_card
 from vankit.deploy.dense_judge import open_labelled
 from vankit.deploy.folder import DESCRIPTION, FILES, LARGEST_SIDE, ON_DEVICES, Exported, Format, read_exported
 from vankit.deploy.model_api import describe
-from vankit.deploy.opening import Network, open_network
+from vankit.deploy.opening import Network, is_path, open_network
 from vankit.deploy.quantize import Trial, open_pictures, quantize
+from vankit.deploy.web import SITE_FILES, find_runtime, write_site
 from vankit.deploy.whole import write_whole
 from vankit.engines.base import CLASS_MAPS, Array, Engine
 from vankit.engines.cache import versions
@@ -56,16 +57,18 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
     "pt2": ("vankit", "torch"),
     "executorch": ("vankit", "torch", "executorch"),
     "litert": ("vankit", "torch", "litert-torch", "ai-edge-litert"),
+    "web": ("vankit", "torch", "onnx", "onnxruntime"),
 }
-_WITH_CLASS_MAPS = ("openvino", "onnx")
+_WITH_CLASS_MAPS = ("openvino", "onnx", "web")
 _ON_DEVICES_TOO = ("semantic_fpn", "upernet")  # heads
 _STEP = 32  # pixels of a side; at others LiteRT resizes feature maps in its own way
 _FORMATS_WITH: dict[str, tuple[Format, ...]] = {
     "int8": ("openvino", "onnx"),
-    "half": ("openvino", "onnx"),
+    "half": ("openvino", "onnx", "web"),
     "opset": ("onnx",),
     "dynamic": ("openvino", "onnx", "pt2"),
     "size": ("executorch", "litert"),
+    "runtime": ("web",),
 }
 
 
@@ -82,6 +85,7 @@ def export(
     half: bool = False,
     opset: int | None = None,
     size: Sequence[int] | None = None,
+    runtime: str | PathLike[str] | None = None,
     pretrained: bool = True,
     classes: Sequence[str] | None = None,
     max_drop: float = 0.01,
@@ -97,7 +101,8 @@ def export(
     Args:
         model, checkpoint, pretrained, classes, weights: see `vankit.Predictor`.
         out: the folder; MODEL-FORMAT if left out. An exported folder of that name is replaced.
-        format: openvino, onnx, litert, or, which need PyTorch, pt2 (torch.export) and executorch.
+        format: openvino, onnx, litert, or, which need PyTorch, pt2 (torch.export) and executorch; or, for
+            classifiers, web, a page that runs the network in the visitor's browser, see `vankit.deploy.web`.
         int8: quantise, see `vankit.deploy.quantize.quantize`; for openvino and, of classifiers, onnx.
         calibrate: pictures for int8, see `vankit.deploy.quantize.open_pictures`, or for detectors and segmenters
             `vankit.deploy.dense_judge.open_labelled`.
@@ -105,11 +110,13 @@ def export(
             PyTorch, besides generated scenes.
         dynamic: accept every batch and every size from 33 pixels up, instead of batches of 1 of the network's size;
             for openvino, onnx and pt2. A detector's or segmenter's model accepts every size in openvino and onnx.
-        half: store weights in 16 bits, which halves the file; it still computes in float32. For openvino and onnx.
+        half: store weights in 16 bits, which halves the file; it still computes in float32. For openvino, onnx and web.
         opset: of onnx, the version of its operators: one of `vankit.engines.convert.OPSETS`, or for detectors and
             segmenters `WHOLE_OPSETS`.
         size: height and width of the pictures, multiples of 32, for a segmenter (semantic_fpn or upernet) in litert or
             executorch; best with the proportions of your pictures. A square of the network's short side if left out.
+        runtime: for web, a folder with npm's onnxruntime-web, which becomes part of the page; else that loads it from
+            cdn.jsdelivr.net.
         max_drop: what int8 may lose of top-1, or of mAP of a multi-label network, AP, mIoU or PQ, 0 to 1.
         max_pixels: of the largest picture of `calibrate` or `check` that is decoded.
 
@@ -124,9 +131,13 @@ def export(
         UnsupportedNetworkError: the format cannot express the network.
         ImportError: a package is missing.
     """
-    _check_format(format, int8=int8, half=half, opset=opset is not None, dynamic=dynamic, size=size is not None)
+    _check_format(
+        format, int8=int8, half=half, opset=opset is not None, dynamic=dynamic, size=size is not None,
+        runtime=runtime is not None,
+    )  # fmt: skip
     _check_options(int8, calibrate, max_drop, half, opset)
-    check_named(out=out, calibrate=calibrate, check=check)
+    check_named(out=out, calibrate=calibrate, check=check, runtime=runtime)
+    in_browser = find_runtime(runtime) if format == "web" else None
     if out is not None:
         _check_target(Path(out).absolute())
     opened = open_network(model, checkpoint, pretrained, classes, weights)
@@ -159,15 +170,16 @@ def export(
         facts = {
             "name": name,
             "command": _command(
-                model,
-                checkpoint=checkpoint,
+                _shown(model, format) if isinstance(model, str | PathLike) and is_path(model) else model,
+                checkpoint=_shown(checkpoint, format),
                 weights=weights,
                 format=format,
                 opset=opset,
                 size=size,
+                runtime=_shown(runtime, format),
                 calibrate=calibrate,
                 check=check,
-                output=out,
+                output=_shown(out, format),
                 max_drop=max_drop if int8 else None,
                 max_pixels=max_pixels if max_pixels != MAX_PIXELS else None,
                 int8=int8,
@@ -183,8 +195,11 @@ def export(
             precision, facts["int8"] = "int8", asdict(quantize(exported, trial, max_drop))
         exported = replace(exported, precision=precision, facts=facts)
         exported.write_description()
-        card = (dense_card if exported.dense else model_card)(exported, target.name)
-        (folder / _CARD).write_text(card, encoding="utf-8")
+        if in_browser is not None:
+            write_site(exported, in_browser)
+        else:
+            card = (dense_card if exported.dense else model_card)(exported, target.name)
+            (folder / _CARD).write_text(card, encoding="utf-8")
     return read_exported(target)
 
 
@@ -248,10 +263,15 @@ def _check_target(target: Path) -> None:
     if not target.exists():
         return
     present = {path.name for path in target.iterdir()}
-    ours = {*DESCRIPTION, _CARD, *(name for names in FILES.values() for name in names)}
+    ours = {*DESCRIPTION, _CARD, *SITE_FILES, *(name for names in FILES.values() for name in names)}
     if present and not {DESCRIPTION[0]} <= present <= ours:
         others = sorted(present - ours) or sorted(present)
         raise UserError(f"{target} holds other files, such as {others[0]}: pass another folder (--output)")
+
+
+def _shown(path: str | PathLike[str] | None, format: str) -> str | PathLike[str] | None:
+    """A path as the folder tells it: a site tells everyone, whom folders of this machine do not concern."""
+    return path if path is None or format != "web" else Path(path).name
 
 
 def _command(model: object, **options: object) -> str:
@@ -291,7 +311,7 @@ def _folder_for(target: Path) -> Iterator[Path]:
 
 def _write_model(exported: Exported, network: nn.Module, half: bool, opset: int | None) -> None:
     size, dynamic = exported.preprocessing.input_size, exported.dynamic
-    if exported.format == "onnx":
+    if exported.format in ("onnx", "web"):
         exported.path.write_bytes(to_onnx(network, size, dynamic, opset, half))
     elif exported.format == "executorch":
         exported.path.write_bytes(to_executorch(network, size))

@@ -22,7 +22,7 @@ from vankit.files import open_file, read_json, read_text, reading, sha256_of, to
 from vankit.models.description import Description
 from vankit.schema import Count, check_fields, made
 
-Format = Literal["openvino", "onnx", "pt2", "executorch", "litert"]
+Format = Literal["openvino", "onnx", "pt2", "executorch", "litert", "web"]
 
 FILES: dict[str, tuple[str, ...]] = {
     "openvino": ("model.xml", "model.bin"),
@@ -30,9 +30,11 @@ FILES: dict[str, tuple[str, ...]] = {
     "pt2": ("model.pt2",),
     "executorch": ("model.pte",),
     "litert": ("model.tflite",),
+    "web": ("model.onnx",),
 }
 _ENGINES = {
     "openvino": "openvino", "onnx": "onnxruntime", "pt2": "torch", "executorch": "executorch", "litert": "litert",
+    "web": "onnxruntime",
 }  # fmt: skip
 DESCRIPTION = ("export.json", "preprocessing.json", "labels.txt")
 _BESIDE = DESCRIPTION[1:]
@@ -56,7 +58,7 @@ class Exported:
 
     Attributes:
         folder: where it is.
-        format: openvino, onnx, pt2, executorch or litert.
+        format: openvino, onnx, pt2, executorch, litert or web.
         precision: in which it computes, float32 or int8.
         dynamic: whether it takes every size (a classifier also every batch), or batches of 1 of the preprocessing's
             size, or of `size`.
@@ -145,7 +147,7 @@ class Exported:
             ImportError: the engine's package is missing.
         """
         own = _ENGINES[self.format]
-        others = ("openvino",) if self.format == "onnx" and not self.dense else ()  # which resizes otherwise
+        others = ("openvino",) if self.format in ("onnx", "web") and not self.dense else ()  # which resizes otherwise
         name = own if engine == "auto" else engine
         if name not in (own, *others):
             instead = own if own in get_args(EngineName) else "auto"

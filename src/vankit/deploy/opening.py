@@ -239,7 +239,8 @@ def is_path(model: str | PathLike[str]) -> bool:
         from vankit.models.van import is_model
 
         return not is_model(model)
-    return path.exists() or str(model).endswith(("/", "\\"))
+    meant = path.is_absolute() or str(model).startswith(("./", "../")) or str(model).endswith(("/", "\\"))
+    return meant or path.exists()
 
 
 def _folder(path: str | PathLike[str], classes: Sequence[str] | None) -> Network:

@@ -1,9 +1,11 @@
 """A network as an HTTP service: for browsers, for programs, and for clients of the Open Inference Protocol."""
 
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable
+from numbers import Integral, Real
 
 from vankit.data.images import MAX_PIXELS
 from vankit.errors import MissingPackageError, UserError
@@ -50,7 +52,7 @@ def serve(
             the address is taken.
         ImportError: the packages of the extra serve are missing.
     """
-    _check(workers=workers, queue=queue, max_body=max_body, timeout=timeout, grace=grace, token=token, port=port)
+    check_limits(workers=workers, queue=queue, max_body=max_body, timeout=timeout, grace=grace, token=token, port=port)
     try:
         from vankit.serving import server
         from vankit.serving.app import Limits, application
@@ -69,19 +71,30 @@ def serve(
         server.run(app, found, timeout, grace, lambda: None if ready is None else ready(where, names))
 
 
-def _check(**options: float | str | None) -> None:
-    """
+def check_limits(
+    *,
+    workers: int | None,
+    queue: int,
+    max_body: int,
+    timeout: float,
+    grace: float,
+    token: str | None,
+    port: int = 0,
+) -> None:
+    """Refuse, before anything is opened, what no service could be given; the options are those of `serve`.
+
     Raises:
-        ValueError: an option is out of range.
+        ValueError: one is out of range.
     """
-    lowest = {"workers": 1, "queue": 0, "max_body": 1, "port": 0, "timeout": 0.1, "grace": 0}
-    for name, low in lowest.items():
-        value = options[name]
-        if value is not None and (not isinstance(value, int | float) or not low <= value < float("inf")):
-            raise UserError(f"{name} is {value!r}, expected {low} or more")
-    if not isinstance(options["port"], int) or options["port"] > 65535:
-        raise UserError(f"port is {options['port']!r}, expected 0 to 65535")
-    token = options["token"]
+    counts = {"workers": (workers, 1), "queue": (queue, 0), "max_body": (max_body, 1), "port": (port, 0)}
+    for name, (count, low) in counts.items():
+        if count is not None and (not isinstance(count, Integral) or count < low):
+            raise UserError(f"{name} is {count!r}, expected a whole number, {low} or more")
+    for name, seconds, least in (("timeout", timeout, 0.1), ("grace", grace, 0.0)):
+        if not isinstance(seconds, Real) or not least <= float(seconds) < math.inf:
+            raise UserError(f"{name} is {seconds!r}, expected {least:g} seconds or more")
+    if port > 65535:
+        raise UserError(f"port is {port}, expected 0 to 65535")
     if token is not None and not re.fullmatch("[!-~]+", str(token)):
         raise UserError("token has other characters than a header can hold: expected ASCII without spaces")
 

@@ -8,7 +8,7 @@ from typing import Any
 from vankit.data.images import MAX_PIXELS
 from vankit.errors import MissingPackageError, UserError
 from vankit.prediction.request import check_request
-from vankit.serving import _check
+from vankit.serving import check_limits
 
 _REFUSED = (
     ("/metrics", "a replica counts for itself alone: see Ray's own metrics, whose names begin with ray_serve_"),
@@ -58,7 +58,7 @@ def application(
             `ray.serve.run` fails, and `ray.serve.status()` has the reason.
         ImportError: the packages of the extra ray-serve are missing.
     """
-    _check(workers=workers, queue=queue, max_body=max_body, timeout=timeout, grace=grace, token=token, port=0)
+    check_limits(workers=workers, queue=queue, max_body=max_body, timeout=timeout, grace=grace, token=token)
     check_request(engine=engine, precision=precision, max_pixels=max_pixels)  # the device is one of another machine
     fewest, most = _bounds(replicas)
     try:

@@ -70,7 +70,7 @@ function aborted(signal) {
 function scoresOf(logits) {
   if (!logits.every(Number.isFinite)) throw new Error("The network's answer to this picture is not finite.");
   if (site.multi_label) return Array.from(logits, (logit) => 1 / (1 + Math.exp(-logit)));
-  const highest = Math.max(...logits);
+  const highest = logits.reduce((best, logit) => Math.max(best, logit));
   const powers = Array.from(logits, (logit) => Math.exp(logit - highest));
   const sum = powers.reduce((total, power) => total + power, 0);
   return powers.map((power) => power / sum);

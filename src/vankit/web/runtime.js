@@ -1,6 +1,6 @@
 // onnxruntime-web, from the site itself or from a public address, and the network in it.
 
-const TOLERANCE = 1e-3; // on logits: far more than rounding, far less than a driver that computes something else
+const TOLERANCE = 1e-3; // of the largest logit: far more than rounding, far less than what a faulty driver computes
 
 /**
  * @param site what site.json says, and perhaps the `device` to take: webgpu or wasm
@@ -21,8 +21,9 @@ export async function open(site) {
 /** Whether there is one to be preferred: a GPU that is imitated in software takes many times as long as WebAssembly. */
 async function hasGpu({ device }) {
   if (device === "wasm") return false;
-  const adapter = await navigator.gpu?.requestAdapter();
-  return Boolean(adapter) && (device === "webgpu" || !adapter.info.isFallbackAdapter);
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  const imitated = adapter?.info?.isFallbackAdapter ?? adapter?.isFallbackAdapter; // where older browsers have it
+  return Boolean(adapter) && (device === "webgpu" || !imitated);
 }
 
 async function networkOn(provider, site, model) {
@@ -61,7 +62,8 @@ async function run({ Tensor }, session, { preprocessing }, input) {
 /** The network, if it gives here what it gave where it was exported; its first run is a slow one anyway. */
 async function checked(site, network) {
   const { logits } = await network(pattern(site.preprocessing.input_size));
-  const far = site.check.some((expected, i) => !(Math.abs(logits[i] - expected) <= TOLERANCE));
+  const allowed = TOLERANCE * site.check.reduce((most, logit) => Math.max(most, Math.abs(logit)), 1);
+  const far = site.check.some((expected, i) => !(Math.abs(logits[i] - expected) <= allowed));
   if (far) throw new Error("The network computes something else here than it should.");
   return network;
 }
