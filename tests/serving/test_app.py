@@ -438,6 +438,23 @@ def test_an_answer_that_takes_too_long(narrow: Client, photograph: bytes) -> Non
     assert narrow.post(PREDICT, photograph).status == 200
 
 
+def test_more_connections_than_there_may_be(narrow: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vankit.serving.server._MOST_CONNECTIONS", 2)
+    with raw(narrow, "") as one, raw(narrow, "") as two, raw(narrow, "") as three:
+        assert read_all(three).startswith(b"HTTP/1.1 503 ")
+        for each in (one, two):
+            each.sendall(b"GET /models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert read_all(each).startswith(b"HTTP/1.1 200 ")
+    eventually(lambda: narrow.get("/models").status == 200)
+
+
+def test_who_does_not_read_the_answer_is_left(narrow: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vankit.serving.metrics.Metrics.text", lambda self: bytes(50_000_000))
+    with raw(narrow, "GET /metrics HTTP/1.1\nHost: x\n\n") as found:
+        time.sleep(2)
+        assert len(read_all(found)) < 50_000_000
+
+
 def test_bodies_are_held_within_a_bound(narrow: Client, photograph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vankit.serving.bodies._AT_LEAST", 1)  # so that four bodies of the largest size may be held
     head = f"POST {PREDICT} HTTP/1.1\nHost: x\nContent-Length: 99999\n\n"

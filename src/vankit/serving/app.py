@@ -35,6 +35,7 @@ from vankit.serving.query import Query
 from vankit.web import ASSETS, asset
 
 _MOST_TARGETS = 20
+_LAST_PICTURE = 5  # seconds for what is still at work at the end, though nobody waits for it any more
 
 
 @dataclass(frozen=True)
@@ -350,7 +351,7 @@ def application(
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(service.pool.close, limits.timeout)
+        await asyncio.to_thread(service.pool.close, _LAST_PICTURE)
 
     routes = Starlette(
         routes=_routes(service),

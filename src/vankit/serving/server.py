@@ -17,9 +17,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from vankit.errors import UserError
 
 _LARGEST_HEAD = 2**16  # bytes of a request's line and headers
-_MOST_CONNECTIONS = 1000  # beyond them 503
+_MOST_CONNECTIONS = 800  # of the 1,024 files that a process may usually have open
 _KEPT = 75  # seconds that a connection may lie idle between two requests
-_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_END = b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_SLOW, _TOO_MANY = b"HTTP/1.1 408 Request Timeout" + _END, b"HTTP/1.1 503 Service Unavailable" + _END
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -51,13 +52,18 @@ def address(found: socket.socket) -> str:
 
 
 class _Protocol(H11Protocol):
-    """HTTP in which a request's head, and what is left of a body that was refused, has to come within the time."""
+    """HTTP in which a request's head, and what is left of a body that was refused, has to come within the time, and
+    an answer has to be read in it."""
 
     seconds = 30.0
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if len(self.connections) > _MOST_CONNECTIONS:
+            transport.write(_TOO_MANY)
+            transport.close()
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -71,6 +77,20 @@ class _Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._relax()
+        self._read_on()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _watch(self) -> None:
         answering = self.cycle is not None and not self.cycle.response_complete
@@ -130,7 +150,7 @@ def make_server(app: ASGIApp, timeout: float, grace: float, ready: Callable[[], 
     protocol = type("Protocol", (_Protocol,), {"seconds": timeout})
     config = Config(
         app, http=protocol, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
-        server_header=False, proxy_headers=False, limit_concurrency=_MOST_CONNECTIONS, timeout_keep_alive=_KEPT,
+        server_header=False, proxy_headers=False, timeout_keep_alive=_KEPT,
         timeout_graceful_shutdown=cast(int, grace), h11_max_incomplete_event_size=_LARGEST_HEAD,
     )  # fmt: skip
     return _Server(config, ready)
