@@ -274,7 +274,7 @@ TYPED: dict[str, tuple[int, str]] = {
     "validate data --max-pixels 0": (1, "--max-pixels is 0, expected 1 or more"),
     "explain photo.png --max-pixels 0": (1, "--max-pixels is 0, expected 1 or more"),
     "explain photo.png --checkpoint nowhere": (1, "no checkpoint at nowhere"),
-    "explain photo.png --checkpoint TWO --target kat": (1, "knows no class 'kat' (--target): expected one of its 2"),
+    "explain photo.png --checkpoint TWO --target kat": (1, "knows no class 'kat': as --target expected one of its 2"),
     "explain photo.png --checkpoint TWO --layer nope": (1, "has no module 'nope' (--layer): expected a name in stage1"),
     "explain photo.png --checkpoint SCENES --img-size 64": (1, "--img-size is for classifiers"),
     # export and convert

@@ -1,8 +1,10 @@
 """Engines against the eager network, and a cache that is never trusted."""
 
+import gc
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -341,3 +343,20 @@ def test_antialiasing_in_onnx_is_pytorchs() -> None:
     for height, width in ((100, 130), (70, 100), (333, 47)):
         x = torch.rand(1, 3, height, width)
         np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], Smaller()(x).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_an_engine_is_freed_with_its_last_user(name: str) -> None:
+    """Not when garbage is collected, which may be much later: it has threads, and a copy of the weights."""
+    predictor = vankit.Predictor("van_b0.cifar10", engine=name)
+    run = predictor.engine.worker()
+    x = np.zeros((1, 3, 64, 64), np.float32)
+    assert predictor.engine(x).shape == run(x).shape == (1, 10)
+    freed = weakref.ref(predictor.engine)
+    gc.collect()
+    gc.disable()
+    try:
+        del predictor, run
+        assert freed() is None
+    finally:
+        gc.enable()

@@ -92,6 +92,8 @@ def test_who_does_not_finish_within_the_grace_is_left(folder: Path) -> None:
         start = time.monotonic()
         assert client.end() == 0
         assert time.monotonic() - start < 8
+        assert slow.recv(65536).startswith(b"HTTP/1.1 503 ")
+        assert "Traceback" not in client.process.stderr.read()
 
 
 def test_ctrl_c(folder: Path) -> None:
@@ -145,6 +147,7 @@ def test_addresses() -> None:
         ({"port": 70000}, "port is 70000, expected 0 to 65535"),
         ({"token": ""}, "token has other characters"),
         ({"token": "two words"}, "token has other characters"),
+        ({"allow_origins": ["https://a.org/"]}, "allow_origin is 'https://a.org/', expected an address without a path"),
         ({"engine": "fast"}, "engine is 'fast'"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import CoercionError, Parameter, Token
 
-from vankit.cli.terminal import say
+from vankit.cli.terminal import say, stopped_by_sigterm
 from vankit.engines.base import EngineName, Precision
 from vankit.errors import UserError
 from vankit.files import read_text
@@ -18,7 +18,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 def _read_size(kind: Any, tokens: Sequence[Token]) -> int:
     """Bytes, such as 20MB, 512 KiB or 1000000."""
     text = tokens[0].value.strip()
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", text)
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([A-Za-z]*)", text)
     if found is None or (unit := _UNITS.get(found[2].upper())) is None:
         message = f"{text!r}, expected bytes, such as 20MB or 512KB."
         raise CoercionError(msg=message, token=tokens[0], target_type=int)
@@ -70,7 +70,8 @@ def command(
     """
     from vankit.serving import serve
 
-    serve(
+    with stopped_by_sigterm():  # while networks are opened; then the server itself listens to it
+        serve(
         models, host=host, port=port, token=None if token_file is None else _token(token_file), workers=workers,
         queue=queue, max_body=max_body, timeout=timeout, grace=grace, allow_origins=allow_origin or (), engine=engine,
         precision=precision, device=device, max_pixels=max_pixels, ready=_say_ready,

@@ -56,10 +56,14 @@ class DenseFolder:
     def _open(self) -> Engine:
         return self._exported.engine(*self._options)
 
-    def __call__(self, picture: NDArray[np.uint8]) -> Arrays:
+    def __call__(self, picture: NDArray[np.uint8], score: float = 0.0) -> Arrays:
+        """
+        Args:
+            score: of a detector's objects, of which others are left out before their masks are made.
+        """
         engine, task = self._engine.get(self._open), self._exported.description.task
         if not self._exported.size:
-            return find(engine, task, picture)
+            return find(engine, task, picture, score)
         semantic = find(engine, task, resized(picture, self._exported.size))["semantic"].astype(np.int32)
         size = picture.shape[1], picture.shape[0]
         return {"semantic": np.array(Image.fromarray(semantic).resize(size, Image.Resampling.NEAREST), np.int64)}
@@ -71,7 +75,7 @@ def resized(picture: NDArray[np.uint8], size: Sequence[int]) -> NDArray[np.uint8
     return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))  # PyTorch may write
 
 
-def find(engine: Engine, task: str, picture: NDArray[np.uint8]) -> Arrays:
+def find(engine: Engine, task: str, picture: NDArray[np.uint8], score: float = 0.0) -> Arrays:
     """What an engine with a whole network finds in a picture (H, W, 3), see `results_of`.
 
     Raises:
@@ -81,16 +85,17 @@ def find(engine: Engine, task: str, picture: NDArray[np.uint8]) -> Arrays:
     for values in outputs:
         if values.dtype.kind == "f":
             check_output(values)
-    return results_of(task, outputs, picture.shape[:2])
+    return results_of(task, outputs, picture.shape[:2], score)
 
 
-def results_of(task: str, outputs: Sequence[NDArray[Any]], size: Sequence[int]) -> Arrays:
+def results_of(task: str, outputs: Sequence[NDArray[Any]], size: Sequence[int], score: float = 0.0) -> Arrays:
     """What an exported model gives, as the results of its task.
 
     Args:
         task: detect, segment or panoptic.
         outputs: of the model, see docs/export.md.
         size: height and width of the picture.
+        score: lowest one of objects.
     """
     if task == "panoptic":
         segments, labels, scores = (output[0] for output in outputs)
@@ -99,7 +104,8 @@ def results_of(task: str, outputs: Sequence[NDArray[Any]], size: Sequence[int]) 
         logits = outputs[0][0]  # (C, H, W), or (1, H, W) where the engine has taken the best class already
         semantic = logits[0] if logits.dtype.kind == "i" else logits.argmax(0)
         return {"semantic": semantic.astype(np.int64)}
-    objects, labels, *masks = (output[0] for output in outputs)
+    kept = outputs[0][0][:, 4] >= score
+    objects, labels, *masks = (output[0][kept] for output in outputs)
     height, width = size
     boxes = objects[:, :4] * np.array([width, height, width, height], np.float32)
     results = {"boxes": boxes, "labels": labels.astype(np.int64), "scores": objects[:, 4].copy()}

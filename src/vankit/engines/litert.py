@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,13 @@ class LiteRtEngine(Engine):
             raise UserError(f"precision is {precision}, but LiteRT runs what vankit exports in float32: leave it out")
         self.precision, self.workers, self._takes = precision, cores(), takes
         self._runtime, self._content = runtime, path.read_bytes()
-        self._lock, self._latency = threading.Lock(), cache(lambda: self._interpreter(self.workers))
+        self._lock = threading.Lock()
         with reading(path, Exception):
-            self._latency()
+            self._latency = self._interpreter(self.workers)
 
     def ends(self) -> tuple[list[list[int]], list[list[int]]]:
         """Shapes of the inputs and of the outputs; a tensor of another type has none."""
-        details = self._latency().get_input_details(), self._latency().get_output_details()
+        details = self._latency.get_input_details(), self._latency.get_output_details()
         inputs, outputs = (
             [end["shape"].tolist() if end["dtype"] == np.dtype(kind) else [] for end in each]
             for each, kind in zip(details, (self._takes, "float32"), strict=True)
@@ -52,11 +51,11 @@ class LiteRtEngine(Engine):
 
     def __call__(self, x: Array) -> Array:
         with self._lock:
-            return _one_by_one(self._latency(), x)
+            return _one_by_one(self._latency, x)
 
     def outputs(self, x: Array) -> list[Array]:
         with self._lock:
-            interpreter = self._latency()
+            interpreter = self._latency
             _run(interpreter, x)
             return [interpreter.get_tensor(end["index"]) for end in interpreter.get_output_details()]
 

@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +50,29 @@ class OnnxRuntimeEngine(Engine):
         self.precision, self.workers = precision, cores()
         self._runtime, self._model, self._key, self._source = onnxruntime, model, key, source
         self._class_maps = class_maps
-        self._latency = cache(lambda: self._session(self.workers))
-        self._streams = cache(lambda: self._session(1))
         self._lock = threading.Lock()
+
+    # properties, see `vankit.engines.openvino.OpenVinoEngine`
+    @cached_property
+    def _latency(self) -> Any:
+        return self._session(self.workers)
+
+    @cached_property
+    def _streams(self) -> Any:
+        return self._session(1)
 
     def __call__(self, x: Array) -> Array:
         with self._lock:
-            return self._run(self._latency(), x)
+            return self._run(self._latency, x)
 
     def outputs(self, x: NDArray[Any]) -> list[NDArray[Any]]:
         with self._lock:
-            session = self._latency()
+            session = self._latency
             return session.run(None, {session.get_inputs()[0].name: x})
 
     def worker(self) -> Callable[[Array], Array]:
         with self._lock:
-            session = self._streams()
+            session = self._streams
         return lambda x: self._run(session, x)
 
     @staticmethod

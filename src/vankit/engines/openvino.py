@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +62,28 @@ class OpenVinoEngine(Engine):
         # named although it could be left out: OpenVINO chooses bf16 by itself on CPUs that have it
         self._hint = "bf16" if precision == "bf16" or (precision == "int8" and has_bf16) else "f32"
         self._lock = threading.Lock()
-        self._latency = cache(lambda: self._compile(1).create_infer_request())
-        self._streams = cache(lambda: self._compile(self.workers))
+
+    # properties, since functions that are kept here would hold the engine, and its threads, until garbage is collected
+    @cached_property
+    def _latency(self) -> Any:
+        return self._compile(1).create_infer_request()
+
+    @cached_property
+    def _streams(self) -> Any:
+        return self._compile(self.workers)
 
     def prepare(self) -> None:
         """Compile now rather than at the first call."""
         with self._lock:
-            self._latency()
+            _ = self._latency
 
     def __call__(self, x: Array) -> Array:
         with self._lock:
-            return _one_by_one(self._latency(), x) if len(x) == 1 else self._on_all_streams(x)
+            return _one_by_one(self._latency, x) if len(x) == 1 else self._on_all_streams(x)
 
     def outputs(self, x: NDArray[Any]) -> list[NDArray[Any]]:
         with self._lock:
-            request = self._latency()
+            request = self._latency
             request.infer({0: x})
             return [tensor.data.copy() for tensor in request.output_tensors]
 
@@ -84,16 +91,16 @@ class OpenVinoEngine(Engine):
         from openvino import AsyncInferQueue
 
         results: list[Any] = [None] * len(x)
-        queue = AsyncInferQueue(self._streams(), self.workers)
+        queue = AsyncInferQueue(self._streams, self.workers)
         queue.set_callback(lambda request, i: results.__setitem__(i, request.get_output_tensor(0).data.copy()))
         for i in range(len(x)):
             queue.start_async({0: x[i : i + 1]}, i)
         queue.wait_all()
-        return np.concatenate(results) if results else _one_by_one(self._latency(), x)
+        return np.concatenate(results) if results else _one_by_one(self._latency, x)
 
     def worker(self) -> Callable[[Array], Array]:
         with self._lock:
-            request = self._streams().create_infer_request()
+            request = self._streams.create_infer_request()
         return lambda x: _one_by_one(request, x)
 
     def _compile(self, streams: int) -> Any:

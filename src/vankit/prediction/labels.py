@@ -362,7 +362,7 @@ def class_number(target: str | int, classes: Sequence[str], network: str) -> int
         raise UserError(f"target {target!r} stands for {several}: pass the number")
     near = difflib.get_close_matches(wanted, names, 3, 0.5) or names[:5]
     raise UserError(
-        f"{network} knows no class {target!r} (--target): expected one of its {len(names)} classes, such as "
+        f"{network} knows no class {target!r}: as `target` expected one of its {len(names)} classes, such as "
         f"{', '.join(classes[names.index(name)] for name in near)}, or 0 to {len(names) - 1}"
     )
 

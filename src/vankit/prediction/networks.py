@@ -69,7 +69,8 @@ class DenseNetwork:
         vars(self).update(state)
         self.network = self._placed(self.network)
 
-    def __call__(self, picture: NDArray[np.uint8]) -> Arrays:
+    def __call__(self, picture: NDArray[np.uint8], score: float = 0.0) -> Arrays:
+        """Objects of all scores that the head keeps: `score` is for what runs without PyTorch."""
         x = torch.from_numpy(picture.copy()).permute(2, 0, 1).to(self.device) / 255
         with torch.inference_mode():
             return arrays(infer(self.network, [x], self.description, self.test)[0])

@@ -147,9 +147,9 @@ class DensePredictor:
         masks = {} if found.masks is None else {"masks": found.masks}
         return {"boxes": found.boxes, "labels": found.labels, "scores": found.scores, **masks}
 
-    def _results(self, picture: NDArray[np.uint8]) -> Arrays:
+    def _results(self, picture: NDArray[np.uint8], score: float = 0.0) -> Arrays:
         avoid_lost_threads()
-        results: Arrays = self._run(picture)
+        results: Arrays = self._run(picture, score)
         return results
 
     def __call__(self, image: ImageLike) -> Result:
@@ -164,18 +164,24 @@ class DensePredictor:
         """
         return self.find(source_name(image), to_image(image, self.max_pixels))
 
-    def find(self, source: str, rgb: Image.Image) -> Result:
-        """What is in a picture that is decoded, see `vankit.data.images.to_image`; `source` is its name."""
-        find: Callable[[Image.Image], Any] = partial(self._seen, source)
+    def find(self, source: str, rgb: Image.Image, score: float | None = None) -> Result:
+        """What is in a picture that is decoded already.
+
+        Args:
+            source: its name.
+            rgb: as `vankit.data.images.to_image` gives it.
+            score: lowest one of the objects, no lower than the predictor's; None is that.
+        """
+        find: Callable[[Image.Image], Any] = partial(self._seen, source, self.score if score is None else score)
         return find(rgb) if self.tile is None else find_in_tiles(rgb, find, self.tile, self.overlap)
 
-    def _seen(self, source: str, rgb: Image.Image) -> Result:
-        scene = self._scene(source, rgb)
-        return scene.above(self.score) if isinstance(scene, Detections) else scene
+    def _seen(self, source: str, score: float, rgb: Image.Image) -> Result:
+        scene = self._scene(source, rgb, score)
+        return scene.above(score) if isinstance(scene, Detections) else scene
 
-    def _scene(self, source: str, rgb: Image.Image) -> Any:
-        """What one look finds, objects of every score."""
-        return EVALUATORS[self.task].scene(source, self.classes, self.things, self._results(np.asarray(rgb)))
+    def _scene(self, source: str, rgb: Image.Image, score: float = 0.0) -> Any:
+        """What one look finds."""
+        return EVALUATORS[self.task].scene(source, self.classes, self.things, self._results(np.asarray(rgb), score))
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[tuple[Result | Failure, Image.Image | None]]:
         """What is in each picture, with the picture; one that fails gives a `Failure` and None."""

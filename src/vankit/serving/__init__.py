@@ -1,10 +1,12 @@
 """A network as an HTTP service: for browsers, for programs, and for clients of the Open Inference Protocol."""
 
+import ctypes
 import logging
 import math
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from numbers import Integral, Real
 
 from vankit.data.images import MAX_PIXELS
@@ -52,7 +54,10 @@ def serve(
             the address is taken.
         ImportError: the packages of the extra serve are missing.
     """
-    check_limits(workers=workers, queue=queue, max_body=max_body, timeout=timeout, grace=grace, token=token, port=port)
+    check_limits(
+        workers=workers, queue=queue, max_body=max_body, timeout=timeout, grace=grace, token=token,
+        allow_origins=allow_origins, port=port,
+    )  # fmt: skip
     try:
         from vankit.serving import server
         from vankit.serving.app import Limits, application
@@ -67,7 +72,8 @@ def serve(
             given, token=token, workers=workers, limits=Limits(queue, max_body, timeout), allow_origins=allow_origins,
             engine=engine, precision=precision, device=device, max_pixels=max_pixels,
         )  # fmt: skip
-        _log_access()
+        _set_up_logs()
+        _give_memory_back()
         server.run(app, found, timeout, grace, lambda: None if ready is None else ready(where, names))
 
 
@@ -79,6 +85,7 @@ def check_limits(
     timeout: float,
     grace: float,
     token: str | None,
+    allow_origins: Collection[str],
     port: int = 0,
 ) -> None:
     """Refuse, before anything is opened, what no service could be given; the options are those of `serve`.
@@ -97,12 +104,28 @@ def check_limits(
         raise UserError(f"port is {port}, expected 0 to 65535")
     if token is not None and not re.fullmatch("[!-~]+", str(token)):
         raise UserError("token has other characters than a header can hold: expected ASCII without spaces")
+    for origin in allow_origins:
+        if not re.fullmatch(r"https?://[^/\s]+|\*", origin):
+            raise UserError(f"allow_origin is {origin!r}, expected an address without a path, such as https://a.org")
 
 
-def _log_access() -> None:
-    """A line of JSON per request, to the error stream."""
+def _set_up_logs() -> None:
+    """A line of JSON per request, to the error stream; what libraries say of a client's mistakes is in it already."""
+    for name, level in (("uvicorn.error", logging.ERROR), ("python_multipart", logging.CRITICAL)):
+        logging.getLogger(name).setLevel(level)
     log = logging.getLogger("vankit.access")
     if not log.handlers:
         log.addHandler(logging.StreamHandler(sys.stderr))
         log.propagate = False
     log.setLevel(logging.INFO)
+
+
+_MMAP_THRESHOLD, _LARGE = -3, 2**20  # mallopt's parameter, and bytes
+
+
+def _give_memory_back() -> None:
+    """Have glibc give large blocks back to the system once they are freed. Else it learns to keep them from the first
+    large picture on, of each thread, and a service stays several times as large as it needs to be."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)

@@ -22,7 +22,8 @@ def scene_rows(found: Detections | SemanticMap | PanopticMap, category_ids: Sequ
     names = dict(zip(category_ids, found.classes, strict=True))
     if isinstance(found, PanopticMap):
         things = dict(zip(category_ids, found.things, strict=True))
-        rows = _area_rows(found.objects().to_coco(0, category_ids), found.objects())
+        objects = found.objects()
+        rows = _area_rows(objects.to_coco(0, category_ids), objects)
         return [_named(row, names) | {"isthing": int(things[row["category_id"]])} for row in rows]
     rows = found.to_coco(0, category_ids)
     if isinstance(found, SemanticMap):

@@ -2,21 +2,22 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -33,6 +34,8 @@ from vankit.serving.models import LOWEST_SCORE, Ask, Models, Served, Settings, n
 from vankit.serving.pool import FullError, Job, Pool
 from vankit.serving.query import Query
 from vankit.web import ASSETS, asset
+
+T = TypeVar("T")
 
 _MOST_TARGETS = 20
 _LAST_PICTURE = 5  # seconds for what is still at work at the end, though nobody waits for it any more
@@ -62,19 +65,22 @@ class Service:
         self.metrics = Metrics(self.pool)
         self.bodies = Bodies(limits.max_body, limits.timeout)
         self.models = Models(sources, settings, lambda served: self.metrics.loaded(served.name, served.seconds))
+        self._loading = asyncio.Lock()
+        # requests that are large, apart from the threads for networks that are loaded
+        self._readers = ThreadPoolExecutor(2, "vankit-reading")
         for name in sources:
             self.models.load(name)
 
     # what there is
 
     async def list_models(self, request: Request) -> Response:
-        return JSONResponse({"models": [served.about() for served in self.models.all()]})
+        return _json({"models": [served.about() for served in self.models.all()]})
 
     async def figures(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type=CONTENT_TYPE)
 
     async def description(self, request: Request) -> Response:
-        return JSONResponse(openapi.document(self.limits.max_body))
+        return _json(openapi.document(self.limits.max_body))
 
     async def manual(self, request: Request) -> Response:
         return Response(openapi.page(openapi.document(self.limits.max_body)), media_type="text/html")
@@ -96,6 +102,10 @@ class Service:
             raise BadRequestError(f"score is for detectors, and {served.name} is not one: leave it out")
         if "top_k" in request.query_params and served.task != "classify":
             raise BadRequestError(f"top_k is for classifiers, and {served.name} is not one: leave it out")
+        if draw and served.task == "classify":
+            raise BadRequestError(
+                f"draw is for detectors and segmenters, and {served.name} is a classifier: leave it out"
+            )
         async with self._body(request) as body:
             pictures = await self._pictures(request, body)
             if draw:
@@ -106,14 +116,17 @@ class Service:
 
     async def explain(self, request: Request) -> Response:
         served, query = self._model(request), Query(request, "target")
-        targets = query.several("target", _MOST_TARGETS)
+        try:
+            targets = served.targets(query.several("target", _MOST_TARGETS))
+        except UserError as error:
+            raise BadRequestError(str(error).replace("`target`", "target")) from None
         async with self._body(request) as body:
             pictures = await self._pictures(request, body)
             look = lambda worker, data: served.explain(worker, data, targets)  # noqa: E731
             return await self._entries(request, served, pictures, look)
 
     async def _pictures(self, request: Request, body: bytes) -> list[Picture]:
-        found = await asyncio.to_thread(pictures_in, body, request.headers.get("content-type", ""))
+        found = await self._aside(pictures_in, body, request.headers.get("content-type", ""))
         request.scope[ABOUT] |= {"pictures": len(found), "bytes": len(body)}
         return found
 
@@ -132,7 +145,7 @@ class Service:
             reason = rows[0]["error"] if bad == 1 else "; ".join(f"{row['source']}: {row['error']}" for row in rows[:5])
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, reason)
         about = {"model": served.name, "version": served.version, "task": served.task}
-        return JSONResponse({**about, "pictures": rows})
+        return _json({**about, "pictures": rows})
 
     async def _drawn(self, request: Request, served: Served, pictures: Sequence[Picture], ask: Ask) -> Response:
         if len(pictures) > 1:
@@ -147,26 +160,26 @@ class Service:
     # the Open Inference Protocol
 
     async def server_metadata(self, request: Request) -> Response:
-        return JSONResponse({"name": "vankit", "version": version("vankit"), "extensions": protocol.EXTENSIONS})
+        return _json({"name": "vankit", "version": version("vankit"), "extensions": protocol.EXTENSIONS})
 
     async def live(self, request: Request) -> Response:
-        return JSONResponse({"live": True})
+        return _json({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        return JSONResponse({"ready": True})
+        return _json({"ready": True})
 
     async def model_metadata(self, request: Request) -> Response:
-        return JSONResponse(protocol.metadata(self._model(request)))
+        return _json(protocol.metadata(self._model(request)))
 
     async def model_ready(self, request: Request) -> Response:
         served = self._model(request)
-        return JSONResponse({"name": served.name, "ready": True})
+        return _json({"name": served.name, "ready": True})
 
     async def infer(self, request: Request) -> Response:
         served = self._model(request)
         async with self._body(request) as body:
             header = request.headers.get(protocol.HEADER_LENGTH)
-            inference = await asyncio.to_thread(protocol.read_request, body, header, served)
+            inference = await self._aside(protocol.read_request, body, header, served)
             names = [wanted.name for wanted in inference.wanted]
             jobs: list[Job] = [partial(_inferred, served, row, names) for row in inference.rows]
             request.scope[ABOUT] |= {"pictures": len(jobs), "bytes": len(body)}
@@ -175,20 +188,24 @@ class Service:
             self.metrics.pictures(served.name, len(rows) - len(bad), len(bad))
             if bad:
                 raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, bad[0])
-            content, headers = await asyncio.to_thread(protocol.write_answer, inference, rows, served)
+            content, headers = await self._aside(protocol.write_answer, inference, rows, served)
             return Response(content, headers=headers)
 
     async def repository(self, request: Request) -> Response:
         found = self.models.all()
-        return JSONResponse([{"name": each.name, "version": each.version, "state": "READY"} for each in found])
+        return _json([{"name": each.name, "version": each.version, "state": "READY"} for each in found])
 
     async def load(self, request: Request) -> Response:
         name = self._model(request).name
-        try:
-            served = await asyncio.to_thread(self.models.load, name)
-        except (UserError, OSError) as error:
-            raise BadRequestError(f"{name} was not replaced: {error}") from None
-        return JSONResponse({"name": served.name, "version": served.version, "state": "READY"})
+        if self._loading.locked():  # each would take a thread, and the memory of a network
+            busy = "a network is being loaded: try again"
+            raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, busy, {"retry-after": "1"})
+        async with self._loading:
+            try:
+                served = await asyncio.to_thread(self.models.load, name)
+            except (UserError, OSError) as error:
+                raise BadRequestError(f"{name} was not replaced: {error}") from None
+        return _json({"name": served.name, "version": served.version, "state": "READY"})
 
     # the ways of a request
 
@@ -202,6 +219,10 @@ class Service:
         if wanted not in (None, served.version):
             raise Refusal(HTTPStatus.NOT_FOUND, f"{name} has version {served.version}, not {wanted[:20]!r}")
         return served
+
+    async def _aside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call what may take long for large requests, so that the event loop goes on."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
 
     @asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator[bytes]:
@@ -222,7 +243,7 @@ class Service:
         except FullError as full:
             raise self._too_many(full, len(jobs)) from None
         gone = asyncio.ensure_future(_disconnected(request))
-        done: asyncio.Future[list[Any]] = asyncio.gather(*work)
+        done = asyncio.ensure_future(_all(work))
         try:
             waiting: set[asyncio.Future[Any]] = {done, gone}
             await asyncio.wait(waiting, timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -233,11 +254,11 @@ class Service:
             reason = f"there was no answer within {self.limits.timeout:g} s: try again later"
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, reason, {"retry-after": str(math.ceil(self.limits.timeout))})
         finally:
-            gone.cancel()
-            done.cancel()
+            for each in (gone, done, *work):
+                each.cancel()
 
     def _too_many(self, full: FullError, count: int) -> Refusal:
-        if not full.seconds and count > self.pool.queue:
+        if full.never:
             most = self.pool.queue + self.pool.workers
             return Refusal(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"there are {count} pictures in one request: send {most} at most"
@@ -245,9 +266,13 @@ class Service:
         seconds = max(1, math.ceil(full.seconds))
         return Refusal(
             HTTPStatus.TOO_MANY_REQUESTS,
-            f"{self.pool.queue} pictures are waiting already: try again in {seconds} s",
+            f"the queue is full, {self.pool.queue} pictures: try again in {seconds} s",
             {"retry-after": str(seconds)},
         )
+
+
+async def _all(work: Sequence[Awaitable[Any]]) -> list[Any]:
+    return [await each for each in work]
 
 
 async def _disconnected(request: Request) -> None:
@@ -276,19 +301,23 @@ def _inferred(served: Served, row: Any, names: Sequence[str], worker: int) -> An
     return _tried(lambda: served.infer(worker, row, names))
 
 
+def _json(content: Any, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
+
+
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return JSONResponse({"error": str(error)}, error.status, error.headers)
+    return _json({"error": str(error)}, error.status, error.headers)
 
 
 def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     said = f"{request.method} {request.url.path[:100]}: {error.detail.lower()}; see /docs"
-    return JSONResponse({"error": said}, error.status_code, error.headers)
+    return _json({"error": said}, error.status_code, error.headers)
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "this is a bug in vankit, which its log says more about"}, 500)
+    return _json({"error": "this is a bug in vankit, which its log says more about"}, 500)
 
 
 def _routes(service: Service) -> list[Route]:
@@ -321,6 +350,7 @@ def _routes(service: Service) -> list[Route]:
     ]
 
 
+_EXPOSED = ("retry-after", "x-request-id", protocol.HEADER_LENGTH)  # headers that other pages may read
 _OPEN = frozenset({"/", "/openapi.json", "/docs", "/v2/health/live", "/v2/health/ready", "/backend.js"})
 
 
@@ -355,10 +385,14 @@ def application(
 
     routes = Starlette(
         routes=_routes(service),
-        middleware=[Middleware(CORSMiddleware, allow_origins=list(allow_origins), allow_methods=["*"],
-                               allow_headers=["*"])] if allow_origins else [],
         exception_handlers={Refusal: _refused, HTTPException: _not_found, Exception: _failed},
         lifespan=lifespan,
     )  # fmt: skip
-    names = frozenset(service.models.sources)
-    return Guard(routes, token, service.metrics, names, _OPEN | {f"/{name}" for name in ASSETS})
+    routes.router.redirect_slashes = False  # to an address that a client's Host header would say
+    open_paths = _OPEN | {f"/{name}" for name in ASSETS}
+    guarded = Guard(routes, token, service.metrics, service.models.sources, open_paths, allow_origins)
+    if not allow_origins:
+        return guarded
+    return CORSMiddleware(
+        guarded, allow_origins=list(allow_origins), allow_methods=["*"], allow_headers=["*"], expose_headers=_EXPOSED
+    )

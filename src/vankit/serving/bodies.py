@@ -180,7 +180,7 @@ _JSON = msgspec.json.Decoder(_Json)
 def _base64(body: bytes) -> list[Picture]:
     try:
         images = _JSON.decode(body).images
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         expected = 'expected {"images": ["base64 of a picture\'s file", …]}'
         raise BadRequestError(f"the JSON cannot be used ({str(error)[:200]}): {expected}") from None
     return [Picture(f"picture {i}", _decoded(image, i)) for i, image in enumerate(images, 1)]

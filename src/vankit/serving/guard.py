@@ -1,10 +1,12 @@
 """What surrounds every request: its id, the token, the headers of all answers, the log and the figures."""
 
+import asyncio
 import hmac
 import json
 import logging
 import re
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -46,13 +48,21 @@ class Guard:
         metrics: to count in.
         models: names that are served.
         open_paths: need no token.
+        origins: of other pages that may ask.
     """
 
     def __init__(
-        self, app: ASGIApp, token: str | None, metrics: Metrics, models: frozenset[str], open_paths: frozenset[str]
+        self,
+        app: ASGIApp,
+        token: str | None,
+        metrics: Metrics,
+        models: Collection[str],
+        open_paths: Collection[str],
+        origins: Collection[str],
     ) -> None:
-        self._app, self._metrics, self._models, self._open_paths = app, metrics, models, open_paths
-        self._expected = None if token is None else f"Bearer {token}".encode()
+        self._app, self._metrics, self._models = app, metrics, models
+        self._open_paths, self._origins = open_paths, origins
+        self._token = None if token is None else token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,19 +80,31 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        app = self._app if self._may_pass(scope) else _unauthorised
         try:
-            await app(scope, receive, noting)
+            await (self._refusal(scope) or self._app)(scope, receive, noting)
+        except asyncio.CancelledError:  # by the server, at its end
+            if not about["status"]:
+                await _ENDING(scope, receive, noting)
         except Exception:  # the application has answered with 500 already
             logger.exception("request %s: this is a bug in vankit: please report it with these lines", number)
         finally:
             self._note(scope, about, number, time.perf_counter() - start)
 
-    def _may_pass(self, scope: Scope) -> bool:
-        if self._expected is None or scope["path"] in self._open_paths or scope["method"] == "OPTIONS":
-            return True
-        given = Headers(scope=scope).get("authorization", "")
-        return hmac.compare_digest(given.encode("latin-1", "replace"), self._expected)
+    def _refusal(self, scope: Scope) -> ASGIApp | None:
+        """What answers in place of the application, if anything."""
+        headers = Headers(scope=scope)
+        if self._is_foreign(headers):
+            return _FOREIGN
+        if self._token is None or scope["path"].removeprefix(scope.get("root_path", "")) in self._open_paths:
+            return None
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._token)
+        return None if right and scheme.lower() == "bearer" else _UNAUTHORISED
+
+    def _is_foreign(self, headers: Headers) -> bool:
+        """Whether it comes from a page that somebody on this machine happens to look at, as browsers say."""
+        allowed = "*" in self._origins or headers.get("origin") in self._origins
+        return "origin" in headers and headers.get("sec-fetch-site") == "cross-site" and not allowed
 
     def _note(self, scope: Scope, about: dict[str, Any], number: str, seconds: float) -> None:
         route, model = scope.get("route"), scope.get("path_params", {}).get("model", "")
@@ -107,10 +129,12 @@ def _id_of(scope: Scope) -> str:
     return given if _ID.fullmatch(given) else uuid4().hex
 
 
-async def _unauthorised(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = JSONResponse(
-        {"error": "a token is needed: send the header 'Authorization: Bearer TOKEN'"},
-        HTTPStatus.UNAUTHORIZED,
-        {"www-authenticate": "Bearer"},
-    )
-    await answer(scope, receive, send)
+_ENDING = JSONResponse({"error": "the service ends: try again"}, HTTPStatus.SERVICE_UNAVAILABLE, {"retry-after": "1"})
+_FOREIGN = JSONResponse(
+    {"error": "pages of other addresses may not ask: start the service with --allow-origin"}, HTTPStatus.FORBIDDEN
+)
+_UNAUTHORISED = JSONResponse(
+    {"error": "a token is needed: send the header 'Authorization: Bearer TOKEN'"},
+    HTTPStatus.UNAUTHORIZED,
+    {"www-authenticate": "Bearer"},
+)

@@ -106,20 +106,28 @@ class Served:
         raise NotImplementedError
 
     def draw(self, worker: int, content: bytes, ask: Ask) -> bytes:
-        """The picture as a JPEG, with what is in it drawn on.
+        """The picture as a JPEG, with what a detector or segmenter finds in it drawn on.
 
         Raises:
-            ValueError: the picture cannot be used, or the network finds nothing that could be drawn.
+            ValueError: the picture cannot be used.
         """
         raise NotImplementedError
 
-    def explain(self, worker: int, content: bytes, targets: Sequence[str]) -> dict[str, Any]:
+    def targets(self, names: Sequence[str]) -> list[int]:
+        """The indices of classes that are to be explained.
+
+        Raises:
+            ValueError: there is no such class, or the network cannot be explained.
+        """
+        raise UserError(f"{self.name} cannot be explained: expected a VAN that classifies")
+
+    def explain(self, worker: int, content: bytes, targets: Sequence[int]) -> dict[str, Any]:
         """Where the evidence for classes is: those of `targets`, or the best one.
 
         Raises:
-            ValueError: the picture cannot be used, there is no such class, or the network gives no class maps.
+            ValueError: the picture cannot be used.
         """
-        raise UserError(f"{self.name} cannot be explained: expected a VAN that classifies")
+        raise NotImplementedError
 
     def infer(self, worker: int, image: bytes | NDArray[Any], outputs: Sequence[str]) -> Arrays:
         """The outputs of these names for one picture, encoded or as a tensor without the batch's axis.
@@ -164,29 +172,25 @@ class ServedClassifier(Served):
     def _labels(self, logits: NDArray[np.float32], top_k: int | None) -> list[dict[str, Any]]:
         return [vars(label) for label in self._predictor.labels(logits, top_k)]
 
-    def draw(self, worker: int, content: bytes, ask: Ask) -> bytes:
-        raise UserError(f"draw is for detectors and segmenters, and {self.name} is a classifier: leave it out")
+    def targets(self, names: Sequence[str]) -> list[int]:
+        if not self.explains:
+            raise UserError(
+                f"{self.name} gives no class maps: expected a VAN that classifies, exported to openvino or onnx by "
+                "this version or a later one"
+            )
+        return [class_number(name, self.classes, self.name) for name in names]
 
-    def explain(self, worker: int, content: bytes, targets: Sequence[str]) -> dict[str, Any]:
-        numbers = [class_number(target, self.classes, self.name) for target in targets]
-        self._check_explains()
+    def explain(self, worker: int, content: bytes, targets: Sequence[int]) -> dict[str, Any]:
         x, size = self._prepare(content)
         logits, maps = self._predictor.class_maps(x)
         scores = self._predictor.scores(logits[None])[0]
-        shown = [Label(self.classes[i], i, float(scores[i])) for i in numbers or [int(logits.argmax())]]
+        shown = [Label(self.classes[i], i, float(scores[i])) for i in targets or [int(logits.argmax())]]
         return {
             **size,
             "labels": self._labels(logits, 5),
             "region": list(self._preprocessing.region(**size)),
             "maps": [{**vars(label), "map": maps[label.index].tolist()} for label in shown],
         }
-
-    def _check_explains(self) -> None:
-        if not self.explains:
-            raise UserError(
-                f"{self.name} gives no class maps: expected a VAN that classifies, exported to openvino or onnx by "
-                "this version or a later one"
-            )
 
     def infer(self, worker: int, image: bytes | NDArray[Any], outputs: Sequence[str]) -> Arrays:
         x = self._prepare(image)[0] if isinstance(image, bytes) else image
@@ -229,10 +233,7 @@ class ServedScenes(Served):
 
     def _find(self, content: bytes, score: float) -> tuple[Result, Image.Image]:
         image = to_image(content, self._max_pixels)
-        return self._above(self._predictor.find("", image), score), image
-
-    def _above(self, found: Result, score: float) -> Result:
-        return found.above(score) if isinstance(found, Detections) else found
+        return self._predictor.find("", image, score), image
 
     def predict(self, worker: int, content: bytes, ask: Ask) -> dict[str, Any]:
         found, image = self._find(content, ask.score)
@@ -246,6 +247,8 @@ class ServedScenes(Served):
 
     def infer(self, worker: int, image: bytes | NDArray[Any], outputs: Sequence[str]) -> Arrays:
         rgb = to_image(image, self._max_pixels)
+        if rgb.width * rgb.height > self._max_pixels:
+            raise UserError(f"the picture has {rgb.width} x {rgb.height} pixels, more than {self._max_pixels:,}")
         found = _arrays(self._predictor.find("", rgb))
         return {name: np.asarray(found[name]) for name in outputs}
 

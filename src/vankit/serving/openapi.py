@@ -7,6 +7,7 @@ from typing import Any
 
 from vankit.serving.models import LOWEST_SCORE
 from vankit.serving.protocol import HEADER_LENGTH
+from vankit.serving.query import LONGEST
 
 Json = dict[str, Any]
 
@@ -115,9 +116,10 @@ _SCHEMAS: Json = {
 _REFUSALS = {
     "400": "The request is not of the form that is documented here.",
     "401": "A token is needed.",
+    "403": "It comes from a page of another address.",
     "404": "There is no such model, or version of it.",
     "408": "The body did not arrive in time.",
-    "413": "The body is too large.",
+    "413": "The body is too large, or has too many pictures.",
     "415": "The body is of a type that is not read.",
     "422": "The picture cannot be used, and why.",
     "429": "The queue is full; `Retry-After` says when to try again.",
@@ -158,10 +160,13 @@ def _asking(summary: str, parameters: list[Json], good: Json, largest: int) -> J
     }
 
 
-def _getting(summary: str, good: Json, *parameters: Json) -> Json:
-    refusals = ["401", "404"] if parameters else ["401"]
-    found = {"summary": summary, "responses": _answers(good, *refusals)}
+def _getting(summary: str, good: Json, *parameters: Json, guarded: bool = True) -> Json:
+    refusals = ["401"] * guarded + ["404"] * bool(parameters)
+    found = {"summary": summary, "responses": _answers(good, *refusals), **({} if guarded else {"security": []})}
     return {"get": {**found, "parameters": list(parameters)} if parameters else found}
+
+
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
 def _inferring(*parameters: Json) -> Json:
@@ -170,8 +175,8 @@ def _inferring(*parameters: Json) -> Json:
             "summary": "Run a network on tensors, or on the files of pictures as BYTES",
             "description": f"Tensors' bytes may follow the JSON, whose length `{HEADER_LENGTH}` then says.",
             "parameters": list(parameters),
-            "requestBody": {"required": True, "content": _json(_ref("InferRequest"))},
-            "responses": _answers(_json(_ref("InferAnswer")), *_REFUSALS),
+            "requestBody": {"required": True, "content": {**_json(_ref("InferRequest")), **_BINARY}},
+            "responses": _answers({**_json(_ref("InferAnswer")), **_BINARY}, *_REFUSALS),
         }
     }
 
@@ -192,7 +197,9 @@ def document(largest: int) -> Json:
         "Lowest score of the objects, of a detector.",
     )
     target = _query(
-        "target", _list(_TEXT, maxItems=20), "Class to explain, by name or index; repeat it for several. The best one."
+        "target",
+        _list({"type": "string", "minLength": 1, "maxLength": LONGEST}, maxItems=20),
+        "Class to explain, by name or index; repeat it for several. The best one.",
     )
     predicted = {**_json(_ref("Predictions")), "image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
     model, states = "/v2/models/{model}", _object({"name": _TEXT, "version": _TEXT, "state": _TEXT})
@@ -230,19 +237,24 @@ def document(largest: int) -> Json:
                 "The server, as the Open Inference Protocol has it",
                 _json(_object({"name": _TEXT, "version": _TEXT, "extensions": _list(_TEXT)})),
             ),
-            "/v2/health/live": _getting("Whether the service lives", _json(_object({"live": {"type": "boolean"}}))),
+            "/v2/health/live": _getting(
+                "Whether the service lives", _json(_object({"live": {"type": "boolean"}})), guarded=False
+            ),
             "/v2/health/ready": _getting(
-                "Whether the service can be asked", _json(_object({"ready": {"type": "boolean"}}))
+                "Whether the service can be asked", _json(_object({"ready": {"type": "boolean"}})), guarded=False
             ),
             **versions,
             "/v2/repository/index": {
-                "post": {"summary": "The networks and their state", "responses": _answers(_json(_list(states)), "401")}
+                "post": {
+                    "summary": "The networks and their state",
+                    "responses": _answers(_json(_list(states)), "401", "403"),
+                }
             },
             "/v2/repository/models/{model}/load": {
                 "post": {
                     "summary": "Load a network again, whose folder or file was replaced",
                     "parameters": [_NAME],
-                    "responses": _answers(_json(states), "400", "401", "404"),
+                    "responses": _answers(_json(states), "400", "401", "403", "404", "429"),
                 }
             },
         },

@@ -16,12 +16,13 @@ class FullError(Exception):
     """There is no room for the jobs.
 
     Attributes:
-        seconds: after which there will be, as far as can be told; 0 if there never will be, for there are too many.
+        seconds: after which there will be, as far as can be told.
+        never: whether there never will be, for there are too many.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, never: bool) -> None:
         super().__init__(f"the queue is full for {seconds:.1f} s")
-        self.seconds = seconds
+        self.seconds, self.never = seconds, never
 
 
 class Pool:
@@ -63,12 +64,11 @@ class Pool:
         Raises:
             FullError: there is no room for all of them.
         """
-        futures: list[Future[Any]] = [Future() for _ in jobs]
         with self._changed:
-            ahead = len(self._waiting) + self._running
-            if ahead + len(jobs) > self.queue + self.workers:
-                never = len(jobs) > self.queue + self.workers
-                raise FullError(0 if never else self._seconds * ahead / self.workers)
+            ahead, most = len(self._waiting) + self._running, self.queue + self.workers
+            if ahead + len(jobs) > most:
+                raise FullError(self._seconds * ahead / self.workers, len(jobs) > most)
+            futures: list[Future[Any]] = [Future() for _ in jobs]
             self._waiting.extend(zip(futures, jobs, strict=True))
             self._changed.notify(len(jobs))
         for future in futures:

@@ -6,6 +6,8 @@ from starlette.requests import Request
 
 from vankit.serving.errors import BadRequestError
 
+LONGEST = 1000  # characters of a class's name
+
 
 class Query:
     """The parameters after the address's question mark, of which each is known.
@@ -51,6 +53,8 @@ class Query:
 
     def several(self, name: str, most: int) -> list[str]:
         values = self._given.getlist(name)
-        if len(values) > most or any(not value or len(value) > 1000 for value in values):
-            raise BadRequestError(f"{name} is given {len(values)} times: expected at most {most} names of classes")
+        if len(values) > most:
+            raise BadRequestError(f"{name} is given {len(values)} times: expected at most {most}")
+        if wrong := [value for value in values if not 0 < len(value) <= LONGEST]:
+            raise BadRequestError(f"{name} has {len(wrong[0])} characters: expected a class, 1 to {LONGEST}")
         return values

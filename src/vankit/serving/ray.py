@@ -58,7 +58,10 @@ def application(
             `ray.serve.run` fails, and `ray.serve.status()` has the reason.
         ImportError: the packages of the extra ray-serve are missing.
     """
-    check_limits(workers=workers, queue=queue, max_body=max_body, timeout=timeout, grace=grace, token=token)
+    check_limits(
+        workers=workers, queue=queue, max_body=max_body, timeout=timeout, grace=grace, token=token,
+        allow_origins=allow_origins,
+    )  # fmt: skip
     check_request(engine=engine, precision=precision, max_pixels=max_pixels)  # the device is one of another machine
     fewest, most = _bounds(replicas)
     try:

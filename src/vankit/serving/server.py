@@ -1,6 +1,7 @@
 """The server: an address to listen at, deadlines for those who send too slowly, and an orderly end."""
 
 import asyncio
+import math
 import signal
 import socket
 import threading
@@ -18,9 +19,12 @@ from vankit.errors import UserError
 
 _LARGEST_HEAD = 2**16  # bytes of a request's line and headers
 _MOST_CONNECTIONS = 800  # of the 1,024 files that a process may usually have open
+_SLICE = 2**14  # bytes that are read at once
+_MOST_ENDS, _FEWEST_BYTES = 64, 64  # ends of lines in a slice of a body, and bytes for each further one
 _KEPT = 75  # seconds that a connection may lie idle between two requests
 _END = b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_SLOW, _TOO_MANY = b"HTTP/1.1 408 Request Timeout" + _END, b"HTTP/1.1 503 Service Unavailable" + _END
+_NOT_HTTP = b"HTTP/1.1 400 Bad Request" + _END
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -31,7 +35,8 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        found = socket.socket(family, socket.SOCK_STREAM)
+        # named, or asyncio would leave Nagle's algorithm on, which holds back answers for 40 ms
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except (OSError, UnicodeError) as error:
         raise UserError(f"host is {host!r}, which is no address of this machine: {error}") from None
     try:
@@ -52,8 +57,8 @@ def address(found: socket.socket) -> str:
 
 
 class _Protocol(H11Protocol):
-    """HTTP in which a request's head, and what is left of a body that was refused, has to come within the time, and
-    an answer has to be read in it."""
+    """HTTP within bounds of time: for a request's head, for what is left of a body that was refused, and for an answer
+    to be read."""
 
     seconds = 30.0
     _deadline: asyncio.TimerHandle | None = None
@@ -67,47 +72,66 @@ class _Protocol(H11Protocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        for at in range(0, len(data), _SLICE):
+            part = data[at : at + _SLICE]
+            if self.conn.their_state is h11.SEND_BODY and part.count(b"\r\n") > _MOST_ENDS + len(part) / _FEWEST_BYTES:
+                self.transport.abort()  # a body in chunks of a few bytes, each of which takes as long as a large one
+            if self.transport.is_closing():
+                break
+            super().data_received(part)
         self._watch()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
 
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._relax()
-        self._read_on()
+        for timer in (self._deadline, self._unread):
+            if timer is not None:
+                timer.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun already
+            self.transport.write(_NOT_HTTP)
+        self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(self.seconds, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._read_on()
-
-    def _read_on(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+        self._await_reading()
 
     def _watch(self) -> None:
+        """Look at what the client has yet to do, and by when."""
         answering = self.cycle is not None and not self.cycle.response_complete
         if answering or self.timeout_keep_alive_task is not None or self.transport.is_closing():
-            self._relax()
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
         elif self._deadline is None:
             self._deadline = self.loop.call_later(self.seconds, self._give_up)
-
-    def _relax(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        if self.transport.is_closing():
+            self._await_reading()
 
     def _give_up(self) -> None:
         if self.conn.our_state is h11.IDLE:
             self.transport.write(_TOO_SLOW)
         self.transport.close()
+        self._await_reading()
+
+    def _await_reading(self, before: float = math.inf) -> None:
+        """Leave a client that reads nothing of what is left for so long."""
+        left = self.transport.get_write_buffer_size()
+        if self._unread is not None and before == math.inf:
+            return
+        self._unread = None
+        if left >= before:
+            self.transport.abort()
+        elif left:
+            self._unread = self.loop.call_later(self.seconds, self._await_reading, left)
 
 
 class _Server(Server):

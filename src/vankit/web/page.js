@@ -76,7 +76,7 @@ function describeModel() {
 }
 
 async function look(file) {
-  picture?.opening.then((image) => image?.close());
+  const former = picture;
   const own = { file, opening: createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => null) };
   picture = own;
   at.stage.setAttribute("aria-label", file.name);
@@ -84,6 +84,7 @@ async function look(file) {
   own.opening.then((image) => {
     if (picture !== own) return;
     showPicture(image, image?.width, image?.height);
+    if (image) former?.opening.then((before) => before?.close()); // not before: it may have to be drawn until now
   });
   await ask();
 }
