@@ -354,7 +354,7 @@ def bad_head(target: Target, chance: Random) -> Sequence[Answer]:
 def wrong_token(target: Target, chance: Random) -> Sequence[Answer]:
     given = chance.choice((
         "", "Bearer", "Bearer ", "Bearer wrong", f"bearer {target.token}x", f"Basic {target.token}", "Bearer \xe9\xff",
-        f"Bearer {target.token} ", f"Bearer {target.token[:-1]}", "Bearer " + "a" * 30_000, f"Bearer  {target.token}",
+        f"Bearer {target.token} ", f"Bearer {target.token[:-1]}", "Bearer " + "a" * 30_000, f"Bearer{target.token}",
     ))  # fmt: skip
     path = chance.choice((target.predict, target.infer, f"/v2/repository/models/{target.model}/load"))
     content = chance.choice((b"", chance.choice(target.known).content))

@@ -42,6 +42,16 @@ GOLDEN = Path(__file__).parent / "golden"
 NameRow = tuple[str, str, str, list[int]]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """What collecting imports and makes stays, so that searching it for garbage is in vain: a third of its time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow pages of the docs start first, so that no process is left alone with them."""
     items.sort(key=lambda item: item.path.name != "test_docs.py")
@@ -237,6 +247,28 @@ def dense_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str,
         return path
 
     return make
+
+
+@pytest.fixture
+def few_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R-CNNs that are built take a tenth of their proposals, and train on an eighth: most of their time.
+
+    Of proposals there are still more than these, so that choosing among them is tested as well.
+    """
+    from torchvision.models.detection.roi_heads import RoIHeads
+    from torchvision.models.detection.rpn import RegionProposalNetwork
+
+    def fewer(network: RegionProposalNetwork, *args: Any, **options: Any) -> None:
+        propose(network, *args, **options)
+        network._post_nms_top_n = {"training": 200, "testing": 100}
+
+    def sampling_fewer(heads: RoIHeads, *args: Any, **options: Any) -> None:
+        choose(heads, *args, **options)
+        heads.fg_bg_sampler.batch_size_per_image = 64
+
+    propose, choose = RegionProposalNetwork.__init__, RoIHeads.__init__
+    monkeypatch.setattr(RegionProposalNetwork, "__init__", fewer)
+    monkeypatch.setattr(RoIHeads, "__init__", sampling_fewer)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from vankit.cli import app, main
 from vankit.data.scenes import ShapeScenes
 from vankit.engines.openvino import openvino_core
 from vankit.tasks.panoptic import segments_of
+from vankit.training.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -125,11 +127,17 @@ def assert_called_rightly(call: ast.Call) -> None:
 
 @pytest.fixture
 def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_hub: dict[str, Path], write_clip: Callable[..., Path]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    public_hub: dict[str, Path],
+    write_clip: Callable[..., Path],
+    few_proposals: None,
 ) -> Path:
     """photo.jpg, clip.mp4, a public checkpoint, and the folders that the pages suppose: photos, flowers, coco, …"""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vankit.cli.keeping.keep_whole", lambda opened: None)  # see tests/cli/conftest.py
+    finetune = RECIPES["classify"]["finetune"]
+    monkeypatch.setitem(RECIPES["classify"], "finetune", lambda model: replace(finetune(model), epochs=3))  # not 20
     rng = np.random.default_rng(0)
     places = ["photo.jpg", "photos/1.jpg", "photos/2.png", "more/deep/3.png"]
     places += [f"desert/images/{i}.jpg" for i in range(24)]

@@ -13,10 +13,11 @@ import vankit
 def test_demo_learns_shapes_and_leaves_weights_and_pictures(
     pictures: int, top1: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vankit.data.folders._SHAPES_LENGTH", {"train": pictures, "val": 1_000})
+    measured = min(1_000, pictures // 8)  # of fewer that learn less, fewer are enough
+    monkeypatch.setattr("vankit.data.folders._SHAPES_LENGTH", {"train": pictures, "val": measured})
     result = vankit.demo(tmp_path)
     assert result.report.top1 >= top1
-    assert result.report.count == 1_000
+    assert result.report.count == measured
     assert vankit.read_checkpoint(result.checkpoint).num_classes == 10
     for picture in (result.picture, result.confusion):
         with Image.open(picture) as image:

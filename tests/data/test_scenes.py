@@ -298,6 +298,7 @@ def test_a_coco_set_without_splits_is_divided_where_asked(tmp_path: Path, caplog
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("blank_run_reports")
 @pytest.mark.parametrize("layout", ["coco", "yolo"])
 def test_a_set_of_any_layout_is_trained_and_measured_on_what_was_held_out(tmp_path: Path, layout: str) -> None:
     if layout == "coco":

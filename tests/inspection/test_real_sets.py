@@ -47,7 +47,7 @@ def check_copies(inspection: Inspection, files: dict[str, list[Path]]) -> None:
 
 @pytest.mark.parametrize("name", ["hymenoptera", "cifar10"])
 def test_folders(shared_data: Callable[..., Path], name: str) -> None:
-    root = shared_data(name)
+    root = shared_data(name, r"[05]\.jpg$" if name == "cifar10" else "")  # a fifth of 60,000 pictures
     result = vankit.inspect(root)
     files: dict[str, list[Path]] = defaultdict(list)
     for split in ("train", "val"):

@@ -263,8 +263,8 @@ def test_another_name_of_a_published_model() -> None:
 
 @pytest.mark.data
 @pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
-def test_photographs_as_they_come(shared_data: Callable[[str], Path], count: int) -> None:
-    photos = sorted((shared_data("coco_panoptic_200") / "val2017").iterdir())[:count]
+def test_photographs_as_they_come(shared_data: Callable[..., Path], count: int) -> None:
+    photos = sorted((shared_data("coco_panoptic_200", "val2017/.*jpg$") / "val2017").iterdir())[:count]
     answers = predict(photos, "van_b0.cifar10", engine="torch")
     assert len(answers) == count
     assert all(answer.error is None and len(answer.labels) == 5 for answer in answers)

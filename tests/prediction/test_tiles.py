@@ -167,9 +167,9 @@ def test_the_predictor_looks_at_tiles(head: str, dense_checkpoint: Checkpoint, m
     sizes: list[tuple[int, ...]] = []
     run: Any = predictor._run
 
-    def note(picture: Any) -> Any:
+    def note(picture: Any, score: float) -> Any:
         sizes.append(picture.shape[:2])
-        return run(picture)
+        return run(picture, score)
 
     monkeypatch.setattr(predictor, "_run", note)
     picture = Image.effect_noise((110, 60), 60).convert("RGB")
@@ -257,6 +257,7 @@ def as_coco(root: Path, image: NDArray[np.uint8], boxes: NDArray[np.float32], la
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_proposals")
 def test_small_objects_of_a_large_picture_are_found(tmp_path: Path) -> None:
     """A network trained at 128 pixels a side sees a square of 20 in a picture of 384 as one of 7."""
     config = replace(

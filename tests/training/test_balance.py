@@ -27,6 +27,8 @@ from vankit.training.classify import Classifier
 from vankit.training.recipes import TrainConfig, short
 from vankit.training.run import train
 
+pytestmark = pytest.mark.usefixtures("blank_run_reports")
+
 LABELS = np.array([0] * 6 + [1] * 3 + [2])
 WEIGHTS = torch.tensor([10 / 18, 10 / 9, 10 / 3])
 

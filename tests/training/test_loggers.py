@@ -19,6 +19,8 @@ from vankit.training.loggers import check_logger
 from vankit.training.recipes import short
 from vankit.training.run import train
 
+pytestmark = pytest.mark.usefixtures("blank_run_reports")
+
 TINY = replace(
     short("van_b0"), epochs=1, warmup_epochs=0, batch_size=4, lr_batch=4, img_size=32, workers=0, smoothing=0.0
 )

@@ -20,6 +20,8 @@ from vankit.training.optimizers import build_optimizer, check_optimizer
 from vankit.training.recipes import DenseConfig, short, short_semantic
 from vankit.training.run import train
 
+pytestmark = pytest.mark.usefixtures("blank_run_reports")
+
 ON_GPUS = [name for name in list_optimizers() if name.startswith(("bnb", "fused"))]
 TRAINS = [name for name in list_optimizers() if name not in ("adahessian", *ON_GPUS)]
 

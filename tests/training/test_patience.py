@@ -1,9 +1,6 @@
 """Early stopping, with figures as they are told."""
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +11,7 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from PIL import Image
+from together import train_together
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -26,6 +24,8 @@ from vankit.training.patience import StopEarly
 from vankit.training.recipes import short
 from vankit.training.run import train
 from vankit.training.state import StateFile, read_state
+
+pytestmark = pytest.mark.usefixtures("blank_run_reports")
 
 NAN = math.nan
 
@@ -172,12 +172,7 @@ def test_processes_stop_together_and_share_a_balanced_draw(data: Path, tmp_path:
         (data / "train" / "bright" / f"{i}.png").rename(data / "train" / "bright" / f"{i}0.png")
         Image.new("RGB", (32, 32), (200, 200, i)).save(data / "train" / "bright" / f"{i}.png")
     (tmp_path / "script.py").write_text(_SCRIPT)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        str(tmp_path / "script.py"), str(data), str(tmp_path / "run"),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = train_together(str(tmp_path / "script.py"), str(data), str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("stopped: no better top-1 than 50.00% for 2 validations (--patience 2)") == 1
     assert read_metadata(tmp_path / "run" / "last.safetensors")["epoch"] == 3

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from together import forking, train_together
 
 import vankit
 from vankit.data.augment import as_tensors
@@ -39,6 +40,8 @@ from vankit.training.keep import KeepWeights
 from vankit.training.recipes import Config, short, short_dense
 from vankit.training.run import TrainResult, train
 from vankit.training.state import StateFile
+
+pytestmark = pytest.mark.usefixtures("blank_run_reports")
 
 SLOW = pytest.mark.slow
 TINY = replace(
@@ -643,8 +646,7 @@ def test_killed_again_and_again_a_run_is_the_unbroken_one(
         pair, options = tuple(scenes), {"task": "detect", "head": "retinanet" if workers else "faster_rcnn"}
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # how many there are may decide on the last bits
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "vankit.training.run"])  # each process forks from one that has them
+    context = forking()
 
     def start(out: Path) -> Any:
         """A process, once it has written a state."""
@@ -675,32 +677,28 @@ def test_killed_again_and_again_a_run_is_the_unbroken_one(
     assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "unbroken").iterdir()}
 
 
-def torchrun(data: Path, small: Path, out: Path, *words: str) -> "subprocess.Popen[str]":
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vankit", "train",
-        str(data), "--recipe", "short", "--checkpoint", str(small), "--epochs", "3", "--warmup-epochs", "0",
-        "--batch-size", "2", "--img-size", "32", "--workers", "0", "--ema-decay", "0.9", "--mixup", "0.5",
-        "--drop-path-rate", "0.2", "--output", str(out), *words,
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 @pytest.mark.slow
 def test_two_processes_stop_and_go_on_together(data: Path, small: Path, tmp_path: Path) -> None:
     """torchrun hands SIGTERM on to both."""
-    with torchrun(data, small, tmp_path / "unbroken") as process:
-        said = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, said
+    command = [
+        "-m", "vankit", "train", str(data), "--recipe", "short", "--checkpoint", str(small), "--epochs", "3",
+        "--warmup-epochs", "0", "--batch-size", "2", "--img-size", "32", "--workers", "0", "--ema-decay", "0.9",
+        "--mixup", "0.5", "--drop-path-rate", "0.2", "--output",
+    ]  # fmt: skip
+    done = train_together(*command, str(tmp_path / "unbroken"))
+    assert done.returncode == 0, done.stderr
     out = tmp_path / "run"
-    with torchrun(data, small, out) as process:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(
+        [*torchrun, *command, str(out)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         while not (out / "best.safetensors").is_file() and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=300)[0]
     assert process.returncode != 0 and said.count("stopped after epoch") == 1, said
     assert "vankit.training" not in said  # no traceback but torchrun's
-    with torchrun(data, small, out, "--resume") as process:
-        said = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, said
+    done = train_together(*command, str(out), "--resume")
+    assert done.returncode == 0, done.stderr
     assert_same_run(out, tmp_path / "unbroken")

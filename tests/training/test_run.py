@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from together import train_together
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -31,7 +32,7 @@ from vankit.data.images import ImageError
 from vankit.data.scenes import ShapeScenes
 from vankit.data.shapes import CLASSES, render_scene
 from vankit.errors import MissingFileError, UserError, WriteError
-from vankit.models.van import create_model
+from vankit.models.van import VARIANTS, create_model
 from vankit.models.weights import from_normalisation, read_checkpoint, read_metadata
 from vankit.tasks.multilabel import MultiLabelMeasure
 from vankit.training.classify import Classifier, setup_classify
@@ -45,6 +46,20 @@ pytestmark = pytest.mark.usefixtures("blank_run_reports")
 TINY = replace(
     short("van_b0"), epochs=2, warmup_epochs=0, batch_size=4, lr_batch=4, lr=1e-3, img_size=32, workers=0, smoothing=0.0
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shallow() -> Iterator[None]:
+    """A VAN-B0 of a block per stage: how a run goes does not depend on how many there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS["van_b0"], "depths", (1, 1, 1, 1))
+        yield
+
+
+@pytest.fixture
+def as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For weights of its own, and those of other processes."""
+    monkeypatch.setitem(VARIANTS["van_b0"], "depths", (3, 3, 5, 2))
 
 
 @pytest.fixture(scope="module")
@@ -586,11 +601,13 @@ def test_what_is_held_out_is_what_is_validated(place: str, tmp_path: Path, caplo
     assert caplog.text.count("6 of its 20 training images are held out to validate (--val-share 0.3, --seed 5)") == 1
     metadata = read_checkpoint(result.best).metadata
     assert metadata["held_out"] == {"share": 0.3, "seed": 5, "plain": place == ".", "total": 20}
-    report = vankit.validate(root, checkpoint=result.best, workers=0)
+    report = vankit.validate(root, checkpoint=result.best, workers=0, engine="torch")
     assert report.count == 6
     assert report.top1 == pytest.approx(result.score, abs=1e-6)
-    assert vankit.validate(root, checkpoint=result.best, workers=0, split="train").count == 14
-    assert vankit.validate(root / place / ".", checkpoint=result.best, workers=0).count == (6 if place == "." else 20)
+    assert vankit.validate(root, checkpoint=result.best, workers=0, engine="torch", split="train").count == 14
+    assert vankit.validate(root / place / ".", checkpoint=result.best, workers=0, engine="torch").count == (
+        6 if place == "." else 20
+    )
     for changes in ({"val_share": 0.4}, {"seed": 6}):
         with pytest.raises(UserError, match=r"was begun with --val-share 0\.3 and --seed 5: pass the same settings"):
             train(root, "van_b0", replace(config, **changes), tmp_path / "run", resume=True)
@@ -599,7 +616,7 @@ def test_what_is_held_out_is_what_is_validated(place: str, tmp_path: Path, caplo
     with pytest.raises(UserError, match="was begun with 20 images, and there are 21 now: use the same data"):
         train(root, "van_b0", config, tmp_path / "run", resume=True)
     caplog.clear()
-    grown = vankit.validate(root, checkpoint=result.best, workers=0)
+    grown = vankit.validate(root, checkpoint=result.best, workers=0, engine="torch")
     if place == "train":
         assert grown.count == 6
         assert "had 20 images when the network was trained, and has 21" in caplog.text
@@ -609,7 +626,7 @@ def test_what_is_held_out_is_what_is_validated(place: str, tmp_path: Path, caplo
 
     squares(root / "val", 2)
     if place == "train":
-        assert vankit.validate(root, checkpoint=result.best, workers=0).count == 4
+        assert vankit.validate(root, checkpoint=result.best, workers=0, engine="torch").count == 4
         with pytest.raises(UserError, match="validated with images held out of train, and this data has a val split"):
             train(root, "van_b0", config, tmp_path / "run", resume=True)
 
@@ -676,7 +693,7 @@ class Annotated(Dataset[Any]):
         ("panoptic", "mask2former", ("labels", "masks")),
     ],
 )
-def test_scenes_of_ones_own(task: str, head: str, keys: tuple[str, ...], tmp_path: Path) -> None:
+def test_scenes_of_ones_own(task: str, head: str, keys: tuple[str, ...], small_shapes: None, tmp_path: Path) -> None:
     """Read by two processes, stopped and resumed; then an item that lacks a key, read by a process."""
     config = replace(
         vankit.recipe("short", "van_b0", task), epochs=1, short_sides=(64,), long_side=96, batch_size=2, queries=10,
@@ -689,7 +706,7 @@ def test_scenes_of_ones_own(task: str, head: str, keys: tuple[str, ...], tmp_pat
         )
     metadata = read_metadata(result.last)
     assert metadata["epoch"] == 2 and metadata["classes"] == pair[0].classes and metadata["measures"]
-    assert vankit.validate("shapes", checkpoint=result.last, workers=0).measures
+    assert vankit.validate("shapes", checkpoint=result.last, workers=0, engine="torch").measures
     lacking = Annotated(task, "train", keys, lacking=3), pair[1]
     says = rf"^the training set \(Annotated\), item 3: the target has no {keys[0]}: expected {', '.join(keys)}, it has "
     with pytest.raises(UserError, match=says):
@@ -708,13 +725,13 @@ def test_a_checkpoint_that_says_nothing_measures_a_tenth_of_train(
     assert "held_out" not in read_checkpoint(run.best).metadata
     squares(tmp_path / "train", 10)
     squares(tmp_path / "test", 1)
-    assert vankit.validate(tmp_path, checkpoint=run.best, workers=0).count == 2
+    assert vankit.validate(tmp_path, checkpoint=run.best, workers=0, engine="torch").count == 2
     assert "2 of its 20 training images are held out to validate\n" in caplog.text
-    assert vankit.validate(tmp_path / "train", checkpoint=run.best, workers=0).count == 20
+    assert vankit.validate(tmp_path / "train", checkpoint=run.best, workers=0, engine="torch").count == 20
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_one_model(data: Path, as_published: None, tmp_path: Path) -> None:
     """Both processes end with the same weights, and validation counts each of the six images once."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vankit",
@@ -764,12 +781,7 @@ train((Squares(16), Squares(6)), "van_b0", config, sys.argv[1])
 @pytest.mark.slow
 def test_two_processes_share_datasets_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(_OF_ONES_OWN)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        str(tmp_path / "own.py"), str(tmp_path / "run"),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = train_together(str(tmp_path / "own.py"), str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("epoch 1/1") == 1
     state = read_checkpoint(tmp_path / "run" / "last.safetensors")
@@ -811,12 +823,7 @@ else:
 def test_processes_leave_out_a_step_together(tolerance: int, data: Path, tmp_path: Path) -> None:
     """A batch of one process alone is bad, the first of each of two epochs."""
     (tmp_path / "one_bad_rank.py").write_text(_ONE_BAD_RANK)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        str(tmp_path / "one_bad_rank.py"), str(data), str(tmp_path / "run"), str(tolerance),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = train_together(str(tmp_path / "one_bad_rank.py"), str(data), str(tmp_path / "run"), str(tolerance))
     assert done.returncode == 0, done.stderr[-3000:]
     state = read_checkpoint(tmp_path / "run" / "last.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in state.state_dict.values())
@@ -881,7 +888,7 @@ def test_multi_label_images_are_held_out(several: Path, tmp_path: Path, caplog: 
 
 
 @pytest.mark.slow
-def test_shapes_are_learnt_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_are_learnt_many_at_a_time(as_published: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From pictures to labels without PyTorch: mAP is thrice what chance gives."""
     root = tmp_path / "scenes"
     for split, count in (("train", 800), ("val", 100)):
