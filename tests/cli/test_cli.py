@@ -43,7 +43,9 @@ READERS = {  # of images, and what has them read some
     "study ablation": "--train large --batch-size 2 --img-size 32 --workers 0 --output out",
     "export": "--checkpoint TWO --int8 --calibrate large --format onnx --output out",
 }
-OTHERS = {"bench", "convert", "demo", "models", "study", "study compare", "study decomposition", "study variants"}
+OTHERS = {
+    "bench", "convert", "demo", "models", "serve", "study", "study compare", "study decomposition", "study variants",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

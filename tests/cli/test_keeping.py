@@ -23,7 +23,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     class Quick:
         masks = False
 
-        def __call__(self, picture: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        def __call__(self, picture: NDArray[np.uint8], score: float) -> dict[str, NDArray[Any]]:
             return {"semantic": np.zeros(picture.shape[:2], np.int64)}
 
     monkeypatch.setattr("vankit.prediction.scenes._on_pytorch", lambda *args, **options: Quick())

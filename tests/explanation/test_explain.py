@@ -333,9 +333,8 @@ def test_one_of_several_names() -> None:
     assert subject.class_number("4") == 4
     with pytest.raises(UserError, match="target 'crane' stands for 1 crane, 2 crane: pass the number"):
         subject.class_number("crane")
-    with pytest.raises(
-        UserError, match=r"net knows no class 'mailot': as `target` expected.* such as maillot, .* or 0 to 4"
-    ):
+    expected = r"net knows no class 'mailot': as `target` expected.* such as maillot, .* or 0 to 4"
+    with pytest.raises(UserError, match=expected):
         subject.class_number("mailot")
     with pytest.raises(UserError, match="knows no class -1"):
         subject.class_number(-1)
