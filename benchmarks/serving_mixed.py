@@ -20,8 +20,8 @@ from serving_wire import NO_ANSWER, Answer, Target, Wrong, exchange, request
 THREADS = 16
 GROWTH = 1.05  # of the memory after the first minute
 # Python and OpenVINO start some of theirs when they are first needed, and keep those of a model that was replaced for
-# the next one: some ten in all, however often it is replaced; one that was not freed would leave three each time
-MORE_THREADS = 12
+# the next one: some 15 in all, however often it is replaced; one that was not freed would leave three each time
+MORE_THREADS = 20
 _SAMPLE = 5  # seconds between two looks at the memory
 _RELOAD = 4  # looks between two reloads of the model
 _END_OF_TRACEBACK = 7  # lines

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vankit.serving.pool import FullError, Pool
+from vankit.serving.pool import ALONE, FullError, Pool
 
 
 @contextmanager
@@ -33,6 +33,15 @@ def test_jobs_run_in_the_order_in_which_they_came() -> None:
         assert pool.waiting == 5 and done == []
     [future.result(10) for future in futures]
     assert done == [(i, 0) for i in range(5)]
+
+
+def test_who_is_alone_is_told_so() -> None:
+    assert Pool(2, 5).submit([lambda worker: worker])[0].result(10) == ALONE
+    assert Pool(1, 5).submit([lambda worker: worker])[0].result(10) == 0  # as many cores as were asked for
+    pool = Pool(2, 5)
+    with blocked(pool):
+        pair = pool.submit([lambda worker: worker] * 2)
+    assert pair[0].result(10) in (0, 1)
 
 
 def test_all_threads_work_at_once() -> None:

@@ -97,7 +97,7 @@ class Served:
         """What is in a picture.
 
         Args:
-            worker: number of the thread.
+            worker: number of the thread, or `vankit.serving.pool.ALONE`.
             content: of the picture's file.
 
         Raises:
@@ -152,6 +152,7 @@ class ServedClassifier(Served):
         self.classes, self.multi_label = predictor.classes, predictor.description.multi_label
         self.explains = opened.class_maps
         self._runs = [predictor.engine.worker() for _ in range(settings.workers)]
+        self._runs.append(predictor.engine)  # at ALONE, which is -1: on all cores
         size = list(predictor.preprocessing.input_size)
         for run in self._runs:  # what is wrong is found at the start, and the first client does not wait for it
             run(np.zeros((1, *size), np.float32))

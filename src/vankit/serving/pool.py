@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-Job = Callable[[int], Any]  # given the number of the thread that runs it, from 0
+Job = Callable[[int], Any]  # given the number of the thread that runs it, from 0, or ALONE
+ALONE = -1  # there is nothing else to do, so that a job may use all cores
 
 _LATEST = 0.1  # weight of the latest job in the mean of their times
 
@@ -101,7 +102,8 @@ class Pool:
         while (job := self._next()) is not None:
             start = time.perf_counter()
             if job[0].set_running_or_notify_cancel():
-                _run(*job, number)
+                alone = self.workers > 1 and self._running == 1 and not self._waiting
+                _run(*job, ALONE if alone else number)
             job = None  # it holds a picture, which may be large
             with self._changed:
                 self._running -= 1

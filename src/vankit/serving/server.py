@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 import signal
 import socket
 import threading
@@ -20,7 +21,8 @@ from vankit.errors import UserError
 _LARGEST_HEAD = 2**16  # bytes of a request's line and headers
 _MOST_CONNECTIONS = 800  # of the 1,024 files that a process may usually have open
 _SLICE = 2**14  # bytes that are read at once
-_MOST_ENDS, _FEWEST_BYTES = 64, 64  # ends of lines in a slice of a body, and bytes for each further one
+# each chunk of a body takes Python as long, however small it is
+_TINY_CHUNK, _MOST_TINY = re.compile(rb"\r\n[0-9A-Fa-f]{1,2}\r\n"), 256  # in a slice
 _KEPT = 75  # seconds that a connection may lie idle between two requests
 _END = b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_SLOW, _TOO_MANY = b"HTTP/1.1 408 Request Timeout" + _END, b"HTTP/1.1 503 Service Unavailable" + _END
@@ -74,8 +76,8 @@ class _Protocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         for at in range(0, len(data), _SLICE):
             part = data[at : at + _SLICE]
-            if self.conn.their_state is h11.SEND_BODY and part.count(b"\r\n") > _MOST_ENDS + len(part) / _FEWEST_BYTES:
-                self.transport.abort()  # a body in chunks of a few bytes, each of which takes as long as a large one
+            if self.conn.their_state is h11.SEND_BODY and len(_TINY_CHUNK.findall(part)) > _MOST_TINY:
+                self.send_400_response("")
             if self.transport.is_closing():
                 break
             super().data_received(part)
