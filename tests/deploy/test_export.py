@@ -132,7 +132,8 @@ assert not {"torch", "timm", "lightning"} & set(sys.modules), "PyTorch was impor
 """
 
 
-@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
 def test_folders_run_without_torch(network: nn.Module, exports: Factory, tmp_path: Path, dynamic: bool) -> None:
     x = noise(6, *SIZE)
     np.save(tmp_path / "x.npy", x)

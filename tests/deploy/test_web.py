@@ -144,6 +144,7 @@ def test_networks_that_are_not_van_do_not_explain(tmp_path: Path) -> None:
     assert json.loads((folder / "site.json").read_text())["explains"] is False
 
 
+@pytest.mark.slow
 def test_a_site_does_not_tell_where_the_weights_lay(tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     network = timm.create_model("van_b0", num_classes=3)

@@ -345,7 +345,7 @@ def test_antialiasing_in_onnx_is_pytorchs() -> None:
         np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], Smaller()(x).numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("name", ["openvino", pytest.param("onnxruntime", marks=pytest.mark.slow)])
 def test_an_engine_is_freed_with_its_last_user(name: str) -> None:
     """Not when garbage is collected, which may be much later: it has threads, and a copy of the weights."""
     predictor = vankit.Predictor("van_b0.cifar10", engine=name)

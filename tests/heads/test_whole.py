@@ -114,7 +114,8 @@ def run(network: nn.Module, image: Tensor) -> dict[str, Any]:
     return dict(zip(names, module(image[None]), strict=True))
 
 
-@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])  # the others in other runtimes, below
+# the others in other runtimes, below
+@pytest.mark.parametrize("name", ["retinanet", pytest.param("mask_rcnn", marks=pytest.mark.slow)])
 def test_the_form_finds_what_the_head_finds(built: Any, name: str) -> None:
     network = built(name)
     module, names = as_whole(network)

@@ -62,6 +62,7 @@ def memory() -> Iterator[Any]:
     fs.pseudo_dirs[:] = [""]
 
 
+@pytest.mark.slow
 def test_a_shard_of_a_multi_label_network(photos: list[Path], tmp_path: Path) -> None:
     """In this process, as a worker makes it."""
     network = create_model(MODEL, pretrained=True)

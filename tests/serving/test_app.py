@@ -454,6 +454,7 @@ def test_more_connections_than_there_may_be(narrow: Client, monkeypatch: pytest.
     eventually(lambda: narrow.get("/models").status == 200)
 
 
+@pytest.mark.slow
 def test_who_does_not_read_the_answer_is_left(narrow: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vankit.serving.metrics.Metrics.text", lambda self: bytes(50_000_000))
     with raw(narrow, "GET /metrics HTTP/1.1\nHost: x\n\n") as found:
@@ -461,6 +462,7 @@ def test_who_does_not_read_the_answer_is_left(narrow: Client, monkeypatch: pytes
         assert len(read_all(found)) < 50_000_000
 
 
+@pytest.mark.slow
 def test_what_is_left_is_not_waited_for_either(narrow: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Less than what makes a server stop writing, of an answer after which the connection is to be closed."""
     monkeypatch.setattr("vankit.serving.metrics.Metrics.text", lambda self: bytes(3_000_000))
@@ -496,6 +498,7 @@ def test_no_queue_at_all(start: Start, photograph: bytes) -> None:
         assert asking.answer.status == 200
 
 
+@pytest.mark.slow
 def test_nothing_keeps_the_service_from_others(narrow: Client, service: Client) -> None:
     """What large requests take is done aside: health is answered meanwhile."""
     tensor = {"name": "images", "datatype": "FP32", "shape": [1, 3, 64, 64]}

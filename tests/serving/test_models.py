@@ -28,17 +28,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return one, two
 
 
-def test_names(tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = tmp_path / "one"
+    exported.mkdir()
+    (exported / "export.json").touch()
     run = tmp_path / "run-7"
     run.mkdir()
     for name in ("best.safetensors", "van=b0.pth"):
         (run / name).touch()
     monkeypatch.chdir(tmp_path)
     assert named_sources(["van_b0.cifar10"]) == {"van_b0.cifar10": "van_b0.cifar10"}
-    assert named_sources([str(folders[0])]) == {"one": str(folders[0])}
+    assert named_sources([str(exported)]) == {"one": str(exported)}
     assert named_sources(["run-7/best.safetensors"]) == {"run-7": "run-7/best.safetensors"}
     assert named_sources(["a=run-7/van=b0.pth", "b=van_b0"]) == {"a": "run-7/van=b0.pth", "b": "van_b0"}
-    monkeypatch.chdir(folders[0])
+    monkeypatch.chdir(exported)
     assert named_sources(["."]) == {"one": "."}
 
 
@@ -69,6 +72,7 @@ def replace(folder: Path, other: Path) -> None:
     shutil.rmtree(folder.with_name("old"))
 
 
+@pytest.mark.slow
 def test_a_folder_is_replaced_without_a_dropped_request(
     start: Start, folders: tuple[Path, Path], photograph: bytes, tmp_path: Path
 ) -> None:
@@ -100,6 +104,7 @@ def test_a_folder_is_replaced_without_a_dropped_request(
     assert len({version for _, version, _ in found}) > 1
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_opened_replaces_nothing(
     start: Start, folders: tuple[Path, Path], photograph: bytes, tmp_path: Path
 ) -> None:
@@ -114,6 +119,7 @@ def test_a_folder_that_cannot_be_opened_replaces_nothing(
         assert client.post("/predict/live", photograph).json == before
 
 
+@pytest.mark.slow
 def test_several_networks(start: Start, folders: tuple[Path, Path], photograph: bytes) -> None:
     with start([f"a={folders[0]}", f"b={folders[1]}", "c=van_b0.cifar10"], workers=1) as client:
         found = [client.post(f"/predict/{name}", photograph).json["pictures"][0]["labels"] for name in "abc"]

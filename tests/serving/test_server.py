@@ -85,6 +85,7 @@ def test_what_was_begun_is_answered_and_nothing_new(folder: Path, photograph: by
         assert client.process.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_who_does_not_finish_within_the_grace_is_left(folder: Path) -> None:
     with serving(folder, "--grace", 0.5) as client, socket.create_connection(("127.0.0.1", client.port)) as slow:
         slow.sendall(b"POST /predict/animals HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
@@ -96,12 +97,14 @@ def test_who_does_not_finish_within_the_grace_is_left(folder: Path) -> None:
         assert "Traceback" not in client.process.stderr.read()
 
 
+@pytest.mark.slow
 def test_ctrl_c(folder: Path) -> None:
     with serving(folder) as client:
         assert client.end(signal.SIGINT) == 130
         assert "Traceback" not in client.process.stderr.read()
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_same_address_serves_again(folder: Path, photograph: bytes) -> None:
     with serving(folder) as client:
         before = sorted(path.name for path in folder.iterdir())
@@ -112,6 +115,7 @@ def test_after_a_kill_the_same_address_serves_again(folder: Path, photograph: by
         assert sorted(path.name for path in folder.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_token_from_a_file(folder: Path, photograph: bytes, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s3cret\n")
     with serving(folder, "--token-file", tmp_path / "token") as client:
