@@ -14,7 +14,7 @@ import vankit
 from vankit.data.shapes import render_scene
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SECONDS = 20
+SECONDS = 12
 TOKEN = "of-these-tests"
 
 pytestmark = [

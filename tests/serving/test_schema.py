@@ -35,7 +35,7 @@ schema = schemathesis.openapi.from_dict(with_names(openapi.document(LARGEST)))
 
 @pytest.mark.slow
 @schema.parametrize()
-@settings(max_examples=100, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=50, suppress_health_check=list(HealthCheck), deadline=None)
 def test_answers_are_as_documented(case: Any, service: Client) -> None:
     # that a request is of the schema does not make its bytes a picture, nor its tensors those of this network
     left_out = [schemathesis.checks.CHECKS.get_one("positive_data_acceptance")]
