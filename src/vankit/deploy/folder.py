@@ -184,7 +184,8 @@ class Exported:
     def _openvino_model(self) -> Any:
         core = openvino_core()
         with reading(self.path, Exception):
-            model = core.read_model(self.path)
+            # not mapped: a file that is written over while it is used would end the process
+            model = core.read_model(self.path, config={"ENABLE_MMAP": False})
             inputs, outputs = ([_lengths(end.partial_shape) for end in ends] for ends in (model.inputs, model.outputs))
         self._check_ends(inputs, outputs)
         with reading(self.path, Exception):
